@@ -1,0 +1,16 @@
+"""Types of the C++ part (kernels/native/module.cpp); absent where no compiler was at hand."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+def encrypt(
+    counter: Sequence[int], k0: int, k1: int, rounds: int = 10
+) -> tuple[int, int, int, int]: ...
+def words(
+    seed: int, step: int, stream: int, rows: int, columns: int, first_row: int = 0
+) -> NDArray[np.uint32]: ...
+def uniform(drawn: NDArray[np.uint32]) -> NDArray[np.float32]: ...
+def normal(drawn: NDArray[np.uint32]) -> NDArray[np.float32]: ...
+def below(drawn: NDArray[np.uint32], bound: int) -> NDArray[np.int64]: ...

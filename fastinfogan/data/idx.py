@@ -1,0 +1,81 @@
+"""MNIST's own format: IDX files, gzipped or not, one of images or the usual four in a folder."""
+
+import gzip
+import zlib
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastinfogan.data.source import Source, pixels
+from fastinfogan.errors import InputError
+
+_UBYTE = 8  # the type code of unsigned bytes, the only one MNIST uses
+
+
+def is_idx(path: Path) -> bool:
+    """Whether a file is named as IDX files are."""
+    return path.is_file() and "idx" in path.name and "ubyte" in path.name
+
+
+def image_file(folder: Path, part: str) -> Path | None:
+    """The folder's IDX file of images of "train" or "t10k", if it has one."""
+    found = [p for p in sorted(folder.glob(f"{part}-images*")) if is_idx(p)]
+    return found[0] if found else None
+
+
+def read_array(path: Path, rank: int) -> NDArray[np.uint8]:
+    """Read one IDX file of unsigned bytes.
+
+    Args:
+        path: the file; gzipped if it starts like gzip.
+        rank: how many dimensions it must have (3 for images, 1 for labels).
+
+    Raises:
+        InputError: unreadable, another magic number, or not as many bytes as it announces.
+    """
+    try:
+        data = path.read_bytes()
+        if data[:2] == b"\x1f\x8b":
+            data = gzip.decompress(data)
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
+    magic = bytes([0, 0, _UBYTE, rank])
+    if data[:4] != magic:
+        raise InputError(
+            f"{path}: an IDX file of {rank}-dimensional bytes starts with {magic.hex(' ')}, "
+            f"this one with {data[:4].hex(' ') or 'nothing'}"
+        )
+    header = 4 + 4 * rank
+    if len(data) < header:
+        raise InputError(f"{path}: truncated in its header, {len(data)} bytes of {header}")
+    shape = tuple(int(n) for n in np.frombuffer(data, ">u4", rank, 4))
+    announced = header + int(np.prod(shape, dtype=object))
+    if len(data) != announced:
+        what = "truncated" if len(data) < announced else "too long"
+        raise InputError(f"{path}: {what}, {len(data)} bytes where its header says {announced}")
+    return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
+
+
+def read(path: Path) -> Source:
+    """Read a file of images, with the labels beside it, or a folder of the usual four files.
+
+    Raises:
+        InputError: no images, or a file is damaged.
+    """
+    if path.is_dir():
+        train, test = image_file(path, "train"), image_file(path, "t10k")
+        if train is None:
+            raise InputError(f"{path}: no train-images-idx3-ubyte, gzipped or not, in this folder")
+        source = _read_one(train)
+        held_out = _read_one(test) if test else None
+        return Source(str(path), source.images, source.labels, held_out)
+    return _read_one(path)
+
+
+def _read_one(images: Path) -> Source:
+    array = pixels(read_array(images, 3), images)
+    name = images.name.replace("images", "labels").replace("idx3", "idx1")
+    candidates = [images.with_name(n) for n in (name, name.removesuffix(".gz"), name + ".gz")]
+    labels = next((c for c in candidates if c != images and c.is_file()), None)
+    return Source(str(images), array, read_array(labels, 1).astype(np.int64) if labels else None)

@@ -1,0 +1,51 @@
+"""Images in a NumPy archive: images and labels, or Keras's x_train, y_train, x_test, y_test."""
+
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastinfogan.data.source import Source, pixels
+from fastinfogan.errors import InputError
+
+_LAYOUTS = (("images", "labels"), ("x_train", "y_train"))
+_TEST_LAYOUTS = (("test_images", "test_labels"), ("x_test", "y_test"))
+
+
+def read(path: Path) -> Source:
+    """Read an .npz; pickled objects in it are refused.
+
+    Raises:
+        InputError: damaged, pickled, or without an array of images under a known name.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"{path}: not a whole .npz of plain arrays: {error}") from error
+    source = _find(arrays, _LAYOUTS, path)
+    if source is None and len(arrays) == 1:
+        source = Source(str(path), pixels(next(iter(arrays.values())), path))
+    if source is None:
+        raise InputError(
+            f"{path}: holds {', '.join(arrays) or 'nothing'}; images are looked for as 'images' "
+            "or 'x_train', or as the only array"
+        )
+    test = _find(arrays, _TEST_LAYOUTS, path)
+    return Source(source.name, source.images, source.labels, test)
+
+
+def _find(
+    arrays: dict[str, NDArray[np.generic]], layouts: tuple[tuple[str, str], ...], path: Path
+) -> Source | None:
+    for images, labels in layouts:
+        if images in arrays:
+            found = arrays.get(labels)
+            return Source(
+                str(path),
+                pixels(arrays[images], path),
+                None if found is None else found.reshape(-1).astype(np.int64),
+            )
+    return None

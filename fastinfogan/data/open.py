@@ -1,0 +1,60 @@
+"""One way in: which format a path is, and what an experiment trains on when no path is given."""
+
+from pathlib import Path
+
+from fastinfogan.data import folder, idx, npz, svhn
+from fastinfogan.data.digits import embedded_digits
+from fastinfogan.data.source import ImageShape, Source
+from fastinfogan.errors import InputError
+from fastinfogan.experiments import Experiment
+
+_WANTED = "MNIST IDX files, SVHN's train_32x32.mat, an .npz or a folder of pictures"
+
+
+def open_source(path: Path | None, experiment: Experiment) -> Source:
+    """Read a set of images that fits an experiment.
+
+    Args:
+        path: a file or folder in one of the formats of this room; None for the embedded digits.
+        experiment: whose height, width and channels the images must have. Pictures in a folder
+            are cropped and resized to it.
+
+    Raises:
+        InputError: nothing there, an unknown or damaged format, or images that do not fit.
+    """
+    shape = ImageShape(experiment.height, experiment.width, experiment.channels)
+    if path is None:
+        if experiment.name != "mnist":
+            raise InputError(
+                f"{experiment.name} has no embedded images; give --data PATH: {_WANTED}"
+            )
+        source = embedded_digits()
+    else:
+        source = _read(path, shape)
+    for part in (source, source.test):
+        if part is not None:
+            part.require(shape)
+    return source
+
+
+def _read(path: Path, shape: ImageShape) -> Source:
+    if path.is_dir():
+        if idx.image_file(path, "train"):
+            return idx.read(path)
+        if (path / "train_32x32.mat").is_file():
+            return svhn.read(path / "train_32x32.mat")
+        return folder.read(path, shape)
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder; --data takes {_WANTED}")
+    if path.suffix == ".mat":
+        return svhn.read(path)
+    if path.suffix == ".npz":
+        return npz.read(path)
+    if idx.is_idx(path) or _starts_as_idx(path):
+        return idx.read(path)
+    raise InputError(f"{path}: of no format known here; --data takes {_WANTED}")
+
+
+def _starts_as_idx(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(3) == b"\0\0\x08"

@@ -1,0 +1,17 @@
+"""Training: one iteration, the loop around it, and the run directory it leaves behind."""
+
+from fastinfogan.engine.iteration import Iteration
+from fastinfogan.engine.precision import Precision, choose_precision
+from fastinfogan.engine.run_directory import RunDirectory
+from fastinfogan.engine.settings import TrainingSettings
+from fastinfogan.engine.trainer import Schedule, Trainer
+
+__all__ = [
+    "Iteration",
+    "Precision",
+    "RunDirectory",
+    "Schedule",
+    "Trainer",
+    "TrainingSettings",
+    "choose_precision",
+]

@@ -1,0 +1,48 @@
+"""What a run ran on: versions and hardware, for config.json and `fastinfogan info`."""
+
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from fastinfogan import __version__
+from fastinfogan.engine.precision import cpu_bf16
+from fastinfogan.kernels.backend import native_status
+
+_PACKAGES = ("torch", "triton", "numpy", "scipy", "safetensors", "mlxtend")
+
+
+def versions() -> dict[str, str]:
+    """Versions of fastinfogan, Python and the packages that decide numbers."""
+    found = {"fastinfogan": __version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def cpu_model() -> str:
+    """The CPU's name as Linux tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def hardware() -> dict[str, str]:
+    """CPU, threads, bf16 and GPUs."""
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "cpu": cpu_model(),
+        "cores": str(os.cpu_count()),
+        "threads": str(torch.get_num_threads()),
+        "cpu bf16": cpu_bf16() or "none",
+        "gpu": ", ".join(gpus) or "none",
+        "native kernels": native_status(),
+    }

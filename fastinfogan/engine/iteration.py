@@ -1,0 +1,197 @@
+"""One iteration: a D step, which trains trunk, D head and Q head, then a G step.
+
+Nothing here waits for the device: losses are summed there and read every so many iterations.
+Everything random is drawn from (seed, step), so an iteration is a function of the state before it.
+"""
+
+import torch
+from torch import Tensor
+
+from fastinfogan.data import EpochOrder
+from fastinfogan.data.augment import affine, affine_matrices
+from fastinfogan.engine.precision import BF16, FP32, FP64
+from fastinfogan.engine.settings import TrainingSettings
+from fastinfogan.experiments import Experiment
+from fastinfogan.kernels.draw import DrawnCodes, draw_codes
+from fastinfogan.networks import InfoGAN
+from fastinfogan.nn import statistics_frozen
+from fastinfogan.objective import InformationBound, MutualInformation, d_loss, g_loss
+from fastinfogan.philox import Stream
+
+_PRECISIONS = {p.name: p for p in (FP64, FP32, BF16)}
+
+
+class Iteration:
+    """The two steps, their optimizers and the sums of what they measured.
+
+    Args:
+        experiment: what is trained.
+        settings: how.
+        networks: on the device, in training mode; trained in place.
+        images: uint8 (N, height, width, channels) on the same device; real images are gathered
+            from it and scaled there.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        settings: TrainingSettings,
+        networks: InfoGAN,
+        images: Tensor,
+    ) -> None:
+        e = experiment
+        self.experiment = e
+        self.settings = settings
+        self.networks = networks
+        self.device = images.device
+        self.precision = _PRECISIONS[settings.precision]
+        self._images = images
+        self._order = EpochOrder(len(images), settings.batch_size, settings.seed)
+        dtype = self.precision.dtype
+        self._information = InformationBound(e, self.device, dtype)
+        self._d_parameters = [p for _, p in networks.d_parameters()]
+        self._g_parameters = [p for _, p in networks.g_parameters()]
+        betas = (e.beta1, e.beta2)
+        self.d_adam = torch.optim.Adam(
+            self._d_parameters, e.learning_rate_d, betas, e.epsilon, fused=True
+        )
+        self.g_adam = torch.optim.Adam(
+            self._g_parameters, e.learning_rate_g, betas, e.epsilon, fused=True
+        )
+        # d_loss, g_loss, then the G step's bound for each code.
+        self.sums = torch.zeros(2 + len(e.latents.codes), dtype=dtype, device=self.device)
+        self.summed = 0
+
+    def run(self, step: int) -> None:
+        """Run iteration number `step`, counted from 0."""
+        measured_d, _ = self.d_step(self.real_images(step), self._draw(step, Stream.D_STEP))
+        measured_g, information = self.g_step(self._draw(step, Stream.G_STEP))
+        self.sums += torch.cat([torch.stack([measured_d, measured_g]), information.bounds.detach()])
+        self.summed += 1
+
+    def read(self) -> dict[str, float]:
+        """Means since the last read, and start over. Waits for the device.
+
+        Returns:
+            d_loss and g_loss (as minimised, so less lambda * MI), mi_bound and its parts in nats:
+            mi_categorical, mi_continuous, mi_c1, mi_c2, ...
+        """
+        spec = self.experiment.latents
+        means = (self.sums / max(self.summed, 1)).tolist()
+        self.sums.zero_()
+        self.summed = 0
+        bounds = means[2:]
+        categorical = len(spec.categorical)
+        return {
+            "d_loss": means[0],
+            "g_loss": means[1],
+            "mi_bound": sum(bounds),
+            "mi_categorical": sum(bounds[:categorical]),
+            "mi_continuous": sum(bounds[categorical:]),
+            **{f"mi_{name}": bound for name, bound in zip(spec.names, bounds, strict=True)},
+        }
+
+    def real_images(self, step: int) -> Tensor:
+        """The real images of an iteration: (B, C, H, W), channels_last, in the experiment's range."""
+        s, dtype = self.settings, self.precision.dtype
+        index = torch.from_numpy(self._order.indices(step)).to(self.device, non_blocking=True)
+        images = self._images.index_select(0, index).permute(0, 3, 1, 2).to(dtype).div_(255.0)
+        if s.augmentation == "affine":
+            matrices = affine_matrices(s.seed, step, s.batch_size, *images.shape[2:])
+            on_device = torch.from_numpy(matrices).to(self.device, dtype, non_blocking=True)
+            images = affine(images, on_device)
+        low, high = self.experiment.image_range
+        return images if (low, high) == (0.0, 1.0) else images.mul_(high - low).add_(low)
+
+    def d_step(self, real: Tensor, codes: DrawnCodes) -> tuple[Tensor, MutualInformation]:
+        """Update trunk, D head and Q head.
+
+        Args:
+            real: (B, C, H, W) real images.
+            codes: B rows of noise and code.
+
+        Returns:
+            The loss, and the bound on the images generated.
+        """
+        n = self.networks
+        with (
+            torch.no_grad(),
+            statistics_frozen(n.generator),
+            self.precision.autocast(self.device),
+        ):
+            fake = n.generator(codes.generator_input)
+        # A context of its own: autocast remembers casts, and those above carry no gradient.
+        with self.precision.autocast(self.device):
+            features = n.trunk(torch.cat([real.to(fake.dtype), fake]), groups=2)
+            on_real, on_fake = n.d_head(features).chunk(2)
+            features_of_fake = features.chunk(2)[1]
+            if self.settings.information == "observe":
+                features_of_fake = features_of_fake.detach()
+            q_output = n.q_head(features_of_fake)
+        information = self._information(q_output, codes.classes, codes.continuous)
+        loss = d_loss(on_real, on_fake) - information.weighted
+        self._update(loss, self._d_parameters, self.d_adam)
+        return loss.detach(), information
+
+    def g_step(self, codes: DrawnCodes) -> tuple[Tensor, MutualInformation]:
+        """Update the generator.
+
+        Args:
+            codes: B rows of noise and code, other ones than the D step's.
+
+        Returns:
+            The loss, and the bound on the images generated.
+        """
+        n = self.networks
+        with (
+            statistics_frozen(n.trunk, n.d_head, n.q_head),
+            self.precision.autocast(self.device),
+        ):
+            features = n.trunk(n.generator(codes.generator_input))
+            on_fake, q_output = n.d_head(features), n.q_head(features)
+        information = self._information(q_output, codes.classes, codes.continuous)
+        loss = g_loss(on_fake)
+        if self.settings.information == "maximise":
+            loss = loss - information.weighted
+        self._update(loss, self._g_parameters, self.g_adam)
+        return loss.detach(), information
+
+    def state(self) -> dict[str, dict[str, Tensor]]:
+        """All tensors of the state, by kind and name; they are the live ones, not copies."""
+        optimizer = {}
+        for adam, named in (
+            (self.d_adam, self.networks.d_parameters()),
+            (self.g_adam, self.networks.g_parameters()),
+        ):
+            for name, parameter in named:
+                moments = adam.state[parameter]
+                if (
+                    not moments
+                ):  # Adam makes its state at the first step, a checkpoint may be earlier
+                    moments["step"] = torch.zeros((), dtype=torch.float32, device=self.device)
+                    moments["exp_avg"] = torch.zeros_like(parameter)
+                    moments["exp_avg_sq"] = torch.zeros_like(parameter)
+                optimizer |= {f"{name}.{key}": value for key, value in moments.items()}
+        return {
+            "weights": dict(self.networks.state_dict()),
+            "optimizer": optimizer,
+            "metrics": {"sums": self.sums},
+        }
+
+    def _draw(self, step: int, stream: Stream) -> DrawnCodes:
+        return draw_codes(
+            self.experiment.latents,
+            self.settings.seed,
+            step,
+            stream,
+            self.settings.batch_size,
+            device=self.device,
+            dtype=self.precision.dtype,
+        )
+
+    @staticmethod
+    def _update(loss: Tensor, parameters: list[Tensor], adam: torch.optim.Adam) -> None:
+        # `inputs` spares the other networks' weight gradients, 8 % of an iteration.
+        loss.backward(inputs=parameters)  # type: ignore[no-untyped-call]
+        adam.step()
+        adam.zero_grad(set_to_none=True)

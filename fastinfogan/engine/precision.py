@@ -1,0 +1,78 @@
+"""In which number format the networks compute. Weights, statistics and losses stay in fp32."""
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Final, Literal
+
+import torch
+
+from fastinfogan.errors import InputError
+
+PrecisionName = Literal["auto", "fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Precision:
+    """A way of computing.
+
+    Attributes:
+        name: fp32, bf16, or fp64 (for parity tests).
+        dtype: of weights, optimizer state and losses.
+        compute: of convolutions and matrix products, if another than `dtype`.
+    """
+
+    name: str
+    dtype: torch.dtype = torch.float32
+    compute: torch.dtype | None = None
+
+    def autocast(self, device: torch.device) -> AbstractContextManager[object]:
+        """The context in which the networks' forward passes run."""
+        if self.compute is None:
+            return nullcontext()
+        return torch.autocast(device.type, self.compute)
+
+
+FP64: Final = Precision("fp64", torch.float64)
+FP32: Final = Precision("fp32")
+BF16: Final = Precision("bf16", compute=torch.bfloat16)
+
+
+@cache
+def cpu_bf16() -> str | None:
+    """The instruction set by which this CPU multiplies bf16 matrices, or None."""
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        return None
+    names = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16", "bf16": "Arm BF16"}
+    return next((name for flag, name in names.items() if flag in flags), None)
+
+
+def choose_precision(name: PrecisionName, device: torch.device) -> tuple[Precision, str]:
+    """Settle a precision for a device.
+
+    Args:
+        name: "fp32", "bf16", or "auto": bf16 where the hardware multiplies it.
+        device: where the networks lie.
+
+    Returns:
+        The precision and, in a few words, why.
+
+    Raises:
+        InputError: no such precision.
+    """
+    if name not in ("auto", "fp32", "bf16"):
+        raise InputError(f"no precision {name!r}; there are auto, fp32 and bf16")
+    if device.type == "cuda":
+        hardware = "the GPU's tensor cores" if torch.cuda.is_bf16_supported(False) else None
+    else:
+        hardware = cpu_bf16()
+    if name == "auto":
+        if hardware:
+            return BF16, f"{hardware} multiplies bf16"
+        return FP32, f"this {device.type} has no bf16 arithmetic"
+    if name == "bf16" and not hardware:
+        return BF16, f"asked for, though this {device.type} emulates bf16: fp32 is faster"
+    return (BF16 if name == "bf16" else FP32), "asked for"
