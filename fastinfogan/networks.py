@@ -23,13 +23,14 @@ class Chain(nn.ModuleList):
 
 
 def _chain(
-    blocks: tuple[Block, ...], channels: int, height: int, width: int, slope: float
-) -> tuple[Chain, int, int, int]:
-    """Build a table's blocks for a (channels, height, width) input; height 0 is a row.
+    blocks: tuple[Block, ...], shape: tuple[int, int, int], slope: float
+) -> tuple[Chain, tuple[int, int, int]]:
+    """Build a table's blocks for an input of shape (channels, height, width); height 0 is a row.
 
     Returns:
         The chain, and the shape of what it gives in the same terms.
     """
+    channels, height, width = shape
     chain = Chain()
     for b in blocks:
         if b.kind == "linear":
@@ -62,7 +63,7 @@ def _chain(
             else:
                 height, width = height * b.stride, width * b.stride
         channels = b.channels
-    return chain, channels, height, width
+    return chain, (channels, height, width)
 
 
 class InfoGAN(nn.Module):
@@ -84,16 +85,16 @@ class InfoGAN(nn.Module):
         e = experiment
         spec = e.latents
         q_output = Block("linear", spec.output_width, batch_norm=False, activation="none")
-        self.generator, *_ = _chain(e.generator, spec.input_width, 0, 0, e.slope)
-        self.trunk, *features = _chain(e.trunk, e.channels, e.height, e.width, e.slope)
-        self.d_head, *_ = _chain((_D_OUTPUT,), *features, e.slope)
-        self.q_head, *_ = _chain((*e.q_head, q_output), *features, e.slope)
+        self.generator, _ = _chain(e.generator, (spec.input_width, 0, 0), e.slope)
+        self.trunk, features = _chain(e.trunk, (e.channels, e.height, e.width), e.slope)
+        self.d_head, _ = _chain((_D_OUTPUT,), features, e.slope)
+        self.q_head, _ = _chain((*e.q_head, q_output), features, e.slope)
         source = torch.Generator().manual_seed(seed)
         for network in (self.generator, self.trunk, self.d_head, self.q_head):
             for block in network:
                 assert isinstance(block, ConvBlock | UpconvBlock | LinearBlock)
                 block.reset_parameters(source)
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def d_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """Names and parameters of what the D step trains: trunk, D head and Q head."""

@@ -137,7 +137,8 @@ def _log(x: Floats) -> Floats:
     value = _polynomial(_LOG, m) * m * square
     value = value + np.float32(-2.12194440e-4) * exponent
     value = value + np.float32(-0.5) * square
-    return (m + value) + np.float32(0.693359375) * exponent
+    result: Floats = (m + value) + np.float32(0.693359375) * exponent
+    return result
 
 
 def normal(drawn: Words) -> Floats:

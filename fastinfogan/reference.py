@@ -82,7 +82,7 @@ def layers(blocks: tuple[Block, ...], channels: int, side: int, slope: float) ->
 
 def initialise(network: nn.Sequential, generator: torch.Generator) -> None:
     """Released code's initial weights; freezes the biases in front of batch norm."""
-    for module, after in zip(network, [*network[1:], None], strict=True):
+    for module, after in zip(network, [*list(network)[1:], None], strict=True):
         if isinstance(module, nn.Conv2d):
             nn.init.trunc_normal_(module.weight, 0.0, 0.02, -0.04, 0.04, generator)
         elif isinstance(module, nn.ConvTranspose2d | nn.Linear):
@@ -112,7 +112,7 @@ def mutual_information(q_output: Tensor, latents: Latents, spec: LatentSpec) -> 
             if code.deviation == "clipped":
                 deviation = deviation.clamp(*code.clip)
             target = torch.as_tensor(next(continuous)).to(raw)
-            log_q = torch.distributions.Normal(q_output[:, place], deviation).log_prob(target)
+            log_q = torch.distributions.Normal(q_output[:, place], deviation).log_prob(target)  # type: ignore[no-untyped-call]
             place += 1
         bounds.append(code.entropy + log_q.mean())
     return bounds
@@ -188,7 +188,7 @@ class Reference:
             - self.weighted(bounds)
         )
         self.d_adam.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         self.d_adam.step()
         return loss.detach(), bounds
 
@@ -202,7 +202,7 @@ class Reference:
             on_fake, torch.ones_like(on_fake)
         ) - self.weighted(bounds)
         self.g_adam.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         self.g_adam.step()
         return loss.detach(), bounds
 

@@ -4,6 +4,7 @@ from fastinfogan.engine.iteration import Iteration
 from fastinfogan.engine.precision import Precision, choose_precision
 from fastinfogan.engine.run_directory import RunDirectory
 from fastinfogan.engine.settings import TrainingSettings
+from fastinfogan.engine.trained import Trained
 from fastinfogan.engine.trainer import Schedule, Trainer
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "Precision",
     "RunDirectory",
     "Schedule",
+    "Trained",
     "Trainer",
     "TrainingSettings",
     "choose_precision",

@@ -9,6 +9,7 @@ import torch
 
 from fastinfogan import __version__
 from fastinfogan.engine.precision import cpu_bf16
+from fastinfogan.errors import InputError
 from fastinfogan.kernels.backend import native_status
 
 _PACKAGES = ("torch", "triton", "numpy", "scipy", "safetensors", "mlxtend")
@@ -33,6 +34,21 @@ def cpu_model() -> str:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
+
+
+def choose_device(name: str) -> torch.device:
+    """Settle a device: "auto" is the first GPU, or the CPU where there is none.
+
+    Raises:
+        InputError: no such device on this machine.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: this machine has no usable GPU; use cpu or auto")
+    if name not in ("cpu", "cuda"):
+        raise InputError(f"no device {name!r}; there are auto, cpu and cuda")
+    return torch.device(name)
 
 
 def hardware() -> dict[str, str]:

@@ -4,6 +4,8 @@ Nothing here waits for the device: losses are summed there and read every so man
 Everything random is drawn from (seed, step), so an iteration is a function of the state before it.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -73,8 +75,8 @@ class Iteration:
         """Means since the last read, and start over. Waits for the device.
 
         Returns:
-            d_loss and g_loss (as minimised, so less lambda * MI), mi_bound and its parts in nats:
-            mi_categorical, mi_continuous, mi_c1, mi_c2, ...
+            d_loss and g_loss (the adversarial parts, without lambda * MI), and in nats mi_bound
+            and its parts: mi_categorical, mi_continuous, mi_c1, mi_c2, ..., of the G step's images.
         """
         spec = self.experiment.latents
         means = (self.sums / max(self.summed, 1)).tolist()
@@ -92,7 +94,7 @@ class Iteration:
         }
 
     def real_images(self, step: int) -> Tensor:
-        """The real images of an iteration: (B, C, H, W), channels_last, in the experiment's range."""
+        """An iteration's real images: (B, C, H, W), channels_last, in the experiment's range."""
         s, dtype = self.settings, self.precision.dtype
         index = torch.from_numpy(self._order.indices(step)).to(self.device, non_blocking=True)
         images = self._images.index_select(0, index).permute(0, 3, 1, 2).to(dtype).div_(255.0)
@@ -111,7 +113,7 @@ class Iteration:
             codes: B rows of noise and code.
 
         Returns:
-            The loss, and the bound on the images generated.
+            The adversarial loss, and the bound on the images generated.
         """
         n = self.networks
         with (
@@ -124,13 +126,10 @@ class Iteration:
         with self.precision.autocast(self.device):
             features = n.trunk(torch.cat([real.to(fake.dtype), fake]), groups=2)
             on_real, on_fake = n.d_head(features).chunk(2)
-            features_of_fake = features.chunk(2)[1]
-            if self.settings.information == "observe":
-                features_of_fake = features_of_fake.detach()
-            q_output = n.q_head(features_of_fake)
+            q_output = n.q_head(features.chunk(2)[1])
         information = self._information(q_output, codes.classes, codes.continuous)
-        loss = d_loss(on_real, on_fake) - information.weighted
-        self._update(loss, self._d_parameters, self.d_adam)
+        loss = d_loss(on_real, on_fake)
+        self._update(loss - information.weighted, self._d_parameters, self.d_adam)
         return loss.detach(), information
 
     def g_step(self, codes: DrawnCodes) -> tuple[Tensor, MutualInformation]:
@@ -140,7 +139,7 @@ class Iteration:
             codes: B rows of noise and code, other ones than the D step's.
 
         Returns:
-            The loss, and the bound on the images generated.
+            The adversarial loss, and the bound on the images generated.
         """
         n = self.networks
         with (
@@ -151,14 +150,14 @@ class Iteration:
             on_fake, q_output = n.d_head(features), n.q_head(features)
         information = self._information(q_output, codes.classes, codes.continuous)
         loss = g_loss(on_fake)
-        if self.settings.information == "maximise":
-            loss = loss - information.weighted
-        self._update(loss, self._g_parameters, self.g_adam)
+        maximise = self.settings.information == "maximise"
+        objective = loss - information.weighted if maximise else loss
+        self._update(objective, self._g_parameters, self.g_adam)
         return loss.detach(), information
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """All tensors of the state, by kind and name; they are the live ones, not copies."""
-        optimizer = {}
+        optimizer: dict[str, Tensor] = {}
         for adam, named in (
             (self.d_adam, self.networks.d_parameters()),
             (self.g_adam, self.networks.g_parameters()),
@@ -190,7 +189,7 @@ class Iteration:
         )
 
     @staticmethod
-    def _update(loss: Tensor, parameters: list[Tensor], adam: torch.optim.Adam) -> None:
+    def _update(loss: Tensor, parameters: Sequence[Tensor], adam: torch.optim.Adam) -> None:
         # `inputs` spares the other networks' weight gradients, 8 % of an iteration.
         loss.backward(inputs=parameters)  # type: ignore[no-untyped-call]
         adam.step()

@@ -145,7 +145,7 @@ class MetricsLog:
         except ImportError:
             self._events = None
         else:
-            self._events = SummaryWriter(  # type: ignore[no-untyped-call]
+            self._events = SummaryWriter(
                 str(run.path / "tensorboard"), purge_step=iteration + 1 if iteration else None
             )
 
@@ -156,9 +156,9 @@ class MetricsLog:
         if self._events is not None:
             for name, value in line.items():
                 if name != "iteration":
-                    self._events.add_scalar(name, value, int(line["iteration"]))  # type: ignore[no-untyped-call]
+                    self._events.add_scalar(name, value, int(line["iteration"]))
 
     def close(self) -> None:
         """Flush the events."""
         if self._events is not None:
-            self._events.close()  # type: ignore[no-untyped-call]
+            self._events.close()

@@ -19,8 +19,8 @@ class TrainingSettings:
         batch_size: rows of real and of generated images in a step, 2 or more.
         precision: "fp32", "bf16" (or "fp64", for parity tests).
         augmentation: of the real images.
-        information: "maximise" is InfoGAN; "observe" is a plain GAN whose Q learns to read the
-            codes from the trunk's features and teaches neither trunk nor generator (Figure 1).
+        information: "maximise" is InfoGAN; "observe" is a plain GAN with Q beside its D: the D
+            step is the same, but the generator is not told what Q can read (paper, Figure 1).
         data: path of the images, None for the embedded ones.
         data_fingerprint: SHA-256 of the images.
         log_every: iterations between two lines of metrics, each a mean over them.

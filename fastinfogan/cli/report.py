@@ -1,0 +1,22 @@
+"""How an evaluation is told to a person."""
+
+from rich.console import Console
+
+from fastinfogan.evaluation import Evaluation
+
+
+def print_evaluation(console: Console, found: Evaluation) -> None:
+    """Print what a run has learned, a line per fact."""
+    whole = sum(found.information.values())
+    console.print(
+        f"MI bound     {whole:.3f} nats on fresh codes, after {found.iteration} iterations"
+    )
+    for name, bound in found.information.items():
+        limit = f" of {found.entropy[name]:.3f}" if name in found.classification else ""
+        console.print(f"             {name}: {bound:.3f}{limit}")
+    for name, code in found.classification.items():
+        console.print(
+            f"error        {name} as a classifier, no labels used in training: "
+            f"{code.matching_error:.1%} by matching, {code.majority_error:.1%} by majority "
+            f"(fitted on {code.fitted_on}, scored on {code.scored_on} other images)"
+        )

@@ -1,0 +1,34 @@
+"""`fastinfogan sample`: images from the prior."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Draw images from the prior of a run's newest checkpoint."""
+
+    run_directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """The run's folder."""
+    count: int = 100
+    """How many images."""
+    seed: int = 0
+    """Of noise and codes."""
+    out: Path | None = None
+    """The PNG to write (default: RUN/pictures/samples.png)."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to generate."""
+
+    def run(self) -> int:
+        """Do it; the exit code."""
+        from fastinfogan.engine import Trained
+        from fastinfogan.engine.environment import choose_device
+        from fastinfogan.figures import draw_samples
+
+        trained = Trained.load(self.run_directory, choose_device(self.device))
+        file = self.out or self.run_directory / "pictures" / "samples.png"
+        print(draw_samples(trained, file, self.count, self.seed))
+        return 0

@@ -1,0 +1,155 @@
+"""`fastinfogan train`: start a run, or go on with one."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from fastinfogan import experiments
+from fastinfogan.errors import InputError
+
+if TYPE_CHECKING:
+    from fastinfogan.data import Source
+    from fastinfogan.engine import RunDirectory
+
+
+def _open(kind: str, default: str) -> Any:  # noqa: ANN401 - tyro's own type is private
+    """An option that may be left open, as --help shows it."""
+    return tyro.conf.arg(metavar=kind, help_behavior_hint=f"(default: {default})")
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train InfoGAN, then evaluate it and draw its samples and traversals.
+
+    With --resume, a run goes on exactly where its newest checkpoint was written, up to --iterations
+    in all; what decides its numbers (seed, batch size, data, ...) is the run's own.
+    """
+
+    experiment: Annotated[
+        str | None,
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="EXPERIMENT", help_behavior_hint="(or --resume)"),
+    ] = None
+    """One of mnist, svhn, celeba, faces, chairs."""
+    iterations: Annotated[int | None, _open("INT", "as many as the published run")] = None
+    """Train until this many iterations are done."""
+    batch_size: Annotated[int | None, _open("INT", "128")] = None
+    """Real and generated images in a step."""
+    seed: Annotated[int | None, _open("INT", "0")] = None
+    """Of weights, codes, data order and augmentation."""
+    data: Annotated[Path | None, _open("PATH", "for mnist, 5,000 embedded digits")] = None
+    """MNIST IDX files, SVHN's train_32x32.mat, an .npz or a folder of pictures."""
+    out: Annotated[Path | None, _open("PATH", "a new folder in runs/")] = None
+    """Where to keep the run."""
+    variant: Annotated[
+        tyro.conf.UseAppendAction[tuple[str, ...]], _open("NAME", "the paper's settings")
+    ] = ()
+    """A named departure from the paper, as `info` lists them; may be given again."""
+    resume: Annotated[Path | None, _open("RUN", "start a new run")] = None
+    """Go on with this run."""
+    init_from: Annotated[Path | None, _open("RUN", "random weights")] = None
+    """Start a new run from this run's weights."""
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16"] | None,
+        _open("{auto,fp32,bf16}", "auto: bf16 where the hardware has it"),
+    ] = None
+    """Of convolutions and matrix products."""
+    augment: Annotated[
+        Literal["none", "affine"] | None,
+        _open("{none,affine}", "affine for the embedded digits alone"),
+    ] = None
+    """Small random shifts, rotations, shears and scalings of the real images."""
+    information: Annotated[
+        Literal["maximise", "observe"] | None, _open("{maximise,observe}", "maximise")
+    ] = None
+    """maximise is InfoGAN; observe is a plain GAN with Q beside its D."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; auto takes the GPU if there is one."""
+    log_every: Annotated[int | None, _open("INT", "10")] = None
+    """Iterations between two lines of metrics, each a mean over them."""
+    checkpoint_every: int = 500
+    """Iterations between two checkpoints."""
+    pictures_every: int = 500
+    """Iterations between two sets of pictures; 0 for the end alone."""
+
+    def run(self) -> int:
+        """Do it; the exit code."""
+        from fastinfogan.cli import training
+        from fastinfogan.engine import RunDirectory, Schedule, Trainer
+        from fastinfogan.engine.environment import choose_device
+
+        schedule = Schedule(
+            checkpoint_every=self.checkpoint_every, pictures_every=self.pictures_every
+        )
+        if self.iterations is not None and self.iterations < 0:
+            raise InputError(f"--iterations must be 0 or more, not {self.iterations}")
+        if self.resume and self.init_from:
+            raise InputError("--resume goes on with a run, --init-from starts one; name one")
+        device = choose_device(self.device)
+        if self.resume:
+            run = RunDirectory.open(self.resume)
+            self._agree_with(run)
+            source = training.images_of(run, self.data)
+            trainer = Trainer(run, source, device)
+            trainer.resume()
+        else:
+            start_from = RunDirectory.open(self.init_from) if self.init_from else None
+            run, source = self._new_run()
+            trainer = Trainer(run, source, device)
+            if start_from:
+                trainer.take_weights(start_from)
+        goal = run.experiment.iterations if self.iterations is None else self.iterations
+        if goal < trainer.done:
+            raise InputError(
+                f"{run.path} has done {trainer.done} iterations; --iterations {goal} is less"
+            )
+        return training.train_with_progress(trainer, source, goal, schedule)
+
+    def _agree_with(self, run: "RunDirectory") -> None:
+        """Refuse options that would make a resumed run another one."""
+        name, settings = run.experiment.name, run.settings
+        if self.experiment not in (None, name):
+            raise InputError(f"{run.path} is a run of {name}, not of {self.experiment}")
+        if self.out is not None:
+            raise InputError("--out starts a new folder, --resume goes on in the run's; name one")
+        if self.variant and experiments.get(name, self.variant).variants != run.experiment.variants:
+            have = " ".join(run.experiment.variants) or "paper"
+            raise InputError(f"{run.path} was started with --variant {have}")
+        given: dict[str, Any] = {
+            "batch-size": (self.batch_size, settings.batch_size),
+            "seed": (self.seed, settings.seed),
+            "augment": (self.augment, settings.augmentation),
+            "information": (self.information, settings.information),
+            "log-every": (self.log_every, settings.log_every),
+            "precision": (
+                None if self.precision == "auto" else self.precision,
+                settings.precision,
+            ),
+        }
+        for option, (asked, has) in given.items():
+            if asked not in (None, has):
+                raise InputError(
+                    f"{run.path} was started with --{option} {has}; it cannot go on with {asked}"
+                )
+
+    def _new_run(self) -> "tuple[RunDirectory, Source]":
+        from fastinfogan.cli import training
+
+        if self.experiment is None:
+            raise InputError(f"name an experiment to train: {', '.join(experiments.BASES)}")
+        experiment = experiments.get(self.experiment, self.variant)
+        if self.batch_size is not None:
+            experiment = replace(experiment, batch_size=self.batch_size)
+        return training.new_run(
+            experiment,
+            out=self.out,
+            data=self.data,
+            seed=self.seed or 0,
+            precision=self.precision or "auto",
+            augment=self.augment,
+            information=self.information or "maximise",
+            device=self.device,
+            log_every=10 if self.log_every is None else self.log_every,
+        )

@@ -1,0 +1,57 @@
+"""`fastinfogan traverse`: one code varies from left to right, all else is fixed."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+
+@dataclass(frozen=True)
+class Traverse:
+    """Draw the paper's Figure 2 for one code of a run, or for each."""
+
+    run_directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """The run's folder."""
+    code: str | None = None
+    """c1, c2, ... (default: each code in a picture of its own)."""
+    low: Annotated[float | None, tyro.conf.arg(name="from")] = None
+    """Of a continuous code, at the left (default: the paper's)."""
+    high: Annotated[float | None, tyro.conf.arg(name="to")] = None
+    """Of a continuous code, at the right (default: the paper's)."""
+    rows: int = 10
+    """Rows, each with noise and other codes of its own."""
+    steps: int = 11
+    """Columns, for a continuous code."""
+    seed: int = 0
+    """Of noise and codes."""
+    out: Path | None = None
+    """Folder for the PNGs (default: RUN/pictures)."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to generate."""
+
+    def run(self) -> int:
+        """Do it; the exit code."""
+        from fastinfogan.engine import Trained
+        from fastinfogan.engine.environment import choose_device
+        from fastinfogan.errors import InputError
+        from fastinfogan.figures import draw_traversal
+
+        if self.code is None and (self.low is not None or self.high is not None):
+            raise InputError("--from and --to are a continuous code's range; name it with --code")
+        trained = Trained.load(self.run_directory, choose_device(self.device))
+        folder = self.out or self.run_directory / "pictures"
+        for code in (self.code,) if self.code else trained.experiment.latents.names:
+            print(
+                draw_traversal(
+                    trained,
+                    code,
+                    folder / f"traversal_{code}.png",
+                    rows=self.rows,
+                    steps=self.steps,
+                    low=self.low,
+                    high=self.high,
+                    seed=self.seed,
+                )
+            )
+        return 0

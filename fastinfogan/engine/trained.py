@@ -1,0 +1,95 @@
+"""Networks of a run, to be used and not trained: batch norm by its running statistics, fp32."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fastinfogan import checkpoint
+from fastinfogan.engine.run_directory import RunDirectory
+from fastinfogan.experiments import Experiment
+from fastinfogan.kernels.draw import DrawnCodes, to_tensors
+from fastinfogan.latents import Latents
+from fastinfogan.networks import InfoGAN
+
+_ROWS = 512  # per forward pass: bounds memory, changes no number in evaluation mode
+
+
+class Trained:
+    """An experiment's networks in evaluation mode.
+
+    Args:
+        experiment: what was trained.
+        networks: its networks, in evaluation mode.
+        iteration: how many iterations they have seen.
+    """
+
+    def __init__(self, experiment: Experiment, networks: InfoGAN, iteration: int) -> None:
+        self.experiment = experiment
+        self.networks = networks
+        self.iteration = iteration
+
+    @classmethod
+    def load(cls, path: Path, device: torch.device) -> "Trained":
+        """Read the newest checkpoint of a run.
+
+        Raises:
+            InputError: no run, no checkpoint, or a damaged one.
+        """
+        run = RunDirectory.open(path)
+        folder = run.newest_checkpoint()
+        found = checkpoint.load(folder)
+        networks = InfoGAN(run.experiment)
+        weights = found.tensors.get("weights", {})
+        checkpoint.fit(weights, dict(networks.state_dict()), folder / "weights.safetensors")
+        return cls(run.experiment, networks.to(device).eval(), int(found.state["iteration"]))
+
+    @classmethod
+    @contextmanager
+    def borrowed(
+        cls, experiment: Experiment, networks: InfoGAN, iteration: int
+    ) -> Iterator["Trained"]:
+        """Use networks in the middle of training; they are given back in training mode."""
+        networks.eval()
+        try:
+            yield cls(experiment, networks, iteration)
+        finally:
+            networks.train()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks lie."""
+        return next(self.networks.parameters()).device
+
+    @torch.no_grad()
+    def generate(self, latents: Latents) -> Tensor:
+        """Images of given noise and code: uint8 (B, height, width, channels), on the CPU."""
+        rows = to_tensors(latents, self.experiment.latents, self.device).generator_input
+        low, high = self.experiment.image_range
+        images = torch.cat([self.networks.generator(part) for part in torch.split(rows, _ROWS)])
+        scaled = (images - low) * (255.0 / (high - low))
+        return scaled.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu()
+
+    @torch.no_grad()
+    def read_generated(self, codes: DrawnCodes) -> Tensor:
+        """Q's raw output, (B, output_width), on the images generated from these codes."""
+        n = self.networks
+        return torch.cat(
+            [
+                n.q_head(n.trunk(n.generator(part)))
+                for part in torch.split(codes.generator_input, _ROWS)
+            ]
+        )
+
+    @torch.no_grad()
+    def read(self, images: Tensor) -> Tensor:
+        """Q's raw output, (B, output_width), on uint8 images (B, height, width, channels)."""
+        low, high = self.experiment.image_range
+        n = self.networks
+        outputs = []
+        for part in torch.split(images, _ROWS):
+            scaled = part.to(self.device).permute(0, 3, 1, 2).float() / 255.0
+            outputs.append(n.q_head(n.trunk(scaled * (high - low) + low)))
+        return torch.cat(outputs)

@@ -1,0 +1,27 @@
+"""The bound on the mutual information, measured on fresh codes."""
+
+import torch
+
+from fastinfogan.engine import Trained
+from fastinfogan.kernels.draw import draw_codes
+from fastinfogan.objective import InformationBound
+from fastinfogan.philox import Stream
+
+
+@torch.no_grad()
+def fresh_information(trained: Trained, rows: int = 4096, seed: int = 0) -> dict[str, float]:
+    """L_I of each code on images that training has not seen.
+
+    Args:
+        trained: the networks.
+        rows: how many images to generate.
+        seed: of the codes.
+
+    Returns:
+        Nats by the code's name: c1, c2, ...
+    """
+    spec = trained.experiment.latents
+    codes = draw_codes(spec, seed, 0, Stream.EVALUATION, rows, device=trained.device)
+    bound = InformationBound(trained.experiment, trained.device)
+    bounds = bound(trained.read_generated(codes), codes.classes, codes.continuous).bounds
+    return dict(zip(spec.names, bounds.tolist(), strict=True))

@@ -1,0 +1,6 @@
+"""Pictures of what a run has learned: samples, traversals of each code, the paper's Figure 1."""
+
+from fastinfogan.figures.curves import draw_figure1
+from fastinfogan.figures.pictures import draw_all, draw_samples, draw_traversal
+
+__all__ = ["draw_all", "draw_figure1", "draw_samples", "draw_traversal"]

@@ -1,0 +1,132 @@
+"""Grids of generated images, in the paper's layout."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from fastinfogan.errors import InputError
+from fastinfogan.engine import Trained
+from fastinfogan.latents import Latents
+from fastinfogan.philox import Stream
+
+_GAP = 2
+_HEADER = 22
+_INK, _PAPER = 40, 255
+_MIN_SIDE = 56  # images are enlarged by a whole number to about this many pixels
+
+
+def draw_samples(trained: Trained, file: Path, count: int = 100, seed: int = 0) -> Path:
+    """Write a square grid of images from the prior, the same for the same seed.
+
+    Raises:
+        InputError: count is not positive, or the file cannot be written.
+    """
+    if count < 1:
+        raise InputError(f"--count must be 1 or more, not {count}")
+    latents = trained.experiment.latents.draw(seed, 0, Stream.PICTURES, count)
+    images = trained.generate(latents).numpy()
+    columns = int(np.ceil(np.sqrt(count)))
+    title = f"{trained.experiment.name}, iteration {trained.iteration}, seed {seed}"
+    return _write(_grid(images, columns), title, file)
+
+
+def draw_traversal(
+    trained: Trained,
+    code: str,
+    file: Path,
+    *,
+    rows: int = 10,
+    steps: int = 11,
+    low: float | None = None,
+    high: float | None = None,
+    seed: int = 0,
+) -> Path:
+    """Write the paper's Figure 2 for one code: it varies from left to right, all else is fixed.
+
+    Each row has noise and codes of its own; where another code is categorical, the first such one
+    counts up from row to row, so that the rows show all its values.
+
+    Args:
+        trained: the networks.
+        code: c1, c2, ...
+        file: the PNG to write.
+        rows: how many rows.
+        steps: how many columns, if the code is continuous; a categorical one has its classes.
+        low: of a continuous code, at the left; None for the experiment's.
+        high: of a continuous code, at the right; None for the experiment's.
+        seed: of noise and codes.
+
+    Raises:
+        InputError: no such code, an empty range, or the file cannot be written.
+    """
+    spec = trained.experiment.latents
+    if code not in spec.names:
+        raise InputError(f"no code {code!r}; this run has {', '.join(spec.names)}")
+    place, categorical = spec.names.index(code), len(spec.categorical)
+    values: NDArray[np.float32]
+    if place < categorical:
+        if low is not None or high is not None:
+            raise InputError(f"{code} is categorical; --from and --to are for continuous codes")
+        values = np.arange(spec.categorical[place].classes, dtype=np.float32)
+        title = f"{code}: 0 to {len(values) - 1}"
+    else:
+        left, right = trained.experiment.sweep
+        left, right = left if low is None else low, right if high is None else high
+        if not left < right:
+            raise InputError(f"the range {left} to {right} of {code} is empty")
+        values = np.linspace(left, right, steps, dtype=np.float32)
+        title = f"{code}: {left:g} to {right:g}"
+    drawn = spec.draw(seed, 0, Stream.PICTURES, rows)
+    classes, continuous = drawn.classes.copy(), drawn.continuous.copy()
+    if categorical and place > 0:
+        classes[:, 0] = np.arange(rows) % spec.categorical[0].classes
+    columns = len(values)
+    latents = Latents(
+        np.repeat(drawn.noise, columns, axis=0),
+        np.repeat(classes, columns, axis=0),
+        np.repeat(continuous, columns, axis=0),
+    )
+    if place < categorical:
+        latents.classes[:, place] = np.tile(values, rows)
+    else:
+        latents.continuous[:, place - categorical] = np.tile(values, rows)
+    return _write(_grid(trained.generate(latents).numpy(), columns), title, file)
+
+
+def draw_all(trained: Trained, folder: Path) -> list[Path]:
+    """Write samples.png and one traversal per code; the files written."""
+    files = [draw_samples(trained, folder / "samples.png")]
+    for code in trained.experiment.latents.names:
+        files.append(draw_traversal(trained, code, folder / f"traversal_{code}.png"))
+    return files
+
+
+def _grid(images: NDArray[np.uint8], columns: int) -> Image.Image:
+    """Lay images (N, height, width, channels) out in rows, enlarged by a whole number."""
+    count, height, width, channels = images.shape
+    scale = max(round(_MIN_SIDE / height), 1)
+    rows = -(-count // columns)
+    sheet = np.full((rows, height * scale + _GAP, columns, width * scale + _GAP, channels), _PAPER)
+    large = images.repeat(scale, axis=1).repeat(scale, axis=2)
+    for i, image in enumerate(large):
+        sheet[i // columns, _GAP:, i % columns, _GAP:] = image
+    pixels = sheet.reshape(rows * sheet.shape[1], columns * sheet.shape[3], channels)
+    return Image.fromarray(pixels.astype(np.uint8).squeeze(-1 if channels == 1 else ()))
+
+
+def _write(grid: Image.Image, title: str, file: Path) -> Path:
+    sheet = Image.new(grid.mode, (grid.width + _GAP, grid.height + _HEADER + _GAP), "white")
+    sheet.paste(grid, (0, _HEADER))
+    ink = _INK if grid.mode == "L" else (_INK,) * 3
+    ImageDraw.Draw(sheet).text((4, 3), title, ink, ImageFont.load_default(14))
+    partial = file.with_name(f".{file.name}.partial")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        sheet.save(partial, "PNG")
+        os.replace(partial, file)
+    except OSError as error:
+        raise InputError(f"{file}: cannot be written: {error}") from error
+    return file
