@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastinfogan.data import Source
+from fastinfogan.engine import Trained
 from fastinfogan.evaluation.classification import CodeAsClassifier, classify
 from fastinfogan.evaluation.information import fresh_information
-from fastinfogan.engine import Trained
 
 
 @dataclass(frozen=True)

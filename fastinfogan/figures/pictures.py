@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from fastinfogan.errors import InputError
 from fastinfogan.engine import Trained
+from fastinfogan.errors import InputError
 from fastinfogan.latents import Latents
 from fastinfogan.philox import Stream
 

@@ -1,0 +1,75 @@
+"""What every test may use: tiny images, a tiny run, and a cache and home of its own."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fastinfogan import experiments, philox
+from fastinfogan.data import Source
+from fastinfogan.engine import Iteration, TrainingSettings
+from fastinfogan.experiments import Experiment
+from fastinfogan.networks import InfoGAN
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Runs land in a folder of the test's own, not in the tree."""
+    monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def made_up_images(experiment: Experiment, count: int = 64, seed: int = 5) -> Source:
+    """Bright discs in random places: images with something to learn in them, and four labels."""
+    u = philox.uniform(philox.words(seed, 0, 0, count, 3))
+    rows, columns = np.mgrid[: experiment.height, : experiment.width]
+    y = (rows / experiment.height * 2 - 1)[None] - u[:, 0, None, None] * 0.6
+    x = (columns / experiment.width * 2 - 1)[None] - u[:, 1, None, None] * 0.6
+    disc = np.clip(1.5 - 3.0 * np.hypot(x, y), 0, 1) * 255
+    images = np.repeat(disc[..., None], experiment.channels, axis=-1).astype(np.uint8)
+    labels = (u[:, 0] > 0).astype(np.int64) * 2 + (u[:, 1] > 0)
+    return Source("made-up images", images, labels)
+
+
+def settings_of(
+    source: Source,
+    *,
+    seed: int = 3,
+    batch_size: int = 8,
+    precision: str = "fp32",
+    log_every: int = 10,
+) -> TrainingSettings:
+    """Settings as the tests need them."""
+    return TrainingSettings(
+        seed=seed,
+        batch_size=batch_size,
+        precision=precision,
+        augmentation="none",
+        information="maximise",
+        data=None,
+        data_fingerprint=source.fingerprint,
+        log_every=log_every,
+    )
+
+
+def make_iteration(
+    experiment: Experiment, *, seed: int = 3, batch_size: int = 8, precision: str = "fp32"
+) -> Iteration:
+    """The product's iteration on made-up images."""
+    source = made_up_images(experiment)
+    settings = settings_of(source, seed=seed, batch_size=batch_size, precision=precision)
+    networks = InfoGAN(experiment, seed)
+    if precision == "fp64":
+        networks = networks.double()
+    return Iteration(experiment, settings, networks, torch.from_numpy(source.images))
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Experiment:
+    """MNIST's experiment with an eighth of its widths and every kind of code."""
+    return replace(experiments.get("mnist").narrowed(8), batch_size=8)

@@ -1,0 +1,113 @@
+"""The five experiments: the paper's numbers, the variants, and their way through JSON."""
+
+import json
+from itertools import combinations
+
+import pytest
+import torch
+
+from fastinfogan import experiments
+from fastinfogan.errors import InputError
+from fastinfogan.networks import InfoGAN
+from fastinfogan.reference import Reference
+
+# Parameters of (trunk + D head, Q head, generator), each with the digits that it is stated to.
+PARAMETERS = {
+    "mnist": ("6.559M", "0.133M", "6.652M"),
+    "svhn": ("0.664M", "0.531M", "2.801M"),
+    "celeba": ("0.664M", "0.538M", "2.908M"),
+    "faces": ("8.525M", "10k", "8.685M"),
+    "chairs": ("19.54M", "64k", "19.78M"),
+}
+WIDTHS = {"mnist": 74, "svhn": 168, "celeba": 228, "faces": 133, "chairs": 189}
+
+
+def count(*modules: torch.nn.Module) -> int:
+    return sum(p.numel() for module in modules for p in module.parameters())
+
+
+def as_stated(number: int, like: str) -> str:
+    """Round a count to the digits and unit of a stated one."""
+    digits = len(like[:-1].partition(".")[2])
+    return f"{number / {'M': 1e6, 'k': 1e3}[like[-1]]:.{digits}f}{like[-1]}"
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameter_counts_are_the_papers(name: str) -> None:
+    n = InfoGAN(experiments.get(name))
+    stated = PARAMETERS[name]
+    counts = (count(n.trunk, n.d_head), count(n.q_head), count(n.generator))
+    assert tuple(as_stated(c, s) for c, s in zip(counts, stated, strict=True)) == stated
+
+
+@pytest.mark.parametrize("name", WIDTHS)
+def test_code_widths_are_the_papers(name: str) -> None:
+    assert experiments.get(name).latents.input_width == WIDTHS[name]
+
+
+@pytest.mark.parametrize("name", experiments.BASES)
+def test_a_way_through_json_changes_nothing(name: str) -> None:
+    for variants in [(), *[(v,) for v in experiments.VARIANTS[name]]]:
+        experiment = experiments.get(name, variants)
+        there_and_back = json.loads(json.dumps(experiment.to_dict()))
+        assert experiments.Experiment.from_dict(there_and_back) == experiment
+
+
+@pytest.mark.parametrize("name", experiments.BASES)
+def test_variants_combine_unless_they_decide_the_same(name: str) -> None:
+    known = experiments.VARIANTS[name]
+    for one, other in combinations(known, 2):
+        if known[one].facets & known[other].facets:
+            with pytest.raises(InputError, match="name one"):
+                experiments.get(name, [one, other])
+        else:
+            both = experiments.get(name, [one, other])
+            assert both == experiments.get(name, [other, one])
+            assert {one, other} <= set(both.variants)
+
+
+@pytest.mark.parametrize("name", experiments.BASES)
+def test_every_variant_but_the_default_changes_something(name: str) -> None:
+    default = experiments.get(name)
+    for variant in experiments.VARIANTS[name]:
+        changed = experiments.get(name, [variant])
+        assert (changed == default) == (variant in default.variants)
+
+
+def test_named_numbers() -> None:
+    get = experiments.get
+    assert (get("faces").learning_rate_g, get("faces").lambda_continuous) == (5e-4, 0.2)
+    elevation = get("faces", ["elevation"])
+    assert (elevation.learning_rate_d, elevation.learning_rate_g) == (4e-4, 3e-4)
+    assert get("chairs").lambda_continuous == 10.0
+    width = get("chairs", ["width"])
+    assert (width.lambda_continuous, width.lambda_categorical) == (0.05, 2.0)
+    assert len(get("svhn", ["two-codes"]).latents.continuous) == 2
+    assert len(get("chairs", ["four-codes"]).latents.categorical) == 4
+    released = get("mnist", ["released"])
+    assert (released.slope, released.lambda_continuous) == (0.01, 1.0)
+    assert {c.deviation for c in released.latents.continuous} == {"fixed"}
+    research = get("chairs", ["research", "four-codes"])
+    assert not research.trunk[-1].batch_norm
+    assert {c.deviation for c in research.latents.continuous} == {"clipped"}
+    assert get("mnist", ["paper"]) == get("mnist")
+
+
+@pytest.mark.parametrize("name", experiments.BASES)
+def test_product_and_reference_start_from_the_same_weights(name: str) -> None:
+    experiment = experiments.get(name)
+    ours = list(InfoGAN(experiment, 9).parameters())
+    theirs = [p for network in Reference(experiment, 9).networks for p in network.parameters()]
+    assert len(ours) == len(theirs)
+    for mine, other in zip(ours, theirs, strict=True):
+        assert torch.equal(mine, other)
+        assert mine.requires_grad == other.requires_grad
+
+
+def test_nonsense_is_refused() -> None:
+    with pytest.raises(InputError, match="no experiment 'cifar'; there are mnist, svhn"):
+        experiments.get("cifar")
+    with pytest.raises(InputError, match="celeba has no variant 'two-codes'; it has paper, slope"):
+        experiments.get("celeba", ["two-codes"])
+    with pytest.raises(InputError, match="not the description of an experiment"):
+        experiments.Experiment.from_dict({"name": "mnist"})

@@ -1,0 +1,224 @@
+"""The product against the reference: losses, gradients, ten iterations, from the same seed."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import made_up_images, make_iteration
+from torch import Tensor, nn
+
+from fastinfogan import experiments
+from fastinfogan.engine import Iteration
+from fastinfogan.experiments import Experiment
+from fastinfogan.philox import Stream
+from fastinfogan.reference import Reference
+
+# Narrow enough for fp64 on two cores, with every table at full depth; MNIST also at full width.
+CASES = [
+    *((name, (), 8) for name in experiments.BASES),
+    ("mnist", (), 1),
+    ("mnist", ("released",), 8),
+    ("mnist", ("clipped-deviation", "normal-noise"), 8),
+    ("chairs", ("research", "four-codes", "width"), 16),
+]
+IDS = ["-".join([name, *variants, f"1/{divisor}"]) for name, variants, divisor in CASES]
+
+
+def step_reference(
+    reference: Reference, ours: Iteration, step: int
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """One iteration of the reference on the product's images and the spec's own draws.
+
+    Returns:
+        Losses less their MI terms, bounds of the D step, bounds of the G step.
+    """
+    e, s = reference.experiment, ours.settings
+    images = made_up_images(e).images[ours._order.indices(step)]
+    low, high = e.image_range
+    dtype = next(reference.trunk.parameters()).dtype
+    real = torch.tensor(images).permute(0, 3, 1, 2).to(dtype) / 255 * (high - low) + low
+    latents = [
+        e.latents.draw(s.seed, step, stream, s.batch_size)
+        for stream in (Stream.D_STEP, Stream.G_STEP)
+    ]
+    d, d_bounds = reference.d_step(real, latents[0])
+    g, g_bounds = reference.g_step(latents[1])
+    losses = [d + reference.weighted(d_bounds), g + reference.weighted(g_bounds)]
+    return [loss.detach() for loss in losses], d_bounds, g_bounds
+
+
+def pairs(ours: Iteration, reference: Reference) -> list[tuple[str, Tensor, Tensor]]:
+    """Weights and batch-norm statistics of both, by the product's names."""
+    state = [
+        (name, t)
+        for name, t in ours.networks.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    ]
+    other = [
+        t
+        for network in reference.networks
+        for name, t in network.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    ]
+    return [(name, mine, theirs) for (name, mine), theirs in zip(state, other, strict=True)]
+
+
+@pytest.mark.parametrize(("name", "variants", "divisor"), CASES, ids=IDS)
+def test_ten_iterations_of_weights_are_the_references(
+    name: str, variants: tuple[str, ...], divisor: int
+) -> None:
+    experiment = experiments.get(name, variants).narrowed(divisor)
+    ours = make_iteration(experiment, precision="fp64")
+    reference = Reference(experiment, 3, torch.float64)
+    for step in range(10):
+        ours.run(step)
+        losses, _, g_bounds = step_reference(reference, ours, step)
+        expected = torch.stack([*losses, *g_bounds])
+        torch.testing.assert_close(ours.sums, expected, rtol=1e-8, atol=1e-8)
+        ours.read()
+    for key, mine, theirs in pairs(ours, reference):
+        torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-8, msg=lambda m, k=key: k + m)
+
+
+def widen(networks: Iterable[nn.Module]) -> None:
+    """Weights of the scale that keeps activations near 1.
+
+    The first images of the paper's 0.02 are all but constant; batch norm then divides rounding
+    errors by next to nothing, and which side of a leaky ReLU's kink they fall on is chance.
+    """
+    source = torch.Generator().manual_seed(1)
+    for network in networks:
+        for parameter in network.parameters():
+            if parameter.dim() > 1:
+                fan_in = parameter[0].numel()
+                drawn = torch.randn(parameter.shape, generator=source) / fan_in**0.5
+                parameter.data.copy_(drawn)
+
+
+@pytest.mark.parametrize("name", experiments.BASES)
+def test_losses_and_gradients_in_fp32(name: str) -> None:
+    """In fp32 the product errs from the fp64 truth no more than twice what the reference does."""
+    experiment = experiments.get(name).narrowed(4)
+    ours = make_iteration(experiment, batch_size=32)
+    reference = Reference(experiment, 3)
+    truth = Reference(experiment, 3, torch.float64)
+    n = ours.networks
+    seen: dict[str, list[Tensor]] = {"ours": [], "reference": [], "truth": []}
+    for side, networks, adams in (
+        (seen["ours"], [n.generator, n.trunk, n.d_head, n.q_head], [ours.d_adam, ours.g_adam]),
+        (seen["reference"], reference.networks, [reference.d_adam, reference.g_adam]),
+        (seen["truth"], truth.networks, [truth.d_adam, truth.g_adam]),
+    ):
+        widen(networks)
+        for adam in adams:
+            adam.param_groups[0]["lr"] = 0.0  # both steps on the same weights, in all three
+
+            def keep(optimizer: torch.optim.Optimizer, *_: object, to: list[Tensor] = side) -> None:
+                to += [p.grad.double() for p in optimizer.param_groups[0]["params"]]
+
+            adam.register_step_pre_hook(keep)
+    ours.run(0)
+    for side, one in ((seen["reference"], reference), (seen["truth"], truth)):
+        losses, _, bounds = step_reference(one, ours, 0)
+        side += [t.detach().double() for t in (*losses, *bounds)]
+    seen["ours"] += list(ours.sums.double())
+    for mine, theirs, right in zip(*seen.values(), strict=True):
+        allowed = 2 * (theirs - right).norm() + 1e-4 * right.norm()
+        assert (mine - right).norm() <= allowed
+
+
+def test_bf16_follows_fp32() -> None:
+    experiment = experiments.get("mnist").narrowed(2)
+    wide, narrow = (
+        make_iteration(experiment, precision=p, batch_size=32) for p in ("fp32", "bf16")
+    )
+    for step in range(5):
+        wide.run(step)
+        narrow.run(step)
+    one, other = wide.read(), narrow.read()
+    for key in ("d_loss", "g_loss", "mi_bound"):
+        assert other[key] == pytest.approx(one[key], abs=0.05)
+    assert {p.dtype for p in narrow.networks.parameters()} == {torch.float32}
+
+
+def test_the_mi_term_teaches_trunk_and_q_in_the_d_step_and_only_g_in_the_g_step(
+    tiny: Experiment,
+) -> None:
+    """Gradients of the MI term alone: those of two iterations that differ in lambda only."""
+
+    def gradients(scale: float) -> dict[str, Tensor]:
+        iteration = make_iteration(
+            replace(tiny, lambda_categorical=scale, lambda_continuous=scale), precision="fp64"
+        )
+        names = {p: name for name, p in iteration.networks.named_parameters()}
+        seen: dict[str, Tensor] = {}
+        for step, adam in (("D", iteration.d_adam), ("G", iteration.g_adam)):
+
+            def keep(optimizer: torch.optim.Optimizer, *_: object, step: str = step) -> None:
+                every = iteration.networks.parameters()
+                seen.update(
+                    {f"{step} {names[p]}": p.grad.clone() for p in every if p.grad is not None}
+                )
+
+            adam.register_step_pre_hook(keep)
+        iteration.d_step(iteration.real_images(0), iteration._draw(0, Stream.D_STEP))
+        # The same networks for the G step in both, whatever the D step did.
+        iteration.networks.load_state_dict(
+            make_iteration(tiny, precision="fp64").networks.state_dict()
+        )
+        iteration.g_step(iteration._draw(0, Stream.G_STEP))
+        return seen
+
+    without, with_mi = gradients(0.0), gradients(1.0)
+    taught = {key.split(".")[0] for key in with_mi if not torch.equal(with_mi[key], without[key])}
+    assert taught == {"D trunk", "D q_head", "G generator"}
+    trained = {key.split(".")[0] for key in with_mi}
+    assert trained == {"D trunk", "D d_head", "D q_head", "G generator"}
+
+
+def test_a_step_changes_what_it_trains_and_nothing_else(tiny: Experiment) -> None:
+    iteration = make_iteration(tiny)
+
+    def changed_by(run: object) -> set[str]:
+        before = {k: v.clone() for k, v in iteration.networks.state_dict().items()}
+        run()  # type: ignore[operator]
+        after = iteration.networks.state_dict()
+        return {k for k in before if not torch.equal(before[k], after[k])}
+
+    d = changed_by(
+        lambda: iteration.d_step(iteration.real_images(0), iteration._draw(0, Stream.D_STEP))
+    )
+    assert d
+    assert not any(k.startswith("generator.") for k in d)
+    g = changed_by(lambda: iteration.g_step(iteration._draw(0, Stream.G_STEP)))
+    assert g
+    assert all(k.startswith("generator.") for k in g)
+    assert any(k.endswith("running_mean") for k in d)
+    assert any(k.endswith("running_mean") for k in g)
+
+
+def test_codes_are_redrawn_between_the_steps_and_every_iteration(tiny: Experiment) -> None:
+    iteration = make_iteration(tiny)
+    drawn = [
+        iteration._draw(step, stream)
+        for step in (0, 1)
+        for stream in (Stream.D_STEP, Stream.G_STEP)
+    ]
+    for i, one in enumerate(drawn):
+        for other in drawn[i + 1 :]:
+            assert not (one.generator_input == other.generator_input).all(dim=1).any()
+    again = make_iteration(tiny)._draw(1, Stream.D_STEP)
+    assert torch.equal(again.generator_input, drawn[2].generator_input)
+
+
+def test_real_and_generated_images_are_separate_batches(tiny: Experiment) -> None:
+    """D's logits of the real images do not move when the generated ones do."""
+    trunk = make_iteration(tiny, precision="fp64").networks.trunk
+    real = torch.rand(8, 1, 28, 28, dtype=torch.float64)
+    one, other = torch.zeros_like(real), torch.rand_like(real) * 100
+    on_one, on_other = (trunk(torch.cat([real, fake]), 2)[:8] for fake in (one, other))
+    torch.testing.assert_close(on_one, on_other, rtol=0, atol=0)
+    assert not torch.allclose(trunk(torch.cat([real, one]), 1)[:8], on_one)
+    norm = next(m for m in trunk.modules() if isinstance(m, nn.BatchNorm2d))
+    assert norm.num_batches_tracked == 5
