@@ -54,5 +54,15 @@ def decode(file: Path, shape: ImageShape) -> NDArray[np.uint8]:
     picture = picture.convert("L" if shape.channels == 1 else "RGB")
     size = (shape.width, shape.height)
     if picture.size != size:
-        picture = ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
+        # Cropped before it is resized, lest the filter reach for pixels outside the crop.
+        picture = picture.crop(_centred(picture.size, size)).resize(size, Image.Resampling.LANCZOS)
     return np.asarray(picture, np.uint8).reshape(shape)
+
+
+def _centred(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The largest centred box of the target's proportions: left, upper, right, lower."""
+    (width, height), (across, down) = size, target
+    kept_width = min(width, max(round(height * across / down), 1))
+    kept_height = min(height, max(round(width * down / across), 1))
+    left, upper = (width - kept_width) // 2, (height - kept_height) // 2
+    return left, upper, left + kept_width, upper + kept_height

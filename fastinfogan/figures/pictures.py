@@ -65,6 +65,9 @@ def draw_traversal(
     spec = trained.experiment.latents
     if code not in spec.names:
         raise InputError(f"no code {code!r}; this run has {', '.join(spec.names)}")
+    for option, value, least in (("rows", rows, 1), ("steps", steps, 2)):
+        if value < least:
+            raise InputError(f"--{option} must be {least} or more, not {value}")
     place, categorical = spec.names.index(code), len(spec.categorical)
     values: NDArray[np.float32]
     if place < categorical:

