@@ -6,12 +6,13 @@ from importlib.util import find_spec
 
 @dataclass(frozen=True)
 class Info:
-    """Show versions, hardware and what training will use on this machine, and why."""
+    """Show versions, hardware, what training will use on this machine and why, and all variants."""
 
     def run(self) -> int:
         """Do it; the exit code."""
         from fastinfogan.data.digits import cache_directory
         from fastinfogan.engine import choose_precision, environment
+        from fastinfogan.experiments import VARIANTS
         from fastinfogan.kernels.backend import choose
 
         device = environment.choose_device("auto")
@@ -28,4 +29,8 @@ class Info:
         }
         for name, fact in facts.items():
             print(f"{name:16} {fact}")
+        for name, variants in VARIANTS.items():
+            print(f"\n{name}: --variant")
+            for variant, what in variants.items():
+                print(f"  {variant:20} {what.about}")
         return 0
