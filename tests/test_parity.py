@@ -123,8 +123,9 @@ def test_losses_and_gradients_in_fp32(name: str) -> None:
         losses, _, bounds = step_reference(one, ours, 0)
         side += [t.detach().double() for t in (*losses, *bounds)]
     seen["ours"] += list(ours.sums.double())
+    # One activation rounded across a kink moves a gradient by a few 1e-4 of its norm, in either.
     for mine, theirs, right in zip(*seen.values(), strict=True):
-        allowed = 2 * (theirs - right).norm() + 1e-4 * right.norm()
+        allowed = 2 * (theirs - right).norm() + 1e-3 * right.norm()
         assert (mine - right).norm() <= allowed
 
 
