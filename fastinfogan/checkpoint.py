@@ -8,6 +8,7 @@ has its final name is whole, and one flipped byte in it is found when it is read
 import hashlib
 import json
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from fastinfogan.errors import InputError
 
 _MANIFEST = "manifest.json"
 _STATE = "state.json"
-_PREFIX = "iteration-"
+_NAME = re.compile(r"iteration-([0-9]+)")
 _PARTIAL = ".partial-"
 
 Tensors = dict[str, dict[str, Tensor]]
@@ -55,7 +56,7 @@ def save(parent: Path, iteration: int, checkpoint: Checkpoint) -> Path:
     Raises:
         OSError: the disk is full or read-only; the partial checkpoint is gone, older ones are kept.
     """
-    final = parent / f"{_PREFIX}{iteration:06d}"
+    final = parent / f"iteration-{iteration:06d}"
     partial = parent / f"{_PARTIAL}{final.name}"
     try:
         parent.mkdir(parents=True, exist_ok=True)
@@ -92,6 +93,8 @@ def load(folder: Path) -> Checkpoint:
     fallback = "delete that folder to go back to the checkpoint before it"
     try:
         sums = json.loads(manifest.read_text())
+        if _STATE not in sums:
+            raise InputError(f"{manifest}: names no {_STATE}; {fallback}")
         for name, expected in sums.items():
             if _sha256(folder / name) != expected:
                 raise InputError(
@@ -105,9 +108,54 @@ def load(folder: Path) -> Checkpoint:
         raise InputError(f"{folder}: not a whole checkpoint: {error}; {fallback}") from error
 
 
+def identity(folder: Path) -> str:
+    """SHA-256 of a checkpoint's manifest, and so of all that it holds.
+
+    Raises:
+        InputError: the manifest cannot be read.
+    """
+    try:
+        return _sha256(folder / _MANIFEST)
+    except OSError as error:
+        raise InputError(f"{folder}: not a whole checkpoint: {error}") from error
+
+
 def all_in(parent: Path) -> list[Path]:
-    """The complete checkpoints in a folder, oldest first."""
-    return sorted(parent.glob(f"{_PREFIX}*"), key=lambda folder: folder.name)
+    """The complete checkpoints in a folder, by rising iteration; whatever else lies there is not.
+
+    Six digits are what a name has at least: a run of a million iterations and more has more.
+    """
+    found = []
+    for folder in parent.iterdir() if parent.is_dir() else ():
+        name = _NAME.fullmatch(folder.name)
+        if name and folder.is_dir():
+            found.append((int(name[1]), folder.name, folder))
+    return [folder for *_, folder in sorted(found)]
+
+
+def difference(one: Any, other: Any, where: str = "") -> str | None:  # noqa: ANN401 - JSON
+    """The first place in which two values differ, as JSON has them; None if they are the same.
+
+    Returns:
+        Where and how in a few words, as in "trunk.0.channels: 64 and 65".
+    """
+    one, other = json.loads(json.dumps(one)), json.loads(json.dumps(other))
+    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        one, other = dict(enumerate(one)), dict(enumerate(other))
+    if isinstance(one, dict) and isinstance(other, dict):
+        for key in [*one, *(k for k in other if k not in one)]:
+            place = f"{where}.{key}" if where else str(key)
+            if key not in one or key not in other:
+                return f"{place}: there in one of them alone"
+            if found := difference(one[key], other[key], place):
+                return found
+        return None
+    return None if one == other else f"{where}: {_short(one)} and {_short(other)}"
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) < 60 else f"{text[:56]} ..."
 
 
 def prune(parent: Path, keep: int) -> None:

@@ -1,8 +1,55 @@
-"""The one error a user is meant to read."""
+"""The errors a user is meant to read, and the check of plain data that raises them."""
+
+import dataclasses
+import types
+from typing import Any, Literal, Union, get_args, get_origin
 
 
 class InputError(ValueError):
     """Something handed to fastinfogan was wrong: one line saying what, where, and what to do.
 
     The command line prints it without a traceback and exits with code 2.
+
+    Args:
+        message: line breaks in it, as other libraries' messages have them, become spaces.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(line.strip() for line in message.splitlines()))
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on, through no fault of the input: it diverged.
+
+    The command line prints it without a traceback and exits with code 1.
+    """
+
+
+def check_fields(instance: Any) -> None:  # noqa: ANN401 - any dataclass
+    """Check that a dataclass's fields hold what they are annotated with, as JSON may not.
+
+    Raises:
+        InputError: one does not; names the field.
+    """
+    for field in dataclasses.fields(instance):
+        value = getattr(instance, field.name)
+        if not _is(value, field.type):
+            raise InputError(f"{field.name} cannot be {value!r}")
+
+
+def _is(value: object, kind: Any) -> bool:  # noqa: ANN401 - an annotation
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return isinstance(value, str) and value in arguments
+    if origin in (Union, types.UnionType):
+        return any(_is(value, each) for each in arguments)
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        if arguments[-1] is Ellipsis:
+            return all(_is(each, arguments[0]) for each in value)
+        return len(value) == len(arguments) and all(map(_is, value, arguments))
+    if kind in (int, float):
+        number = isinstance(value, int) or (kind is float and isinstance(value, float))
+        return number and not isinstance(value, bool)
+    return isinstance(value, kind)

@@ -17,6 +17,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from fastinfogan.errors import InputError
+
 Words = NDArray[np.uint32]
 Floats = NDArray[np.float32]
 
@@ -34,6 +36,16 @@ class Stream(IntEnum):
     AUGMENT = 3
     PICTURES = 4
     EVALUATION = 5
+
+
+def require_seed(seed: int) -> None:
+    """Check a seed; everything that draws does.
+
+    Raises:
+        InputError: it is not in 0 <= seed < 2^64.
+    """
+    if not 0 <= seed < 2**64:
+        raise InputError(f"--seed must be 0 or more and below 2^64, not {seed}")
 
 
 def philox4x32(counter: Words, key: tuple[int, int], rounds: int = 10) -> Words:
@@ -74,7 +86,11 @@ def words(seed: int, step: int, stream: int, rows: int, columns: int, first_row:
 
     Returns:
         uint32 (rows, columns).
+
+    Raises:
+        InputError: the seed is out of range.
     """
+    require_seed(seed)
     blocks = -(-columns // 4)
     counter = np.empty((rows, blocks, 4), np.uint32)
     counter[..., 0] = np.arange(blocks, dtype=np.uint32)

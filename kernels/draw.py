@@ -1,6 +1,6 @@
 """Drawing noise and code: G's input and the targets of Q, as tensors.
 
-reference: NumPy, fastinfogan.philox. native: its C++ twin, bit for bit the same, some 10x faster.
+reference: NumPy, fastinfogan.philox. native: its C++ twin, bit for bit the same, and faster.
 """
 
 from dataclasses import dataclass
@@ -31,7 +31,13 @@ class DrawnCodes:
 def _native_draw() -> Draw:
     from fastinfogan import _native
 
-    return Draw(_native.words, _native.uniform, _native.normal, _native.below)
+    def words(
+        seed: int, step: int, stream: int, rows: int, columns: int, first_row: int = 0
+    ) -> philox.Words:
+        philox.require_seed(seed)
+        return _native.words(seed, step, stream, rows, columns, first_row)
+
+    return Draw(words, _native.uniform, _native.normal, _native.below)
 
 
 def by(impl: Implementation = "auto") -> Draw:
@@ -79,7 +85,7 @@ def draw_codes(
         impl: "reference", "native" or "auto".
 
     Raises:
-        InputError: "native" was asked for and is not compiled.
+        InputError: "native" was asked for and is not compiled, or the seed is out of range.
     """
     latents = spec.draw(seed, step, stream, rows, first_row=first_row, by=by(impl))
     return to_tensors(latents, spec, device, dtype)

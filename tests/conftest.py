@@ -1,4 +1,4 @@
-"""What every test may use: tiny images, a tiny run, and a cache and home of its own."""
+"""What every test may use: tiny images, tiny networks, a folder of its own, a session's cache."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,9 +10,20 @@ import torch
 
 from fastinfogan import experiments, philox
 from fastinfogan.data import Source
+from fastinfogan.data.augment import Augmentation
 from fastinfogan.engine import Iteration, TrainingSettings
-from fastinfogan.experiments import Experiment
+from fastinfogan.engine.precision import ComputedIn
+from fastinfogan.engine.settings import Information
+from fastinfogan.experiments import Block, Experiment
 from fastinfogan.networks import InfoGAN
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests and the processes that they start share a cache that goes with the session."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -22,6 +33,20 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
+
+
+def narrowed(experiment: Experiment, divisor: int) -> Experiment:
+    """The same experiment with every hidden width divided."""
+
+    def narrow(blocks: tuple[Block, ...]) -> tuple[Block, ...]:
+        return tuple(replace(b, channels=max(b.channels // divisor, 1)) for b in blocks)
+
+    return replace(
+        experiment,
+        trunk=narrow(experiment.trunk),
+        q_head=narrow(experiment.q_head),
+        generator=(*narrow(experiment.generator[:-1]), experiment.generator[-1]),
+    )
 
 
 def made_up_images(experiment: Experiment, count: int = 64, seed: int = 5) -> Source:
@@ -41,16 +66,18 @@ def settings_of(
     *,
     seed: int = 3,
     batch_size: int = 8,
-    precision: str = "fp32",
+    precision: ComputedIn = "fp32",
     log_every: int = 10,
+    augmentation: Augmentation = "none",
+    information: Information = "maximise",
 ) -> TrainingSettings:
     """Settings as the tests need them."""
     return TrainingSettings(
         seed=seed,
         batch_size=batch_size,
         precision=precision,
-        augmentation="none",
-        information="maximise",
+        augmentation=augmentation,
+        information=information,
         data=None,
         data_fingerprint=source.fingerprint,
         log_every=log_every,
@@ -58,11 +85,24 @@ def settings_of(
 
 
 def make_iteration(
-    experiment: Experiment, *, seed: int = 3, batch_size: int = 8, precision: str = "fp32"
+    experiment: Experiment,
+    *,
+    seed: int = 3,
+    batch_size: int = 8,
+    precision: ComputedIn = "fp32",
+    augmentation: Augmentation = "none",
+    information: Information = "maximise",
 ) -> Iteration:
     """The product's iteration on made-up images."""
     source = made_up_images(experiment)
-    settings = settings_of(source, seed=seed, batch_size=batch_size, precision=precision)
+    settings = settings_of(
+        source,
+        seed=seed,
+        batch_size=batch_size,
+        precision=precision,
+        augmentation=augmentation,
+        information=information,
+    )
     networks = InfoGAN(experiment, seed)
     if precision == "fp64":
         networks = networks.double()
@@ -72,4 +112,4 @@ def make_iteration(
 @pytest.fixture(scope="session")
 def tiny() -> Experiment:
     """MNIST's experiment with an eighth of its widths and every kind of code."""
-    return replace(experiments.get("mnist").narrowed(8), batch_size=8)
+    return replace(narrowed(experiments.get("mnist"), 8), batch_size=8)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import made_up_images
+from conftest import made_up_images, narrowed
 
 from fastinfogan import experiments
 from fastinfogan.cli import main
@@ -24,7 +24,7 @@ def narrow_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every experiment at an eighth of its widths; the rest as a user gets it."""
     full = experiments.get
     monkeypatch.setattr(
-        "fastinfogan.experiments.get", lambda *arguments: full(*arguments).narrowed(8)
+        "fastinfogan.experiments.get", lambda *arguments: narrowed(full(*arguments), 8)
     )
 
 

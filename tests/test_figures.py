@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import made_up_images, settings_of
+from conftest import made_up_images, narrowed, settings_of
 from PIL import Image
 
 from fastinfogan import experiments
@@ -53,14 +53,14 @@ def test_ranges_and_defaults(tiny: Experiment) -> None:
     recorder = Recorder(tiny)
     draw_traversal(recorder, "c3", Path("t.png"), rows=1, steps=3, low=0.0, high=1.0)
     assert recorder.asked[0].continuous[:, 1].tolist() == [0.0, 0.5, 1.0]
-    faces = Recorder(experiments.get("faces").narrowed(32))
+    faces = Recorder(narrowed(experiments.get("faces"), 32))
     draw_traversal(faces, "c5", Path("t.png"), rows=1, steps=3)
     assert faces.asked[0].continuous[:, 4].tolist() == [-1.0, 0.0, 1.0]
 
 
 @pytest.mark.parametrize("name", experiments.BASES)
 def test_all_pictures_of_every_experiment(name: str) -> None:
-    e = experiments.get(name).narrowed(32)
+    e = narrowed(experiments.get(name), 32)
     files = draw_all(Trained(e, InfoGAN(e).eval(), 0), Path("pictures"))
     assert [f.name for f in files] == [
         "samples.png",

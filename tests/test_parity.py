@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import made_up_images, make_iteration
+from conftest import made_up_images, make_iteration, narrowed
 from torch import Tensor, nn
 
 from fastinfogan import experiments
@@ -68,7 +68,7 @@ def pairs(ours: Iteration, reference: Reference) -> list[tuple[str, Tensor, Tens
 def test_ten_iterations_of_weights_are_the_references(
     name: str, variants: tuple[str, ...], divisor: int
 ) -> None:
-    experiment = experiments.get(name, variants).narrowed(divisor)
+    experiment = narrowed(experiments.get(name, variants), divisor)
     ours = make_iteration(experiment, precision="fp64")
     reference = Reference(experiment, 3, torch.float64)
     for step in range(10):
@@ -99,7 +99,7 @@ def widen(networks: Iterable[nn.Module]) -> None:
 @pytest.mark.parametrize("name", experiments.BASES)
 def test_losses_and_gradients_in_fp32(name: str) -> None:
     """In fp32 the product errs from the fp64 truth no more than twice what the reference does."""
-    experiment = experiments.get(name).narrowed(4)
+    experiment = narrowed(experiments.get(name), 4)
     ours = make_iteration(experiment, batch_size=32)
     reference = Reference(experiment, 3)
     truth = Reference(experiment, 3, torch.float64)
@@ -130,7 +130,7 @@ def test_losses_and_gradients_in_fp32(name: str) -> None:
 
 
 def test_bf16_follows_fp32() -> None:
-    experiment = experiments.get("mnist").narrowed(2)
+    experiment = narrowed(experiments.get("mnist"), 2)
     wide, narrow = (
         make_iteration(experiment, precision=p, batch_size=32) for p in ("fp32", "bf16")
     )

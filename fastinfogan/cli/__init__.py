@@ -15,7 +15,7 @@ from fastinfogan.cli.info import Info
 from fastinfogan.cli.sample import Sample
 from fastinfogan.cli.train import Train
 from fastinfogan.cli.traverse import Traverse
-from fastinfogan.errors import InputError
+from fastinfogan.errors import InputError, TrainingError
 
 Command = (
     Annotated[Train, tyro.conf.subcommand("train")]
@@ -34,20 +34,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: what follows the program's name; None for the process's own.
 
     Returns:
-        The exit code: 0, 2 for bad input, 1 for a full disk and the like, 130 or 143 if stopped.
+        The exit code: 0, 2 for bad input, 1 for a full disk, training that diverged and the like,
+        130 or 143 if stopped.
     """
-    command = tyro.cli(
-        Command,
-        prog="fastinfogan",
-        description="Train InfoGAN, and look at what its codes have come to mean.",
-        args=arguments,
-        config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
-    )
     try:
+        command = tyro.cli(
+            Command,
+            prog="fastinfogan",
+            description="Train InfoGAN, and look at what its codes have come to mean.",
+            args=arguments,
+            config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
+        )
         return command.run()
     except InputError as error:
-        print(f"fastinfogan: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"fastinfogan: {error}", file=sys.stderr)
-        return 1
+        return _tell(error, 2)
+    except MemoryError:
+        return _tell("not enough memory for what was asked for", 2)
+    except (OSError, TrainingError) as error:
+        return _tell(error, 1)
+    except KeyboardInterrupt:
+        return _tell("interrupted", 130)
+
+
+def _tell(what: object, code: int) -> int:
+    print(f"fastinfogan: {' '.join(str(what).splitlines())}", file=sys.stderr)
+    return code

@@ -3,9 +3,12 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
+
+if TYPE_CHECKING:
+    from fastinfogan.data import Source
 
 
 @dataclass(frozen=True)
@@ -31,13 +34,26 @@ class Evaluate:
         from fastinfogan.cli.training import images_of
         from fastinfogan.engine import RunDirectory, Trained
         from fastinfogan.engine.environment import choose_device
+        from fastinfogan.engine.memory import told_in_one_line
+        from fastinfogan.errors import InputError
         from fastinfogan.evaluation import evaluate
 
+        run = RunDirectory.open(self.run_directory)
         trained = Trained.load(self.run_directory, choose_device(self.device))
-        source = images_of(RunDirectory.open(self.run_directory), self.data)
-        found = evaluate(trained, source, self.seed)
+        source: Source | str
+        try:
+            source = images_of(run, self.data)
+        except InputError as error:
+            if self.data:
+                raise
+            source = str(error)  # the bound needs no images
+        else:
+            if not self.data and source.fingerprint != run.settings.data_fingerprint:
+                source = f"{source.name}: not the images of the run any more; name others by --data"
+        with told_in_one_line("evaluate on fewer images"):
+            found = evaluate(trained, source, self.seed)
         if self.json:
-            print(json.dumps(found.to_dict(), indent=1))
+            print(json.dumps(found.to_dict(), indent=1, allow_nan=False))
         else:
             print_evaluation(Console(highlight=False), found)
         return 0

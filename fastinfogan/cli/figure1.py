@@ -7,10 +7,16 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from fastinfogan.engine.settings import Information
 
+_PICTURE = "figure1.png"
+
 
 @dataclass(frozen=True)
 class Figure1:
-    """Train InfoGAN and a plain GAN with an observing Q on c ~ Cat(10), and draw L_I of both."""
+    """Train InfoGAN and a GAN with Q observing on c ~ Cat(10) alone, and draw L_I of both.
+
+    In both, D and Q are trained as in InfoGAN; only InfoGAN's generator is told what Q can read.
+    Where --out holds these two runs already, they go on, or are drawn again if they are done.
+    """
 
     iterations: int = 1000
     """Of each of the two runs."""
@@ -18,42 +24,65 @@ class Figure1:
     """Of both runs."""
     data: Path | None = None
     """As for train (default: the embedded digits)."""
-    out: Path = Path("runs/figure1")
-    """Folder for the two runs and figure1.png; new or empty."""
+    out: Path | None = None
+    """Folder for the two runs and figure1.png (default: a new one, runs/figure1-001, ...)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train."""
 
     def run(self) -> int:
         """Do it; the exit code."""
         from fastinfogan import experiments
+        from fastinfogan.checkpoint import difference
         from fastinfogan.cli import training
-        from fastinfogan.engine import Schedule, Trainer
+        from fastinfogan.engine import Plan, RunDirectory
         from fastinfogan.engine.environment import choose_device
         from fastinfogan.errors import InputError
         from fastinfogan.figures import draw_figure1
 
         if self.iterations < 1:
             raise InputError(f"--iterations must be 1 or more, not {self.iterations}")
-        if self.out.exists() and any(self.out.iterdir()):
-            raise InputError(f"{self.out}: holds files already; name another --out")
-        runs = {}
+        out = self.out or training.free_name("figure1")
         kinds: dict[str, Information] = {"infogan": "maximise", "gan": "observe"}
+        if out.exists() and not out.is_dir():
+            raise InputError(f"{out}: a file, where a folder is needed; name another --out")
+        if out.exists() and not {p.name for p in out.iterdir()} <= {*kinds, _PICTURE}:
+            raise InputError(f"{out}: holds files already; name another --out")
+        experiment = experiments.get("mnist", ["categorical-only"])
+        device = choose_device(self.device)
+        plan = Plan(self.iterations, device="cuda" if device.type == "cuda" else "cpu")
+        todo = []
         for name, information in kinds.items():
-            run, source = training.new_run(
-                experiments.get("mnist", ["categorical-only"]),
-                out=self.out / name,
+            there = (out / name / "config.json").exists()
+            run, source = training.describe_run(
+                experiment,
+                plan,
+                out=out / name,
                 data=self.data,
                 seed=self.seed,
                 precision="auto",
                 augment=None,
                 information=information,
-                device=self.device,
                 log_every=1,
+                free=not there,
             )
-            trainer = Trainer(run, source, choose_device(self.device))
-            code = training.train_with_progress(trainer, source, self.iterations, Schedule())
+            if there:
+                found = RunDirectory.open(out / name)
+                if differs := difference(found.identity(), run.identity()):
+                    raise InputError(f"{out / name}: a run of other settings; {differs}")
+                run = found
+            todo.append((run, source, there))
+        again = f"fastinfogan figure1 --out {out} --iterations {self.iterations}"
+        again += f" --seed {self.seed}" + (f" --data {self.data}" if self.data else "")
+        for run, source, there in todo:
+            if there:
+                trainer, _ = training.go_on(run, plan, self.data)
+                if trainer.done == self.iterations:
+                    continue
+            else:
+                trainer = training.start(run, source)
+            code = training.train_with_progress(trainer, source, new=not there, go_on_with=again)
             if code:
                 return code
-            runs[name] = run
-        print(draw_figure1(runs["infogan"], runs["gan"], self.out / "figure1.png"))
+        infogan, gan = (run for run, *_ in todo)
+        print(draw_figure1(infogan, gan, out / _PICTURE))
         return 0

@@ -12,7 +12,7 @@ class Info:
         """Do it; the exit code."""
         from fastinfogan.data.digits import cache_directory
         from fastinfogan.engine import choose_precision, environment
-        from fastinfogan.experiments import VARIANTS
+        from fastinfogan.experiments import OURS, VARIANTS
         from fastinfogan.kernels.backend import choose
 
         device = environment.choose_device("auto")
@@ -31,6 +31,8 @@ class Info:
             print(f"{name:16} {fact}")
         for name, variants in VARIANTS.items():
             print(f"\n{name}: --variant")
+            ours = f"; {OURS[name]}" if name in OURS else ""
+            print(f"  {'paper':20} the default{ours}")
             for variant, what in variants.items():
                 print(f"  {variant:20} {what.about}")
         return 0

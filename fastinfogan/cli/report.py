@@ -20,3 +20,5 @@ def print_evaluation(console: Console, found: Evaluation) -> None:
             f"{code.matching_error:.1%} by matching, {code.majority_error:.1%} by majority "
             f"(fitted on {code.fitted_on}, scored on {code.scored_on} other images)"
         )
+    if found.unclassified:
+        console.print(f"error        not measured: {found.unclassified}", soft_wrap=True)

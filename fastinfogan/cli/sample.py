@@ -18,7 +18,7 @@ class Sample:
     seed: int = 0
     """Of noise and codes."""
     out: Path | None = None
-    """The PNG to write (default: RUN/pictures/samples.png)."""
+    """The PNG to write (default: in RUN/pictures, samples.png or a name that tells the options)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to generate."""
 
@@ -26,9 +26,11 @@ class Sample:
         """Do it; the exit code."""
         from fastinfogan.engine import Trained
         from fastinfogan.engine.environment import choose_device
-        from fastinfogan.figures import draw_samples
+        from fastinfogan.engine.memory import told_in_one_line
+        from fastinfogan.figures import draw_samples, samples_name
 
         trained = Trained.load(self.run_directory, choose_device(self.device))
-        file = self.out or self.run_directory / "pictures" / "samples.png"
-        print(draw_samples(trained, file, self.count, self.seed))
+        own = self.run_directory / "pictures" / samples_name(self.count, self.seed)
+        with told_in_one_line("take a smaller --count"):
+            print(draw_samples(trained, self.out or own, self.count, self.seed))
         return 0

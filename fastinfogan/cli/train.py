@@ -11,7 +11,8 @@ from fastinfogan.errors import InputError
 
 if TYPE_CHECKING:
     from fastinfogan.data import Source
-    from fastinfogan.engine import RunDirectory
+    from fastinfogan.engine import RunDirectory, Trainer
+    from fastinfogan.engine.settings import Device
 
 
 def _open(kind: str, default: str) -> Any:  # noqa: ANN401 - tyro's own type is private
@@ -23,8 +24,9 @@ def _open(kind: str, default: str) -> Any:  # noqa: ANN401 - tyro's own type is 
 class Train:
     """Train InfoGAN, then evaluate it and draw its samples and traversals.
 
-    With --resume, a run goes on exactly where its newest checkpoint was written, up to --iterations
-    in all; what decides its numbers (seed, batch size, data, ...) is the run's own.
+    With --resume, a run goes on exactly where its newest checkpoint was written, up to the
+    iterations it was started for or --iterations in all; what decides its numbers (seed, batch
+    size, data, ...) is the run's own.
     """
 
     experiment: Annotated[
@@ -64,48 +66,40 @@ class Train:
     information: Annotated[
         Literal["maximise", "observe"] | None, _open("{maximise,observe}", "maximise")
     ] = None
-    """maximise is InfoGAN; observe is a plain GAN with Q beside its D."""
+    """maximise is InfoGAN; observe is a GAN with Q observing (Figure 1): D and Q are trained as in
+    InfoGAN, the generator is not told what Q can read."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes the GPU if there is one."""
     log_every: Annotated[int | None, _open("INT", "10")] = None
     """Iterations between two lines of metrics, each a mean over them."""
-    checkpoint_every: int = 500
+    checkpoint_every: Annotated[int | None, _open("INT", "500")] = None
     """Iterations between two checkpoints."""
-    pictures_every: int = 500
+    pictures_every: Annotated[int | None, _open("INT", "500")] = None
     """Iterations between two sets of pictures; 0 for the end alone."""
 
     def run(self) -> int:
         """Do it; the exit code."""
         from fastinfogan.cli import training
-        from fastinfogan.engine import RunDirectory, Schedule, Trainer
+        from fastinfogan.engine import RunDirectory
         from fastinfogan.engine.environment import choose_device
 
-        schedule = Schedule(
-            checkpoint_every=self.checkpoint_every, pictures_every=self.pictures_every
-        )
-        if self.iterations is not None and self.iterations < 0:
-            raise InputError(f"--iterations must be 0 or more, not {self.iterations}")
         if self.resume and self.init_from:
             raise InputError("--resume goes on with a run, --init-from starts one; name one")
-        device = choose_device(self.device)
+        device: Device = "cuda" if choose_device(self.device).type == "cuda" else "cpu"
+        asked = {
+            "iterations": self.iterations,
+            "checkpoint_every": self.checkpoint_every,
+            "pictures_every": self.pictures_every,
+        }
+        given: dict[str, Any] = {name: n for name, n in asked.items() if n is not None}
         if self.resume:
             run = RunDirectory.open(self.resume)
             self._agree_with(run)
-            source = training.images_of(run, self.data)
-            trainer = Trainer(run, source, device)
-            trainer.resume()
+            plan = replace(run.plan, device=device, **given)
+            trainer, source = training.go_on(run, plan, self.data)
         else:
-            start_from = RunDirectory.open(self.init_from) if self.init_from else None
-            run, source = self._new_run()
-            trainer = Trainer(run, source, device)
-            if start_from:
-                trainer.take_weights(start_from)
-        goal = run.experiment.iterations if self.iterations is None else self.iterations
-        if goal < trainer.done:
-            raise InputError(
-                f"{run.path} has done {trainer.done} iterations; --iterations {goal} is less"
-            )
-        return training.train_with_progress(trainer, source, goal, schedule)
+            trainer, source = self._start(device, given)
+        return training.train_with_progress(trainer, source, new=not self.resume)
 
     def _agree_with(self, run: "RunDirectory") -> None:
         """Refuse options that would make a resumed run another one."""
@@ -134,22 +128,32 @@ class Train:
                     f"{run.path} was started with --{option} {has}; it cannot go on with {asked}"
                 )
 
-    def _new_run(self) -> "tuple[RunDirectory, Source]":
+    def _start(self, device: "Device", given: dict[str, Any]) -> "tuple[Trainer, Source]":
+        from fastinfogan import checkpoint
         from fastinfogan.cli import training
+        from fastinfogan.engine import Origin, Plan, RunDirectory
 
         if self.experiment is None:
             raise InputError(f"name an experiment to train: {', '.join(experiments.BASES)}")
         experiment = experiments.get(self.experiment, self.variant)
         if self.batch_size is not None:
             experiment = replace(experiment, batch_size=self.batch_size)
-        return training.new_run(
+        plan = Plan(**{"iterations": experiment.iterations, "device": device, **given})
+        weights = None
+        if self.init_from:
+            weights = RunDirectory.open(self.init_from).read_checkpoint()
+            where = str(self.init_from.absolute())
+            origin = Origin(where, weights.folder.name, checkpoint.identity(weights.folder))
+            plan = replace(plan, init_from=origin)
+        run, source = training.describe_run(
             experiment,
+            plan,
             out=self.out,
             data=self.data,
             seed=self.seed or 0,
             precision=self.precision or "auto",
             augment=self.augment,
             information=self.information or "maximise",
-            device=self.device,
             log_every=10 if self.log_every is None else self.log_every,
         )
+        return training.start(run, source, weights), source

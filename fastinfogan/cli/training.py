@@ -1,14 +1,16 @@
 """What `train` and `figure1` share: starting a run, and training it with a progress bar."""
 
+import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import Literal
 
+import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -22,14 +24,16 @@ from fastinfogan.cli.report import print_evaluation
 from fastinfogan.data import Source, open_source
 from fastinfogan.data.augment import Augmentation
 from fastinfogan.engine import (
+    Plan,
     RunDirectory,
+    SavedState,
     Schedule,
     Trained,
     Trainer,
     TrainingSettings,
     choose_precision,
 )
-from fastinfogan.engine.environment import choose_device
+from fastinfogan.engine.memory import OutOfMemoryError, told_in_one_line
 from fastinfogan.engine.precision import PrecisionName
 from fastinfogan.engine.settings import Information
 from fastinfogan.errors import InputError
@@ -40,8 +44,9 @@ from fastinfogan.figures import draw_all
 _INTERRUPTED = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
 
-def new_run(
+def describe_run(
     experiment: Experiment,
+    plan: Plan,
     *,
     out: Path | None,
     data: Path | None,
@@ -49,15 +54,17 @@ def new_run(
     precision: PrecisionName,
     augment: Augmentation | None,
     information: Information,
-    device: Literal["auto", "cpu", "cuda"],
     log_every: int,
+    free: bool = True,
 ) -> tuple[RunDirectory, Source]:
-    """Read the images, settle what is left open, and make the run's folder, in that order.
+    """Settle what is left open of a run and read its images; nothing is written.
+
+    `free` refuses a folder with something in it, before the images are read.
 
     Raises:
-        InputError: any of it is wrong; no folder is left behind.
+        InputError: any of it is wrong.
     """
-    chosen, _ = choose_precision(precision, choose_device(device))
+    chosen, _ = choose_precision(precision, torch.device(plan.device))
     settings = TrainingSettings(
         seed=seed,
         batch_size=experiment.batch_size,
@@ -68,9 +75,67 @@ def new_run(
         data_fingerprint="",
         log_every=log_every,
     )
+    path = out or free_name(experiment.name)
+    if free:
+        RunDirectory(path, experiment, settings, plan).require_free()
     source = open_source(data, experiment)
     settings = replace(settings, data_fingerprint=source.fingerprint)
-    return RunDirectory.create(out or _free_name(experiment.name), experiment, settings), source
+    return RunDirectory(path, experiment, settings, plan), source
+
+
+def start(run: RunDirectory, source: Source, weights: SavedState | None = None) -> Trainer:
+    """Set a new run up, then make its folder; with weights, they are its first checkpoint.
+
+    Raises:
+        InputError: the weights do not fit, or it all does not fit into memory; no folder was made.
+        OSError: the first checkpoint could not be written; no folder is left.
+    """
+    with told_in_one_line("train on fewer images"):
+        trainer = Trainer(run, source, torch.device(run.plan.device))
+    if weights:
+        trainer.take_weights(weights)
+    run.make()
+    if weights:
+        try:
+            trainer.save()
+        except OSError:
+            shutil.rmtree(run.path, ignore_errors=True)
+            raise
+    return trainer
+
+
+def go_on(run: RunDirectory, plan: Plan, data: Path | None = None) -> tuple[Trainer, Source]:
+    """Take a run up where its newest checkpoint is, or from its seed if it came to none.
+
+    Args:
+        run: which.
+        plan: what is asked of it from now on; recorded.
+        data: where its images are now, if elsewhere; recorded.
+
+    Raises:
+        InputError: it cannot go on, or not to that iteration; nothing was changed.
+    """
+    saved = None
+    if run.has_checkpoint():
+        saved = run.read_checkpoint()
+    elif run.plan.init_from:
+        raise InputError(
+            f"{run.path}: was to start from the weights of {run.plan.init_from.run} and holds no "
+            "checkpoint; start it again"
+        )
+    done = saved.iteration if saved else 0
+    if plan.iterations < done:
+        raise InputError(
+            f"{run.path} has done {done} iterations; --iterations {plan.iterations} is less"
+        )
+    source = images_of(run, data)
+    with told_in_one_line("this run was started on a larger machine"):
+        trainer = Trainer(run, source, torch.device(plan.device))
+    if saved:
+        trainer.resume(saved)
+    settings = run.settings
+    run.update(replace(settings, data=str(data.absolute())) if data else settings, plan)
+    return trainer, source
 
 
 def images_of(run: RunDirectory, data: Path | None = None) -> Source:
@@ -79,16 +144,25 @@ def images_of(run: RunDirectory, data: Path | None = None) -> Source:
     return open_source(data or (Path(recorded) if recorded else None), run.experiment)
 
 
-def train_with_progress(trainer: Trainer, source: Source, goal: int, schedule: Schedule) -> int:
-    """Train to the goal, showing how it goes; then evaluate and draw.
+def train_with_progress(
+    trainer: Trainer, source: Source, *, new: bool, go_on_with: str | None = None
+) -> int:
+    """Train as the run's plan says, showing how it goes; then evaluate and draw.
 
     SIGINT and SIGTERM end the run at the next iteration boundary, with a checkpoint.
+
+    Args:
+        trainer: at its first or at a later iteration.
+        source: its images.
+        new: whether the run's folder was made just now; it goes if not one iteration fits.
+        go_on_with: the command that goes on with a run that was stopped.
 
     Returns:
         The exit code.
     """
     console = Console(highlight=False)
     run = trainer.run
+    goal = run.plan.iterations
     console.print(
         f"[bold]{run.experiment.name}[/bold] in {run.path}: iterations {trainer.done} to {goal}, "
         f"batch {run.settings.batch_size}, {run.settings.precision} on {trainer.iteration.device}, "
@@ -100,20 +174,26 @@ def train_with_progress(trainer: Trainer, source: Source, goal: int, schedule: S
             draw_all(trained, run.pictures)
 
     with _progress(console, trainer, goal) as show, _stop_on_signal() as signals:
-        trainer.train(
-            goal,
-            replace(
-                schedule,
-                on_metrics=show,
-                on_pictures=draw,
-                on_warning=lambda text: console.print(f"[yellow]{text}[/yellow]"),
-                stop=lambda: bool(signals),
-            ),
+        schedule = Schedule(
+            checkpoint_every=run.plan.checkpoint_every,
+            pictures_every=run.plan.pictures_every,
+            on_metrics=show,
+            on_pictures=draw,
+            on_warning=lambda text: console.print(f"[yellow]{escape(text)}[/yellow]"),
+            stop=lambda: bool(signals),
         )
+        try:
+            with told_in_one_line("take a smaller --batch-size"):
+                trainer.train(goal, schedule)
+        except OutOfMemoryError:
+            if new and trainer.done == 0:
+                shutil.rmtree(run.path, ignore_errors=True)
+            raise
     if signals:
+        command = go_on_with or f"fastinfogan train --resume {run.path} --iterations {goal}"
         console.print(
-            f"stopped after {trainer.done} of {goal} iterations; "
-            f"go on with: fastinfogan train --resume {run.path} --iterations {goal}"
+            f"stopped after {trainer.done} of {goal} iterations; go on with: {command}",
+            soft_wrap=True,
         )
         return _INTERRUPTED[signals[0]]
     with Trained.borrowed(run.experiment, trainer.networks, trainer.done) as trained:
@@ -177,9 +257,14 @@ def _stop_on_signal() -> Iterator[list[signal.Signals]]:
             signal.signal(each, handler)
 
 
-def _free_name(experiment: str) -> Path:
+def free_name(stem: str) -> Path:
+    """The first of runs/STEM-001, runs/STEM-002, ... that is not there.
+
+    Raises:
+        InputError: all are.
+    """
     for number in range(1, 100_000):
-        path = Path("runs") / f"{experiment}-{number:03d}"
+        path = Path("runs") / f"{stem}-{number:03d}"
         if not path.exists():
             return path
     raise InputError("runs/ is full of runs; name a folder with --out")

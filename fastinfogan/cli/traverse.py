@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -26,7 +26,7 @@ class Traverse:
     seed: int = 0
     """Of noise and codes."""
     out: Path | None = None
-    """Folder for the PNGs (default: RUN/pictures)."""
+    """Folder for the PNGs, whose names tell the options (default: RUN/pictures)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to generate."""
 
@@ -34,24 +34,23 @@ class Traverse:
         """Do it; the exit code."""
         from fastinfogan.engine import Trained
         from fastinfogan.engine.environment import choose_device
+        from fastinfogan.engine.memory import told_in_one_line
         from fastinfogan.errors import InputError
-        from fastinfogan.figures import draw_traversal
+        from fastinfogan.figures import draw_traversal, traversal_name
 
         if self.code is None and (self.low is not None or self.high is not None):
             raise InputError("--from and --to are a continuous code's range; name it with --code")
         trained = Trained.load(self.run_directory, choose_device(self.device))
         folder = self.out or self.run_directory / "pictures"
         for code in (self.code,) if self.code else trained.experiment.latents.names:
-            print(
-                draw_traversal(
-                    trained,
-                    code,
-                    folder / f"traversal_{code}.png",
-                    rows=self.rows,
-                    steps=self.steps,
-                    low=self.low,
-                    high=self.high,
-                    seed=self.seed,
-                )
-            )
+            how: dict[str, Any] = {
+                "rows": self.rows,
+                "steps": self.steps,
+                "low": self.low,
+                "high": self.high,
+                "seed": self.seed,
+            }
+            file = folder / traversal_name(trained, code, **how)
+            with told_in_one_line("take fewer --rows or --steps"):
+                print(draw_traversal(trained, code, file, **how))
         return 0

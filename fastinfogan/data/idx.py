@@ -7,15 +7,28 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fastinfogan.data.source import Source, pixels
+from fastinfogan.data.source import Source, as_labels, pixels
 from fastinfogan.errors import InputError
 
+_GZIP = b"\x1f\x8b"
 _UBYTE = 8  # the type code of unsigned bytes, the only one MNIST uses
 
 
 def is_idx(path: Path) -> bool:
-    """Whether a file is named as IDX files are."""
-    return path.is_file() and "idx" in path.name and "ubyte" in path.name
+    """Whether a file starts as an IDX file of bytes does, gzipped or not, or is named as one."""
+    if not path.is_file():
+        return False
+    if "idx" in path.name and "ubyte" in path.name:
+        return True
+    try:
+        with path.open("rb") as file:
+            start = file.read(3)
+        if start[:2] == _GZIP:
+            with gzip.open(path) as file:
+                start = file.read(3)
+    except (OSError, EOFError, zlib.error):
+        return False
+    return start == bytes([0, 0, _UBYTE])
 
 
 def image_file(folder: Path, part: str) -> Path | None:
@@ -36,7 +49,7 @@ def read_array(path: Path, rank: int) -> NDArray[np.uint8]:
     """
     try:
         data = path.read_bytes()
-        if data[:2] == b"\x1f\x8b":
+        if data[:2] == _GZIP:
             data = gzip.decompress(data)
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: cannot be read: {error}") from error
@@ -76,6 +89,8 @@ def read(path: Path) -> Source:
 def _read_one(images: Path) -> Source:
     array = pixels(read_array(images, 3), images)
     name = images.name.replace("images", "labels").replace("idx3", "idx1")
+    if name == images.name:
+        return Source(str(images), array)
     candidates = [images.with_name(n) for n in (name, name.removesuffix(".gz"), name + ".gz")]
-    labels = next((c for c in candidates if c != images and c.is_file()), None)
-    return Source(str(images), array, read_array(labels, 1).astype(np.int64) if labels else None)
+    labels = next((c for c in candidates if c.is_file()), None)
+    return Source(str(images), array, as_labels(read_array(labels, 1), labels) if labels else None)

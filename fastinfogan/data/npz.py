@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fastinfogan.data.source import Source, pixels
+from fastinfogan.data.source import Source, as_labels, pixels
 from fastinfogan.errors import InputError
 
 _LAYOUTS = (("images", "labels"), ("x_train", "y_train"))
@@ -21,10 +21,22 @@ def read(path: Path) -> Source:
         InputError: damaged, pickled, or without an array of images under a known name.
     """
     try:
+        with zipfile.ZipFile(path) as plain:
+            plain.infolist()  # an .npy by another name is no archive, and np.load would read it
         with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            every = {name: archive[name] for name in archive.files}
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        MemoryError,
+        RuntimeError,  # encrypted, or packed in a way that zipfile does not know
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         raise InputError(f"{path}: not a whole .npz of plain arrays: {error}") from error
+    # What is in a zip and is no array comes back as bytes.
+    arrays = {name: array for name, array in every.items() if isinstance(array, np.ndarray)}
     source = _find(arrays, _LAYOUTS, path)
     if source is None and len(arrays) == 1:
         source = Source(str(path), pixels(next(iter(arrays.values())), path))
@@ -46,6 +58,6 @@ def _find(
             return Source(
                 str(path),
                 pixels(arrays[images], path),
-                None if found is None else found.reshape(-1).astype(np.int64),
+                None if found is None else as_labels(found, path),
             )
     return None

@@ -50,11 +50,6 @@ def _read(path: Path, shape: ImageShape) -> Source:
         return svhn.read(path)
     if path.suffix == ".npz":
         return npz.read(path)
-    if idx.is_idx(path) or _starts_as_idx(path):
+    if idx.is_idx(path):
         return idx.read(path)
     raise InputError(f"{path}: of no format known here; --data takes {_WANTED}")
-
-
-def _starts_as_idx(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(3) == b"\0\0\x08"

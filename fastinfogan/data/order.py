@@ -8,9 +8,11 @@ from fastinfogan.kernels.draw import by
 from fastinfogan.philox import Stream
 
 
-def permutation(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
+def permutation(
+    seed: int, epoch: int, count: int, stream: Stream = Stream.DATA_ORDER
+) -> NDArray[np.int64]:
     """The shuffle of an epoch: int64 (count,), by sorting one 64-bit Philox key per image."""
-    words = by().words(seed, epoch, Stream.DATA_ORDER, count, 2, 0).astype(np.uint64)
+    words = by().words(seed, epoch, stream, count, 2, 0).astype(np.uint64)
     keys = words[:, 0] << np.uint64(32) | words[:, 1]
     return np.argsort(keys, kind="stable")
 

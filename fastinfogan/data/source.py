@@ -33,8 +33,11 @@ class Source:
     Attributes:
         name: what the user would call it, for messages and the run's record.
         images: uint8 (N, height, width, channels).
-        labels: int64 (N,) or None.
+        labels: int64 (N,), 0 or more, or None; see `as_labels`.
         test: the images set aside by the format for testing, if any.
+
+    Raises:
+        InputError: no images, or labels that are not one whole number of 0 or more per image.
     """
 
     name: str
@@ -45,7 +48,11 @@ class Source:
     def __post_init__(self) -> None:
         if len(self.images) == 0:
             raise InputError(f"{self.name} holds no images")
-        if self.labels is not None and len(self.labels) != len(self.images):
+        if self.labels is None:
+            return
+        if self.labels.dtype != np.int64 or self.labels.ndim != 1 or (self.labels < 0).any():
+            raise InputError(f"{self.name}: labels must be whole numbers, int64 (N,), 0 or more")
+        if len(self.labels) != len(self.images):
             raise InputError(
                 f"{self.name} holds {len(self.images)} images and {len(self.labels)} labels; "
                 "there must be one label per image"
@@ -95,3 +102,28 @@ def pixels(array: NDArray[np.generic], where: Path | str) -> NDArray[np.uint8]:
             f"these are {array.shape}"
         )
     return np.ascontiguousarray(array, dtype=np.uint8)
+
+
+def as_labels(array: NDArray[np.generic], where: Path | str) -> NDArray[np.int64]:
+    """Check an array of labels.
+
+    Args:
+        array: (N,), (N, 1) or (1, N): whole numbers of 0 or more, also as floating point.
+        where: the file, for messages.
+
+    Returns:
+        int64 (N,).
+
+    Raises:
+        InputError: another shape, dtype or range.
+    """
+    if array.size != max(array.shape, default=0):
+        raise InputError(f"{where}: labels must be one number per image, these are {array.shape}")
+    if array.dtype.kind not in "buif":
+        raise InputError(f"{where}: labels must be whole numbers, these are {array.dtype}")
+    flat = array.reshape(-1)
+    with np.errstate(invalid="ignore"):  # the comparison below finds what does not fit
+        whole = flat.astype(np.int64)
+    if (whole < 0).any() or not np.array_equal(whole.astype(flat.dtype), flat):
+        raise InputError(f"{where}: labels must be whole numbers of 0 or more, below 2^63")
+    return whole

@@ -2,15 +2,18 @@
 
 from fastinfogan.engine.iteration import Iteration
 from fastinfogan.engine.precision import Precision, choose_precision
-from fastinfogan.engine.run_directory import RunDirectory
-from fastinfogan.engine.settings import TrainingSettings
+from fastinfogan.engine.run_directory import RunDirectory, SavedState
+from fastinfogan.engine.settings import Origin, Plan, TrainingSettings
 from fastinfogan.engine.trained import Trained
 from fastinfogan.engine.trainer import Schedule, Trainer
 
 __all__ = [
     "Iteration",
+    "Origin",
+    "Plan",
     "Precision",
     "RunDirectory",
+    "SavedState",
     "Schedule",
     "Trained",
     "Trainer",

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from fastinfogan.data import EpochOrder
-from fastinfogan.data.augment import affine, affine_matrices
+from fastinfogan.data.augment import affine_matrices
+from fastinfogan.engine.images import to_network
 from fastinfogan.engine.precision import BF16, FP32, FP64
 from fastinfogan.engine.settings import TrainingSettings
 from fastinfogan.experiments import Experiment
@@ -60,6 +61,8 @@ class Iteration:
         self.g_adam = torch.optim.Adam(
             self._g_parameters, e.learning_rate_g, betas, e.epsilon, fused=True
         )
+        _make_state(self.d_adam, self._d_parameters)
+        _make_state(self.g_adam, self._g_parameters)
         # d_loss, g_loss, then the G step's bound for each code.
         self.sums = torch.zeros(2 + len(e.latents.codes), dtype=dtype, device=self.device)
         self.summed = 0
@@ -97,13 +100,11 @@ class Iteration:
         """An iteration's real images: (B, C, H, W), channels_last, in the experiment's range."""
         s, dtype = self.settings, self.precision.dtype
         index = torch.from_numpy(self._order.indices(step)).to(self.device, non_blocking=True)
-        images = self._images.index_select(0, index).permute(0, 3, 1, 2).to(dtype).div_(255.0)
+        images, matrices = self._images.index_select(0, index), None
         if s.augmentation == "affine":
-            matrices = affine_matrices(s.seed, step, s.batch_size, *images.shape[2:])
-            on_device = torch.from_numpy(matrices).to(self.device, dtype, non_blocking=True)
-            images = affine(images, on_device)
-        low, high = self.experiment.image_range
-        return images if (low, high) == (0.0, 1.0) else images.mul_(high - low).add_(low)
+            drawn = affine_matrices(s.seed, step, s.batch_size, *images.shape[1:3])
+            matrices = torch.from_numpy(drawn).to(self.device, dtype, non_blocking=True)
+        return to_network(images, self.experiment.image_range, dtype, matrices)
 
     def d_step(self, real: Tensor, codes: DrawnCodes) -> tuple[Tensor, MutualInformation]:
         """Update trunk, D head and Q head.
@@ -164,12 +165,6 @@ class Iteration:
         ):
             for name, parameter in named:
                 moments = adam.state[parameter]
-                if (
-                    not moments
-                ):  # Adam makes its state at the first step, a checkpoint may be earlier
-                    moments["step"] = torch.zeros((), dtype=torch.float32, device=self.device)
-                    moments["exp_avg"] = torch.zeros_like(parameter)
-                    moments["exp_avg_sq"] = torch.zeros_like(parameter)
                 optimizer |= {f"{name}.{key}": value for key, value in moments.items()}
         return {
             "weights": dict(self.networks.state_dict()),
@@ -194,3 +189,13 @@ class Iteration:
         loss.backward(inputs=parameters)  # type: ignore[no-untyped-call]
         adam.step()
         adam.zero_grad(set_to_none=True)
+
+
+def _make_state(adam: torch.optim.Adam, parameters: Sequence[Tensor]) -> None:
+    """Give Adam the state that it would make at its first step: a checkpoint may be earlier."""
+    for parameter in parameters:
+        adam.state[parameter] = {
+            "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
+        }

@@ -11,6 +11,7 @@ import torch
 from fastinfogan.errors import InputError
 
 PrecisionName = Literal["auto", "fp32", "bf16"]
+ComputedIn = Literal["fp32", "bf16", "fp64"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Precision:
         compute: of convolutions and matrix products, if another than `dtype`.
     """
 
-    name: str
+    name: ComputedIn
     dtype: torch.dtype = torch.float32
     compute: torch.dtype | None = None
 

@@ -1,6 +1,6 @@
 """What a run leaves on disk, and reading it back.
 
-config.json       experiment, settings, versions, hardware
+config.json       experiment, settings, what was asked of the run, versions, hardware
 metrics.jsonl     one line every few iterations
 tensorboard/      the same as events
 pictures/         samples and traversals
@@ -10,16 +10,46 @@ checkpoints/      iteration-000500, ...
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from fastinfogan import checkpoint
+from fastinfogan.checkpoint import Checkpoint
 from fastinfogan.engine import environment
-from fastinfogan.engine.settings import TrainingSettings
+from fastinfogan.engine.settings import Plan, TrainingSettings
 from fastinfogan.errors import InputError
 from fastinfogan.experiments import Experiment
 
-_FORMAT = 1
+_FORMAT = 2
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """A checkpoint of a run, known to be this run's.
+
+    Attributes:
+        folder: where it lies.
+        tensors: as in `Checkpoint`.
+        iteration: how many iterations it has seen.
+        summed: how many of them its sums of metrics hold.
+    """
+
+    folder: Path
+    tensors: checkpoint.Tensors
+    iteration: int
+    summed: int
+
+    def fit(self, kind: str, into: dict[str, Tensor]) -> None:
+        """Copy one kind of tensors into a state; see `checkpoint.fit`.
+
+        Raises:
+            InputError: they are not the same tensors; nothing was copied.
+        """
+        where = self.folder / f"{kind}.safetensors"
+        checkpoint.fit(self.tensors.get(kind, {}), into, where)
 
 
 class RunDirectory:
@@ -29,44 +59,83 @@ class RunDirectory:
         path: the folder.
         experiment: what is trained there.
         settings: how.
+        plan: what was asked of it.
     """
 
-    def __init__(self, path: Path, experiment: Experiment, settings: TrainingSettings) -> None:
+    def __init__(
+        self, path: Path, experiment: Experiment, settings: TrainingSettings, plan: Plan
+    ) -> None:
         self.path = path
         self.experiment = experiment
         self.settings = settings
+        self.plan = plan
 
     @classmethod
     def create(
-        cls, path: Path, experiment: Experiment, settings: TrainingSettings
+        cls,
+        path: Path,
+        experiment: Experiment,
+        settings: TrainingSettings,
+        plan: Plan | None = None,
     ) -> "RunDirectory":
-        """Start a run in a folder that is new or empty.
+        """Start a run in a folder that is new or empty; without a plan, to be trained by hand.
 
         Raises:
             InputError: something is there already, or the folder cannot be made.
         """
+        run = cls(path, experiment, settings, plan or Plan(experiment.iterations))
+        run.make()
+        return run
+
+    def require_free(self) -> None:
+        """Check that the folder is new or empty.
+
+        Raises:
+            InputError: it is not.
+        """
+        path = self.path
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             what = "another run" if (path / "config.json").exists() else "files"
             raise InputError(
                 f"{path}: holds {what} already; name another --out, or --resume {path}"
             )
-        run = cls(path, experiment, settings)
+
+    def make(self) -> None:
+        """Make the folder, with config.json in it.
+
+        Raises:
+            InputError: something is there already, or the folder cannot be made.
+        """
+        self.require_free()
+        machine = {"versions": environment.versions(), "hardware": environment.hardware()}
+        try:
+            self.pictures.mkdir(parents=True)
+            self.checkpoints.mkdir()
+            self._write_config(machine)
+        except OSError as error:
+            raise InputError(f"{self.path}: a run cannot be kept here: {error}") from error
+
+    def update(self, settings: TrainingSettings, plan: Plan) -> None:
+        """Record what a resume changes.
+
+        Raises:
+            OSError: config.json cannot be written; it is as it was.
+        """
+        if (settings, plan) == (self.settings, self.plan):
+            return
+        before = json.loads((self.path / "config.json").read_text())
+        self.settings, self.plan = settings, plan
+        self._write_config({part: before[part] for part in ("versions", "hardware")})
+
+    def _write_config(self, machine: dict[str, Any]) -> None:
         config = {
             "format": _FORMAT,
-            "experiment": experiment.to_dict(),
-            "settings": settings.to_dict(),
-            "versions": environment.versions(),
-            "hardware": environment.hardware(),
+            "experiment": self.experiment.to_dict(),
+            "settings": self.settings.to_dict(),
+            "plan": self.plan.to_dict(),
+            **machine,
         }
-        try:
-            run.pictures.mkdir(parents=True)
-            run.checkpoints.mkdir()
-            partial = path / "config.json.partial"
-            partial.write_text(json.dumps(config, indent=1) + "\n")
-            os.replace(partial, path / "config.json")
-        except OSError as error:
-            raise InputError(f"{path}: a run cannot be kept here: {error}") from error
-        return run
+        _replace(self.path / "config.json", json.dumps(config, indent=1) + "\n")
 
     @classmethod
     def open(cls, path: Path) -> "RunDirectory":
@@ -89,6 +158,7 @@ class RunDirectory:
                 path,
                 Experiment.from_dict(config.get("experiment", {})),
                 TrainingSettings.from_dict(config.get("settings", {})),
+                Plan.from_dict(config.get("plan", {})),
             )
         except InputError as error:
             raise InputError(f"{file}: {error}") from error
@@ -103,6 +173,10 @@ class RunDirectory:
         """Folder of checkpoints."""
         return self.path / "checkpoints"
 
+    def has_checkpoint(self) -> bool:
+        """Whether the run came to write one."""
+        return bool(checkpoint.all_in(self.checkpoints))
+
     def newest_checkpoint(self) -> Path:
         """The checkpoint to go on from.
 
@@ -114,17 +188,70 @@ class RunDirectory:
             raise InputError(f"{self.path}: this run has no checkpoint yet")
         return folders[-1]
 
+    def read_checkpoint(self, folder: Path | None = None) -> SavedState:
+        """Read a checkpoint and check that it is this run's; the newest if none is named.
+
+        Raises:
+            InputError: there is none, it is damaged, or config.json describes another experiment
+                or other settings than it was written under.
+        """
+        folder = folder or self.newest_checkpoint()
+        found = checkpoint.load(folder)
+        for part, here in self.identity().items():
+            if differs := checkpoint.difference(here, found.state.get(part)):
+                raise InputError(
+                    f"{folder}: written by a run of another {part} than "
+                    f"{self.path / 'config.json'} describes; {differs}"
+                )
+        iteration, summed = (found.state.get(name) for name in ("iteration", "summed"))
+        if not isinstance(iteration, int) or not isinstance(summed, int):
+            raise InputError(f"{folder}: state.json does not tell its iteration")
+        return SavedState(folder, found.tensors, iteration, summed)
+
+    def write_checkpoint(
+        self, iteration: int, summed: int, tensors: checkpoint.Tensors, keep: int
+    ) -> Path:
+        """Write a checkpoint that says whose it is, and prune older ones.
+
+        Raises:
+            OSError: it could not be written; older ones are kept.
+        """
+        state = {"iteration": iteration, "summed": summed, **self.identity()}
+        folder = checkpoint.save(self.checkpoints, iteration, Checkpoint(tensors, state))
+        checkpoint.prune(self.checkpoints, keep)
+        return folder
+
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint must share with config.json: experiment, and settings by name."""
+        return {"experiment": self.experiment.to_dict(), "settings": self.settings.deciding()}
+
     def metrics(self) -> Iterator[dict[str, Any]]:
-        """The lines of metrics.jsonl, oldest first."""
+        """The lines of metrics.jsonl, oldest first, without those that a crash or a disk ruined."""
         try:
-            text = (self.path / "metrics.jsonl").read_text()
+            content = (self.path / "metrics.jsonl").read_bytes()
         except FileNotFoundError:
             return
-        for line in text.splitlines():
+        for line in content.splitlines():
             try:
-                yield json.loads(line)
-            except ValueError:
-                return  # a line cut short by a crash; what follows a resume is written anew
+                found = json.loads(line)
+            except ValueError:  # not JSON, or not even text
+                continue
+            if isinstance(found, dict) and isinstance(found.get("iteration"), int):
+                yield found
+
+
+def _replace(file: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    partial = file.with_name(f"{file.name}.partial")
+    try:
+        with partial.open("w") as opened:
+            opened.write(text)
+            opened.flush()
+            os.fsync(opened.fileno())
+        os.replace(partial, file)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 class MetricsLog:
@@ -134,31 +261,47 @@ class MetricsLog:
         run: where.
         iteration: how many iterations the run has seen; later lines, left by a run that went on
             beyond its last checkpoint, are dropped.
+
+    Raises:
+        OSError: they cannot be written.
     """
 
     def __init__(self, run: RunDirectory, iteration: int) -> None:
         kept = [line for line in run.metrics() if line["iteration"] <= iteration]
         self._file = run.path / "metrics.jsonl"
-        self._file.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        self._torn = False
+        _replace(self._file, "".join(json.dumps(line) + "\n" for line in kept))
         try:
             from torch.utils.tensorboard.writer import SummaryWriter
         except ImportError:
             self._events = None
         else:
-            self._events = SummaryWriter(
-                str(run.path / "tensorboard"), purge_step=iteration + 1 if iteration else None
-            )
+            self._events = SummaryWriter(str(run.path / "tensorboard"), purge_step=iteration + 1)
 
     def write(self, line: dict[str, float]) -> None:
-        """Append a line; `iteration` is its place in time."""
-        with self._file.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        """Append a line; `iteration` is its place in time.
+
+        Raises:
+            OSError: it could not be written; the next one starts a line of its own.
+        """
+        text = json.dumps(line) + "\n"
+        try:
+            with self._file.open("a") as file:
+                file.write("\n" + text if self._torn else text)
+        except OSError:
+            self._torn = True
+            raise
+        self._torn = False
         if self._events is not None:
             for name, value in line.items():
                 if name != "iteration":
                     self._events.add_scalar(name, value, int(line["iteration"]))
 
     def close(self) -> None:
-        """Flush the events."""
+        """Flush the events.
+
+        Raises:
+            OSError: they could not be written.
+        """
         if self._events is not None:
             self._events.close()

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastinfogan import checkpoint
+from fastinfogan.engine.images import to_bytes, to_network
 from fastinfogan.engine.run_directory import RunDirectory
 from fastinfogan.experiments import Experiment
 from fastinfogan.kernels.draw import DrawnCodes, to_tensors
@@ -36,15 +36,13 @@ class Trained:
         """Read the newest checkpoint of a run.
 
         Raises:
-            InputError: no run, no checkpoint, or a damaged one.
+            InputError: no run, no checkpoint, a damaged one, or one of another experiment.
         """
         run = RunDirectory.open(path)
-        folder = run.newest_checkpoint()
-        found = checkpoint.load(folder)
+        saved = run.read_checkpoint()
         networks = InfoGAN(run.experiment)
-        weights = found.tensors.get("weights", {})
-        checkpoint.fit(weights, dict(networks.state_dict()), folder / "weights.safetensors")
-        return cls(run.experiment, networks.to(device).eval(), int(found.state["iteration"]))
+        saved.fit("weights", dict(networks.state_dict()))
+        return cls(run.experiment, networks.to(device).eval(), saved.iteration)
 
     @classmethod
     @contextmanager
@@ -67,10 +65,8 @@ class Trained:
     def generate(self, latents: Latents) -> Tensor:
         """Images of given noise and code: uint8 (B, height, width, channels), on the CPU."""
         rows = to_tensors(latents, self.experiment.latents, self.device).generator_input
-        low, high = self.experiment.image_range
         images = torch.cat([self.networks.generator(part) for part in torch.split(rows, _ROWS)])
-        scaled = (images - low) * (255.0 / (high - low))
-        return scaled.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu()
+        return to_bytes(images, self.experiment.image_range).cpu()
 
     @torch.no_grad()
     def read_generated(self, codes: DrawnCodes) -> Tensor:
@@ -86,10 +82,9 @@ class Trained:
     @torch.no_grad()
     def read(self, images: Tensor) -> Tensor:
         """Q's raw output, (B, output_width), on uint8 images (B, height, width, channels)."""
-        low, high = self.experiment.image_range
-        n = self.networks
+        n, dtype = self.networks, torch.float32
         outputs = []
         for part in torch.split(images, _ROWS):
-            scaled = part.to(self.device).permute(0, 3, 1, 2).float() / 255.0
-            outputs.append(n.q_head(n.trunk(scaled * (high - low) + low)))
+            scaled = to_network(part.to(self.device), self.experiment.image_range, dtype)
+            outputs.append(n.q_head(n.trunk(scaled)))
         return torch.cat(outputs)

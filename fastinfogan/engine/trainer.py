@@ -1,18 +1,18 @@
 """The loop around the iteration: metrics, pictures, checkpoints, stopping and going on."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
-from fastinfogan import checkpoint
-from fastinfogan.checkpoint import Checkpoint
 from fastinfogan.data import Source
 from fastinfogan.engine.iteration import Iteration
-from fastinfogan.engine.run_directory import MetricsLog, RunDirectory
-from fastinfogan.errors import InputError
+from fastinfogan.engine.run_directory import MetricsLog, RunDirectory, SavedState
+from fastinfogan.errors import InputError, TrainingError
 from fastinfogan.networks import InfoGAN
 
 
@@ -43,18 +43,12 @@ class Schedule:
     on_warning: Callable[[str], None] = _nothing
     stop: Callable[[], bool] = lambda: False
 
-    def __post_init__(self) -> None:
-        if self.checkpoint_every < 1:
-            raise InputError(f"--checkpoint-every must be 1 or more, not {self.checkpoint_every}")
-        if self.pictures_every < 0:
-            raise InputError(f"--pictures-every must be 0 or more, not {self.pictures_every}")
-
 
 class Trainer:
     """A run in progress.
 
     Args:
-        run: where it lives; tells experiment and settings.
+        run: where it lives, or will live: nothing is written before `save` or `train`.
         source: the images.
         device: where to train.
 
@@ -86,44 +80,35 @@ class Trainer:
         """The networks being trained."""
         return self.iteration.networks
 
-    def resume(self) -> None:
-        """Go on exactly where the run's newest checkpoint was written.
+    def resume(self, saved: SavedState | None = None) -> None:
+        """Go on exactly where a checkpoint was written, the run's newest if none is given.
 
         Raises:
-            InputError: there is none, it is damaged, or it is another experiment's.
+            InputError: there is none, it is damaged, or another experiment's or other settings'.
         """
-        folder = self.run.newest_checkpoint()
-        found = checkpoint.load(folder)
-        described = {
-            "experiment": self.run.experiment.name,
-            "settings": self.run.settings.to_dict(),
-        }
-        for part, here in described.items():
-            if found.state.get(part) != here:
-                raise InputError(
-                    f"{folder}: written by a run of another {part} than "
-                    f"{self.run.path / 'config.json'} describes"
-                )
+        saved = saved or self.run.read_checkpoint()
         for kind, tensors in self.iteration.state().items():
-            checkpoint.fit(found.tensors.get(kind, {}), tensors, folder / f"{kind}.safetensors")
-        self.iteration.summed = int(found.state["summed"])
-        self.done = self._saved = int(found.state["iteration"])
+            saved.fit(kind, tensors)
+        self.iteration.summed = saved.summed
+        self.done = self._saved = saved.iteration
 
-    def take_weights(self, other: RunDirectory) -> None:
-        """Start from another run's weights and batch-norm statistics, and from nothing else of it.
+    def take_weights(self, saved: SavedState) -> None:
+        """Start from a run's weights and batch-norm statistics, and from nothing else of it.
 
         Raises:
-            InputError: its newest checkpoint is damaged or has networks of other shapes.
+            InputError: its networks have other shapes.
         """
-        folder = other.newest_checkpoint()
-        weights = checkpoint.load(folder).tensors.get("weights", {})
-        checkpoint.fit(weights, dict(self.networks.state_dict()), folder / "weights.safetensors")
+        saved.fit("weights", dict(self.networks.state_dict()))
 
     def train(self, until: int, schedule: Schedule) -> None:
         """Train until `until` iterations are done, or `schedule.stop` says so.
 
+        A checkpoint, a picture or a line of metrics that cannot be written becomes a warning; the
+        last checkpoint must be.
+
         Raises:
             OSError: the last checkpoint could not be written.
+            TrainingError: a loss or a weight is no longer finite; no checkpoint was written of it.
         """
         settings = self.run.settings
         log = MetricsLog(self.run, self.done)
@@ -133,12 +118,19 @@ class Trainer:
         def write_metrics() -> None:
             nonlocal started, since
             line: dict[str, float] = {"iteration": self.done, **self.iteration.read()}
+            self._require_finite(line)
             seconds = time.perf_counter() - started
             line["seconds_per_iteration"] = seconds / (self.done - since)
             line["images_per_second"] = settings.batch_size * (self.done - since) / seconds
-            log.write(line)
+            attempt("metrics", lambda: log.write(line))
             schedule.on_metrics(line)
             started, since = time.perf_counter(), self.done
+
+        def attempt(what: str, write: Callable[[], object]) -> None:
+            try:
+                write()
+            except (OSError, InputError) as error:
+                schedule.on_warning(f"no {what} at iteration {self.done}: {error}")
 
         try:
             while self.done < until and not schedule.stop():
@@ -147,38 +139,44 @@ class Trainer:
                 if self.done % settings.log_every == 0:
                     write_metrics()
                 begun = time.perf_counter()
-                if schedule.pictures_every and self.done % schedule.pictures_every == 0:
-                    schedule.on_pictures()
                 if self.done % schedule.checkpoint_every == 0:
-                    try:
-                        self.save(schedule.keep)
-                    except OSError as error:
-                        schedule.on_warning(f"no checkpoint at iteration {self.done}: {error}")
+                    attempt("checkpoint", lambda: self.save(schedule.keep))
+                if schedule.pictures_every and self.done % schedule.pictures_every == 0:
+                    attempt("pictures", schedule.on_pictures)
                 started += time.perf_counter() - begun
             if self.iteration.summed and self.done == until:
                 write_metrics()
             self.save(schedule.keep)
-            schedule.on_pictures()
+            attempt("pictures", schedule.on_pictures)
         finally:
-            log.close()
+            attempt("TensorBoard events", log.close)
 
     def save(self, keep: int = 3) -> Path:
         """Write a checkpoint of the present state, if there is none yet, and prune older ones.
 
         Raises:
             OSError: it could not be written; older ones are kept.
+            TrainingError: the state is not finite; older ones are kept.
         """
         if self._saved == self.done:
             return self.run.newest_checkpoint()
-        state = {
-            "iteration": self.done,
-            "summed": self.iteration.summed,
-            "experiment": self.run.experiment.name,
-            "settings": self.run.settings.to_dict(),
-        }
-        folder = checkpoint.save(
-            self.run.checkpoints, self.done, Checkpoint(self.iteration.state(), state)
-        )
+        state = self.iteration.state()
+        for kind, tensors in state.items():
+            for name, tensor in tensors.items():
+                if tensor.is_floating_point() and not tensor.isfinite().all():
+                    self._diverged(f"{kind} {name} is not finite")
+        folder = self.run.write_checkpoint(self.done, self.iteration.summed, state, keep)
         self._saved = self.done
-        checkpoint.prune(self.run.checkpoints, keep)
         return folder
+
+    def _require_finite(self, line: dict[str, float]) -> None:
+        for name, value in line.items():
+            if not math.isfinite(value):
+                self._diverged(f"{name} is {value}")
+
+    def _diverged(self, what: str) -> NoReturn:
+        older = f"its newest checkpoint is of iteration {self._saved}" if self._saved >= 0 else ""
+        raise TrainingError(
+            f"{self.run.path}: training diverged by iteration {self.done}, {what}; "
+            f"nothing was saved of it, {older or 'and there is no older checkpoint'}"
+        )

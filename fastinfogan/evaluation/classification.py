@@ -14,6 +14,7 @@ from scipy.optimize import linear_sum_assignment
 from fastinfogan.data import Source
 from fastinfogan.data.order import permutation
 from fastinfogan.engine import Trained
+from fastinfogan.philox import Stream
 
 Indices = NDArray[np.int64]
 
@@ -43,32 +44,45 @@ def classify(trained: Trained, source: Source) -> dict[str, CodeAsClassifier]:
     fitted on one random half and scored on the other.
 
     Returns:
-        By the code's name; empty if the set has no labels or the experiment no categorical code.
+        By the code's name; empty where `why_not` has a reason.
     """
-    spec = trained.experiment.latents
-    if source.labels is None or not spec.categorical:
+    if why_not(trained, source):
         return {}
+    spec = trained.experiment.latents
     values = _most_likely(trained, source)
-    test = source.test
+    test, labels = source.test, source.labels
+    assert labels is not None
     if test is not None and test.labels is not None:
-        fit, fit_labels = values, source.labels
-        score, score_labels = _most_likely(trained, test), test.labels
+        fit, score = values, _most_likely(trained, test)
+        every_label, fitted = np.concatenate([labels, test.labels]), len(labels)
     else:
-        shuffled = permutation(0, 0, len(values))
-        one, other = shuffled[: len(values) // 2], shuffled[len(values) // 2 :]
-        fit, fit_labels = values[one], source.labels[one]
-        score, score_labels = values[other], source.labels[other]
-    classes = int(max(fit_labels.max(), score_labels.max())) + 1
+        # Step 1 of the stream: step 0 has the codes of `fresh_information`.
+        shuffled = permutation(0, 1, len(values), Stream.EVALUATION)
+        fitted = len(values) // 2
+        fit, score = values[shuffled[:fitted]], values[shuffled[fitted:]]
+        every_label = labels[shuffled]
+    names, classes = np.unique(every_label, return_inverse=True)
     scores = {}
     for i, code in enumerate(spec.categorical):
-        table = confusion(fit[:, i], fit_labels, code.classes, classes)
+        table = confusion(fit[:, i], classes[:fitted], code.classes, len(names))
         scores[spec.names[i]] = CodeAsClassifier(
-            error(matched(table), score[:, i], score_labels),
-            error(table.argmax(axis=1), score[:, i], score_labels),
+            error(matched(table), score[:, i], classes[fitted:]),
+            error(table.argmax(axis=1), score[:, i], classes[fitted:]),
             len(fit),
             len(score),
         )
     return scores
+
+
+def why_not(trained: Trained, source: Source) -> str | None:
+    """Why no code can be scored as a classifier of these images, or None."""
+    if not trained.experiment.latents.categorical:
+        return "the experiment has no categorical code"
+    if source.labels is None:
+        return f"{source.name}: no labels"
+    if len(source.labels) < 2:
+        return f"{source.name}: fewer than 2 labelled images"
+    return None
 
 
 def confusion(values: Indices, labels: Indices, value_count: int, class_count: int) -> Indices:

@@ -1,12 +1,13 @@
 """Everything `fastinfogan evaluate` tells about a run."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from fastinfogan.data import Source
 from fastinfogan.engine import Trained
-from fastinfogan.evaluation.classification import CodeAsClassifier, classify
+from fastinfogan.evaluation.classification import CodeAsClassifier, classify, why_not
 from fastinfogan.evaluation.information import fresh_information
 
 
@@ -20,6 +21,7 @@ class Evaluation:
         information: L_I of each code in nats, by name, on fresh codes.
         entropy: H(c) of each code in nats, what a categorical code's L_I cannot exceed.
         classification: categorical codes as classifiers, by name; empty without labels.
+        unclassified: why it is empty, or None.
     """
 
     experiment: str
@@ -27,25 +29,40 @@ class Evaluation:
     information: dict[str, float]
     entropy: dict[str, float]
     classification: dict[str, CodeAsClassifier]
+    unclassified: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields, and the whole bound, as JSON can hold them."""
-        return {"mi_bound": sum(self.information.values()), **dataclasses.asdict(self)}
+        """All fields, and the whole bound, as JSON can hold them: None for what is not finite."""
+        whole = {"mi_bound": sum(self.information.values()), **dataclasses.asdict(self)}
+        finite: dict[str, Any] = _finite(whole)
+        return finite
 
 
-def evaluate(trained: Trained, source: Source, seed: int = 0) -> Evaluation:
+def _finite(value: Any) -> Any:  # noqa: ANN401 - JSON
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def evaluate(trained: Trained, source: Source | str, seed: int = 0) -> Evaluation:
     """Measure a run.
 
     Args:
         trained: its networks.
-        source: images, whose labels if any the codes are matched with.
+        source: images, whose labels if any the codes are matched with; or why there are none.
         seed: of the fresh codes.
     """
     spec = trained.experiment.latents
+    scores: dict[str, CodeAsClassifier] = {}
+    if isinstance(source, Source):
+        scores, reason = classify(trained, source), why_not(trained, source)
+    else:
+        reason = source
     return Evaluation(
         trained.experiment.name,
         trained.iteration,
         fresh_information(trained, seed=seed),
         dict(zip(spec.names, spec.entropies, strict=True)),
-        classify(trained, source),
+        scores,
+        reason,
     )

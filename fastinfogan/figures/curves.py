@@ -20,7 +20,7 @@ def draw_figure1(infogan: RunDirectory, gan: RunDirectory, file: Path) -> Path:
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.add_subplot()
     for (label, colour), run in zip(_COLOURS.items(), (infogan, gan), strict=True):
-        lines = list(run.metrics())
+        lines = [line for line in run.metrics() if "mi_bound" in line]
         axes.plot(
             [line["iteration"] for line in lines],
             [line["mi_bound"] for line in lines],

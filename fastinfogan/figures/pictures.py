@@ -1,6 +1,7 @@
 """Grids of generated images, in the paper's layout."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -12,20 +13,33 @@ from fastinfogan.errors import InputError
 from fastinfogan.latents import Latents
 from fastinfogan.philox import Stream
 
+COUNT, ROWS, STEPS = 100, 10, 11  # of the pictures that a run draws itself
+
 _GAP = 2
 _HEADER = 22
 _INK, _PAPER = 40, 255
+_MAX_IMAGES = 10_000  # in one picture
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
 _MIN_SIDE = 56  # images are enlarged by a whole number to about this many pixels
 
 
-def draw_samples(trained: Trained, file: Path, count: int = 100, seed: int = 0) -> Path:
+def samples_name(count: int = COUNT, seed: int = 0) -> str:
+    """The name of a picture of samples: it tells what is not the run's own way."""
+    told = (f"_seed{seed}" if seed else "") + (f"_count{count}" if count != COUNT else "")
+    return f"samples{told}.png"
+
+
+def draw_samples(trained: Trained, file: Path, count: int = COUNT, seed: int = 0) -> Path:
     """Write a square grid of images from the prior, the same for the same seed.
 
     Raises:
-        InputError: count is not positive, or the file cannot be written.
+        InputError: count is not in 1 to 10,000, the seed is out of range, or the file is not a
+            .png that can be written.
     """
-    if count < 1:
-        raise InputError(f"--count must be 1 or more, not {count}")
+    if not 1 <= count <= _MAX_IMAGES:
+        limit = "1 or more" if count < 1 else f"{_MAX_IMAGES:,} or less"
+        raise InputError(f"--count must be {limit}, not {count}")
+    _require_png(file)
     latents = trained.experiment.latents.draw(seed, 0, Stream.PICTURES, count)
     images = trained.generate(latents).numpy()
     columns = int(np.ceil(np.sqrt(count)))
@@ -33,13 +47,38 @@ def draw_samples(trained: Trained, file: Path, count: int = 100, seed: int = 0) 
     return _write(_grid(images, columns), title, file)
 
 
+def traversal_name(
+    trained: Trained,
+    code: str,
+    *,
+    rows: int = ROWS,
+    steps: int = STEPS,
+    low: float | None = None,
+    high: float | None = None,
+    seed: int = 0,
+) -> str:
+    """The name of a traversal's picture: it tells what is not the run's own way."""
+    left, right = _range(trained, low, high)
+    told = f"_from{left:.9g}_to{right:.9g}" if (left, right) != _range(trained) else ""
+    for what, value, usual in (("seed", seed, 0), ("rows", rows, ROWS), ("steps", steps, STEPS)):
+        told += f"_{what}{value}" if value != usual else ""
+    return f"traversal_{code}{told}.png"
+
+
+def _range(
+    trained: Trained, low: float | None = None, high: float | None = None
+) -> tuple[float, float]:
+    left, right = trained.experiment.sweep
+    return left if low is None else low, right if high is None else high
+
+
 def draw_traversal(
     trained: Trained,
     code: str,
     file: Path,
     *,
-    rows: int = 10,
-    steps: int = 11,
+    rows: int = ROWS,
+    steps: int = STEPS,
     low: float | None = None,
     high: float | None = None,
     seed: int = 0,
@@ -62,12 +101,14 @@ def draw_traversal(
     Raises:
         InputError: no such code, an empty range, or the file cannot be written.
     """
+    require_code(trained, code)
+    _require_png(file)
     spec = trained.experiment.latents
-    if code not in spec.names:
-        raise InputError(f"no code {code!r}; this run has {', '.join(spec.names)}")
     for option, value, least in (("rows", rows, 1), ("steps", steps, 2)):
         if value < least:
             raise InputError(f"--{option} must be {least} or more, not {value}")
+        if value > _MAX_IMAGES // 100:
+            raise InputError(f"--{option} must be {_MAX_IMAGES // 100} or less, not {value}")
     place, categorical = spec.names.index(code), len(spec.categorical)
     values: NDArray[np.float32]
     if place < categorical:
@@ -76,8 +117,10 @@ def draw_traversal(
         values = np.arange(spec.categorical[place].classes, dtype=np.float32)
         title = f"{code}: 0 to {len(values) - 1}"
     else:
-        left, right = trained.experiment.sweep
-        left, right = left if low is None else low, right if high is None else high
+        left, right = _range(trained, low, high)
+        for option, end in (("from", left), ("to", right)):
+            if not abs(end) < _FLOAT32_MAX:
+                raise InputError(f"--{option} must be a finite number, not {end}")
         if not left < right:
             raise InputError(f"the range {left} to {right} of {code} is empty")
         values = np.linspace(left, right, steps, dtype=np.float32)
@@ -99,11 +142,22 @@ def draw_traversal(
     return _write(_grid(trained.generate(latents).numpy(), columns), title, file)
 
 
+def require_code(trained: Trained, code: str) -> None:
+    """Check a code's name.
+
+    Raises:
+        InputError: the run has no such code.
+    """
+    names = trained.experiment.latents.names
+    if code not in names:
+        raise InputError(f"no code {code!r}; this run has {', '.join(names)}")
+
+
 def draw_all(trained: Trained, folder: Path) -> list[Path]:
     """Write samples.png and one traversal per code; the files written."""
-    files = [draw_samples(trained, folder / "samples.png")]
+    files = [draw_samples(trained, folder / samples_name())]
     for code in trained.experiment.latents.names:
-        files.append(draw_traversal(trained, code, folder / f"traversal_{code}.png"))
+        files.append(draw_traversal(trained, code, folder / traversal_name(trained, code)))
     return files
 
 
@@ -131,5 +185,12 @@ def _write(grid: Image.Image, title: str, file: Path) -> Path:
         sheet.save(partial, "PNG")
         os.replace(partial, file)
     except OSError as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
         raise InputError(f"{file}: cannot be written: {error}") from error
     return file
+
+
+def _require_png(file: Path) -> None:
+    if file.suffix.lower() != ".png" or file.is_dir():
+        raise InputError(f"{file}: pictures are written as .png files; name one")
