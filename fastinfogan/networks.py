@@ -3,23 +3,14 @@
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parameter import Parameter
 
 from fastinfogan.experiments import Block, Experiment
-from fastinfogan.nn import ConvBlock, LinearBlock, UpconvBlock
+from fastinfogan.nn import Block as Module
+from fastinfogan.nn import Chain, ConvBlock, LinearBlock, UpconvBlock
 
 _D_OUTPUT = Block("linear", 1, batch_norm=False, activation="none")
-
-
-class Chain(nn.ModuleList):
-    """Blocks in a row."""
-
-    def forward(self, x: Tensor, groups: int = 1) -> Tensor:
-        """Apply the blocks; `groups` as in each of them."""
-        for block in self:
-            x = block(x, groups)
-        return x
 
 
 def _chain(
@@ -92,7 +83,7 @@ class InfoGAN(nn.Module):
         source = torch.Generator().manual_seed(seed)
         for network in (self.generator, self.trunk, self.d_head, self.q_head):
             for block in network:
-                assert isinstance(block, ConvBlock | UpconvBlock | LinearBlock)
+                assert isinstance(block, Module)
                 block.reset_parameters(source)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 

@@ -1,0 +1,145 @@
+"""Running blocks in a row: what is checked, who computes, and what evaluation mode changes."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from fastinfogan.errors import InputError
+from fastinfogan.experiments import Activation as ActivationName
+from fastinfogan.kernels.chain import Layer, LayerTensors
+from fastinfogan.kernels.images import Images
+from fastinfogan.kernels.node import fused_chain, reference_chain
+
+__all__ = ["ActivationName", "Implementation", "Stage", "run_stages"]
+
+Implementation = Literal["auto", "triton", "reference"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One block of a chain, for input of one shape.
+
+    Attributes:
+        layer: what is computed.
+        tensors: weight and bias.
+        norm: the batch norm that follows, or None.
+        out: shape of the output, (C, H, W) or (features,).
+    """
+
+    layer: Layer
+    tensors: LayerTensors
+    norm: nn.BatchNorm1d | nn.BatchNorm2d | None
+    out: tuple[int, ...]
+
+
+def run_stages(
+    stages: Sequence[Callable[[tuple[int, ...]], Stage]],
+    x: Tensor | Images,
+    groups: int,
+    impl: Implementation,
+) -> Tensor:
+    """Run blocks in a row as one.
+
+    Args:
+        stages: each block's description, as a function of its input's shape.
+        x: the input, see `Block.forward`.
+        groups: equal parts of the batch with statistics of their own.
+        impl: who computes.
+
+    Raises:
+        InputError: rank, channels, dtype, device or batch do not fit, or "triton" cannot run here.
+    """
+    if isinstance(x, Images):
+        batch, device, dtype = x.count, x.data.device, x.dtype
+        shape: tuple[int, ...] = (x.data.shape[3], x.data.shape[1], x.data.shape[2])
+    else:
+        batch, device, dtype = x.shape[0], x.device, x.dtype
+        shape = tuple(x.shape[1:])
+    if batch == 0:
+        raise InputError("an empty batch cannot be computed")
+    if groups < 1 or batch % groups:
+        raise InputError(f"a batch of {batch} does not divide into {groups} groups")
+    kernels = _use_kernels(impl, device)
+    layers, tensors = [], []
+    for describe in stages:
+        stage = describe(shape)
+        layer, t = _with_norm(stage, batch // groups, groups)
+        if t.weight.device != device:
+            raise InputError(f"the input is on {device}, the block's weight on {t.weight.device}")
+        layers.append(layer)
+        tensors.append(t)
+        shape = stage.out
+    for layer in layers[:-1]:
+        if layer.activation in ("sigmoid", "tanh"):
+            raise InputError(f"{layer.activation} can only end a chain")
+    if not kernels:
+        return reference_chain(x, layers, tensors, groups)
+    autocast = torch.is_autocast_enabled(device.type)
+    wanted = torch.get_autocast_dtype(device.type) if autocast else dtype
+    if not autocast and dtype != tensors[0].weight.dtype and not isinstance(x, Images):
+        raise InputError(
+            f"the input is {dtype}, the block's weight {tensors[0].weight.dtype}; convert one, or "
+            "use autocast"
+        )
+    if wanted not in (torch.float32, torch.float16, torch.bfloat16):
+        raise InputError(f"the kernels compute in fp32, fp16 or bf16, not {wanted}")
+    source = replace(x, dtype=wanted) if isinstance(x, Images) else x.to(wanted)
+    with torch.autocast(device.type, enabled=False):
+        return fused_chain(source, layers, tensors, groups)
+
+
+def _use_kernels(impl: Implementation, device: torch.device) -> bool:
+    if impl not in ("auto", "triton", "reference"):
+        raise InputError(f"impl is 'auto', 'triton' or 'reference', not {impl!r}")
+    if impl == "triton" and not (device.type == "cuda" or _interpreted()):
+        raise InputError(
+            f"impl='triton' needs CUDA tensors, these are on {device}; move model and input to a "
+            "GPU, use impl='auto', or set TRITON_INTERPRET=1 to run the kernels slowly anywhere"
+        )
+    return impl == "triton" or (impl == "auto" and device.type == "cuda")
+
+
+def _interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
+
+
+def _with_norm(stage: Stage, per_group: int, groups: int) -> tuple[Layer, LayerTensors]:
+    """Add batch norm's tensors, or in evaluation mode fold it into weight and bias."""
+    norm = stage.norm
+    if norm is None:
+        return stage.layer, stage.tensors
+    if not norm.training and norm.running_mean is not None:
+        return replace(stage.layer, norm=False), _folded(stage, norm)
+    positions = 1 if len(stage.out) == 1 or stage.layer.shape else stage.out[1] * stage.out[2]
+    if per_group * positions < 2:
+        raise InputError("batch norm cannot train on one value per channel")
+    track = norm.training and norm.track_running_stats and norm.running_mean is not None
+    if track and norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(groups)
+    gamma, beta = norm.weight, norm.bias
+    if gamma is None:
+        gamma = stage.tensors.weight.new_ones(norm.num_features)
+        beta = torch.zeros_like(gamma)
+    return stage.layer, stage.tensors._replace(
+        gamma=gamma,
+        beta=beta,
+        running_mean=norm.running_mean if track else None,
+        running_var=norm.running_var if track else None,
+    )
+
+
+def _folded(stage: Stage, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> LayerTensors:
+    weight, bias = stage.tensors.weight, stage.tensors.bias
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = torch.rsqrt(norm.running_var + norm.eps)
+    scale = scale if norm.weight is None else scale * norm.weight
+    shift = norm.running_mean if bias is None else norm.running_mean - bias
+    folded_bias = -shift * scale if norm.bias is None else norm.bias - shift * scale
+    along = [1] * weight.dim()
+    along[1 if stage.layer.gather.transposed else 0] = -1
+    return LayerTensors(weight * scale.view(along), folded_bias)

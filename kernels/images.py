@@ -1,0 +1,192 @@
+"""The first convolution on images: the host side of `device.images`, and what images are."""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+from torch import Tensor
+
+from fastinfogan.errors import InputError
+from fastinfogan.kernels.device.images import image_block_kernel, image_weight_gradient_kernel
+from fastinfogan.kernels.geometry import Window, weight_strides
+from fastinfogan.kernels.launch import launch
+from fastinfogan.kernels.maps import Tiles
+from fastinfogan.kernels.tuning import power_of_two, precision
+from fastinfogan.kernels.weight_gradient import sum_splits
+
+MAX_DEPTH = 64
+"""Taps times channels that one step of the flattened window holds."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images as they lie in memory, and what turns them into a network's input.
+
+    Attributes:
+        data: uint8 or floating point (M, height, width, channels), contiguous.
+        index: int64 (N,): which images make the batch; None for all of them.
+        scale: by which a pixel is multiplied.
+        shift: what is added then.
+        dtype: of the maps computed from it.
+    """
+
+    data: Tensor
+    index: Tensor | None = None
+    scale: float = 1.0
+    shift: float = 0.0
+    dtype: torch.dtype = torch.float32
+
+    def __post_init__(self) -> None:
+        if self.data.dim() != 4 or not self.data.is_contiguous():
+            raise InputError("images are (M, height, width, channels) and contiguous")
+        if self.index is not None and self.index.dtype != torch.int64:
+            raise InputError(f"the index of images is int64, not {self.index.dtype}")
+
+    @property
+    def count(self) -> int:
+        """N, the images in the batch."""
+        return len(self.data) if self.index is None else len(self.index)
+
+    def materialize(self) -> Tensor:
+        """The input written out: (N, C, H, W), channels_last."""
+        data = self.data if self.index is None else self.data.index_select(0, self.index)
+        scaled = data.float() * self.scale + self.shift if self._scales else data
+        return scaled.to(self.dtype).permute(0, 3, 1, 2)
+
+    @property
+    def _scales(self) -> bool:
+        return (self.scale, self.shift) != (1.0, 0.0) or not self.data.is_floating_point()
+
+
+def fits(channels: int, window: Window) -> bool:
+    """Whether a convolution is one for these kernels: few channels under a small window."""
+    return window.kernel > 1 and channels * window.kernel**2 <= MAX_DEPTH
+
+
+def image_block(
+    images: Images,
+    weight: Tensor,
+    bias: Tensor | None,
+    window: Window,
+    groups: int,
+    *,
+    tiles: bool = False,
+    activation: int = 0,
+    slope: float = 1.0,
+) -> tuple[Tensor, Tiles | None]:
+    """Run the first convolution; arguments and results as of `gather_gemm.multiply`."""
+    data, count = images.data, images.count
+    _, height, width, channels = data.shape
+    p, q, columns = window.rows, window.columns, weight.shape[0]
+    rows = count // groups * p * q
+    depth = power_of_two(channels * window.kernel**2, 16, MAX_DEPTH)
+    block_m, block_n = power_of_two(rows, 16, 128), power_of_two(columns, 16, 64)
+    row_tiles = triton.cdiv(rows, block_m)
+    out = torch.empty((count, p, q, columns), dtype=images.dtype, device=data.device)
+    found = (
+        torch.empty((groups, row_tiles, 2, columns), dtype=torch.float32, device=data.device)
+        if tiles
+        else None
+    )
+    launch(
+        image_block_kernel,
+        (groups * row_tiles * triton.cdiv(columns, block_n),),
+        data,
+        images.index,
+        weight,
+        bias,
+        out,
+        found,
+        rows,
+        height,
+        width,
+        p,
+        q,
+        columns,
+        window.before,
+        row_tiles,
+        *weight_strides(weight, transposed=False, swapped=False),
+        C=channels,
+        STRIDE=window.stride,
+        KERNEL=window.kernel,
+        INDEXED=images.index is not None,
+        SCALE=float(images.scale),
+        SHIFT=float(images.shift),
+        HAS_BIAS=bias is not None,
+        STATISTICS=tiles,
+        EPILOGUE=1 if activation else 0,
+        ACTIVATION=activation,
+        SLOPE=float(slope),
+        PRECISION=precision(images.dtype),
+        BLOCK_M=block_m,
+        BLOCK_N=block_n,
+        DEPTH=depth,
+        num_warps=4,
+        read=(_gathered(images), weight, bias),
+        written=(out, found),
+    )
+    return out, Tiles(found, block_m, row_tiles, rows) if found is not None else None
+
+
+def image_weight_gradient(
+    images: Images,
+    g: Tensor,
+    y: Tensor | None,
+    coefficients: Tensor | None,
+    weight: Tensor,
+    window: Window,
+    groups: int,
+) -> Tensor:
+    """Its weight's gradient; arguments and result as of `weight_gradient`."""
+    data, count = images.data, images.count
+    _, height, width, channels = data.shape
+    p, q, columns = window.rows, window.columns, weight.shape[0]
+    rows = count // groups * p * q
+    size = channels * window.kernel**2
+    block_m, block_k = power_of_two(columns, 16, 64), power_of_two(rows, 16, 64)
+    per_group = max(1, min(132 // groups, rows // (4 * block_k)))
+    chunk = triton.cdiv(triton.cdiv(rows, per_group), block_k) * block_k
+    per_group = triton.cdiv(rows, chunk)
+    partial = torch.empty(
+        (per_group * groups, columns, size), dtype=torch.float32, device=data.device
+    )
+    launch(
+        image_weight_gradient_kernel,
+        (triton.cdiv(columns, block_m), 1, per_group * groups),
+        data,
+        images.index,
+        g,
+        y,
+        coefficients,
+        partial,
+        rows,
+        height,
+        width,
+        p,
+        q,
+        columns,
+        window.before,
+        per_group,
+        chunk,
+        C=channels,
+        STRIDE=window.stride,
+        KERNEL=window.kernel,
+        INDEXED=images.index is not None,
+        SCALE=float(images.scale),
+        SHIFT=float(images.shift),
+        NORM=y is not None,
+        PRECISION=precision(g.dtype),
+        BLOCK_M=block_m,
+        BLOCK_K=block_k,
+        DEPTH=power_of_two(size, 16, MAX_DEPTH),
+        num_warps=4,
+        read=(_gathered(images), g, y, coefficients),
+        written=(partial,),
+    )
+    shape = (columns, window.kernel, window.kernel, channels)
+    return sum_splits(partial, shape, weight.dtype).permute(0, 3, 1, 2)
+
+
+def _gathered(images: Images) -> Tensor:
+    """As many images as are read, to be weighed."""
+    return images.data[:1].expand(images.count, -1, -1, -1)

@@ -1,0 +1,178 @@
+"""Launch parameters, in one place: a rule that needs no tuning, and a table that overrides it.
+
+The table, launch_table.json, is keyed by device, pass, shape, dtype and Triton version; what it
+does not hold takes the rule. Nothing is tuned unless asked for.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import triton
+from torch import Tensor
+
+from fastinfogan.errors import InputError
+from fastinfogan.kernels.geometry import Gather
+
+TABLE = Path(__file__).with_name("launch_table.json")
+"""The table that is installed."""
+
+Pass = Literal["forward", "data_gradient", "weight_gradient"]
+
+
+@dataclass(frozen=True)
+class GemmTile:
+    """How a product is cut.
+
+    Attributes:
+        m: rows of a tile.
+        n: columns of a tile.
+        k: depth of a step.
+        warps: of a program.
+        stages: of the loads in flight.
+        splits: parts into which the depth is cut, summed in order by a second kernel.
+    """
+
+    m: int
+    n: int
+    k: int
+    warps: int = 4
+    stages: int = 3
+    splits: int = 1
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What computes a pass of a layer.
+
+    Attributes:
+        candidate: "gemm" for our kernel, "aten" for ATen's convolution with our passes around it.
+        tile: how our kernel cuts it; None for the rule's.
+    """
+
+    candidate: Literal["gemm", "aten"] = "gemm"
+    tile: GemmTile | None = None
+
+
+def key(which: Pass, x: Tensor, weight: Tensor, gather: Gather) -> str:
+    """The table's key of a pass: all that its best choice depends on."""
+    w = gather.window
+    device = torch.cuda.get_device_name(x.device) if x.device.type == "cuda" else x.device.type
+    kind = "transposed" if gather.transposed else "direct"
+    window = f"{w.height}x{w.width}k{w.kernel}s{w.stride}p{w.before}-{w.after}"
+    channels = f"{weight.shape[1]}>{weight.shape[0]}"
+    dtype = str(x.dtype).removeprefix("torch.")
+    triton_version = ".".join(triton.__version__.split(".")[:2])
+    parts = (device, which, kind, window, channels, f"n{x.shape[0]}", dtype, triton_version)
+    return "|".join(parts)
+
+
+def choose(which: Pass, x: Tensor, weight: Tensor, gather: Gather) -> Choice:
+    """The table's choice for a pass, or the default: our kernel, cut by the rule."""
+    table = _override.get() or read_table(TABLE)
+    return table.get(key(which, x, weight, gather)) or table.get("*") or Choice()
+
+
+@cache
+def read_table(file: Path) -> dict[str, Choice]:
+    """Read a launch table: {key: {"candidate": ..., "tile": {"m": ..., ...}}}.
+
+    Raises:
+        InputError: not such a table.
+    """
+    try:
+        entries = json.loads(file.read_text())
+        return {name: _choice(entry) for name, entry in entries.items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{file}: not a launch table: {error}") from error
+
+
+def _choice(entry: dict[str, Any]) -> Choice:
+    tile = entry.get("tile")
+    candidate = entry["candidate"]
+    if candidate not in ("gemm", "aten"):
+        raise ValueError(f"candidate is 'gemm' or 'aten', not {candidate!r}")
+    return Choice(candidate, GemmTile(**tile) if tile else None)
+
+
+_override: ContextVar[dict[str, Choice] | None] = ContextVar("launch_table", default=None)
+
+
+@contextmanager
+def using_table(table: dict[str, Choice]) -> Iterator[None]:
+    """Take choices from this table instead of the installed one; "*" is for every key it lacks."""
+    token = _override.set(table)
+    try:
+        yield
+    finally:
+        _override.reset(token)
+
+
+def power_of_two(size: int, low: int, high: int) -> int:
+    """The smallest power of two that holds `size`, within bounds."""
+    return max(low, min(int(triton.next_power_of_2(max(size, 1))), high))
+
+
+def precision(dtype: torch.dtype) -> str:
+    """How a product of this dtype multiplies: fp32 by TF32 only where torch is told to."""
+    if dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
+        return "tf32"
+    return "ieee"
+
+
+def gather_tile(
+    x: Tensor, rows: int, columns: int, channels: int, phases: int, *, flat: bool
+) -> GemmTile:
+    """The cut of a product.
+
+    Args:
+        x: the operand, for device and dtype.
+        rows: of the result, in all groups and one phase.
+        columns: of the result.
+        channels: of the operand.
+        phases: of the gather.
+        flat: a fully connected layer, whose depth may be split.
+    """
+    wide = x.element_size() > 2
+    n = power_of_two(columns, 16, 64 if wide else 128)
+    k = power_of_two(channels, 16, 32 if wide else 64)
+    m = 128
+    while m > 16 and (rows <= m // 2 or triton.cdiv(rows, m) * triton.cdiv(columns, n) < 128):
+        m //= 2
+    m = max(m, 64) if rows >= 64 else m
+    programs = triton.cdiv(rows, m) * triton.cdiv(columns, n) * phases
+    splits = 1
+    if flat:
+        splits = max(1, min(264 // programs, channels // (4 * k), 16))
+    return GemmTile(m, n, k, warps=8 if m * n >= 128 * 128 else 4, stages=3, splits=splits)
+
+
+def weight_gradient_tile(x: Tensor, depth: int, rows: int, columns: int, taps: int) -> GemmTile:
+    """The cut of a weight gradient.
+
+    Args:
+        x: an operand, for device and dtype.
+        depth: positions summed over, in all groups.
+        rows: direct channels.
+        columns: gathered channels.
+        taps: of the window.
+    """
+    wide = x.element_size() > 2
+    m = power_of_two(rows, 16, 64)
+    n = power_of_two(columns, 16, 64 if wide else 128)
+    k = power_of_two(depth, 16, 32 if wide else 64)
+    programs = triton.cdiv(rows, m) * triton.cdiv(columns, n) * taps
+    splits = max(1, min(264 // programs, depth // (8 * k), 32))
+    return GemmTile(m, n, k, warps=4, stages=3, splits=splits)
+
+
+def matrix_tile(rows: int, columns: int) -> GemmTile:
+    """The cut of a pass over a matrix."""
+    n = power_of_two(columns, 16, 64)
+    return GemmTile(power_of_two(rows, 16, 4096 // n), n, 0)
