@@ -2,6 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
+CONSTRAINTS := $(CURDIR)/.ci/constraints.txt
+# What builds the C++ part is installed apart from .venv and asks the environment for its versions.
+PINNED := PIP_CONSTRAINT=$(CONSTRAINTS) PIP_BUILD_CONSTRAINT=$(CONSTRAINTS)
 SOURCES := pyproject.toml CMakeLists.txt .ci/constraints.txt $(wildcard kernels/native/*)
 
 .PHONY: help demo test lint unit bench clean
@@ -31,7 +34,7 @@ bench: $(INSTALLED)
 # pip ends with an error if a package cannot be had; the stamp is written only after that.
 $(INSTALLED): $(SOURCES)
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint .ci/constraints.txt --editable '.[dev]'
+	$(PINNED) $(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev]'
 	touch $@
 
 clean:

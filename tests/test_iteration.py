@@ -1,13 +1,18 @@
 """What one iteration does and does not ask of the machine, counted."""
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
+import pytest
 import torch
 from conftest import make_iteration
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fastinfogan.data.augment import affine, affine_matrices
 from fastinfogan.engine import Iteration
+from fastinfogan.engine.settings import Information
 from fastinfogan.experiments import Experiment
 from fastinfogan.philox import Stream
 
@@ -18,10 +23,14 @@ class Recorder(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[tuple[str, tuple[Any, ...]]] = []
+        self.made: list[Tensor] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
         self.calls.append((func.overloadpacket.__name__, args))
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        every = result if isinstance(result, tuple | list) else (result,)
+        self.made.extend(each for each in every if isinstance(each, Tensor))
+        return result
 
     def count(self) -> Counter[str]:
         return Counter(name for name, _ in self.calls)
@@ -32,6 +41,32 @@ def recorded(iteration: Iteration, run: Any) -> Recorder:  # noqa: ANN401
     with Recorder() as recorder:
         run()
     return recorder
+
+
+READS = ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__", "__index__")
+
+
+def test_no_tensor_is_read_by_python(tiny: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every way in which Python reads a tensor, counted; on a GPU each waits for the device."""
+    iteration = make_iteration(tiny, augmentation="affine")
+    iteration.run(0)
+    seen: Counter[str] = Counter()
+    for name in READS:
+        original = getattr(Tensor, name)
+
+        def count(self: Tensor, *args: Any, name: str = name, original: Any = original) -> Any:  # noqa: ANN401
+            seen[name] += 1
+            return original(self, *args)
+
+        monkeypatch.setattr(Tensor, name, count)
+    iteration.run(1)
+    assert not seen
+    iteration.read()
+    assert seen["tolist"] == 1
+    one = torch.ones((), dtype=torch.int64)
+    assert (one.item(), bool(one), float(one), int(one), [0, 1][one]) == (1, True, 1.0, 1, 1)
+    assert one.cpu().numpy() == 1
+    assert set(seen) == set(READS)
 
 
 def test_nothing_is_read_back_from_the_device(tiny: Experiment) -> None:
@@ -60,6 +95,71 @@ def test_the_g_step_computes_no_weight_gradient_of_the_trunk(tiny: Experiment) -
             (of_generator if transposed else of_trunk).append(mask[1])
     assert of_trunk == [False, False]
     assert of_generator == [True, True]
+
+
+def test_the_g_step_computes_no_weight_gradient_of_the_trunks_linear_layer(
+    tiny: Experiment,
+) -> None:
+    """By shape, which no other layer of these networks has either way round."""
+    trunk = (*tiny.trunk[:-1], replace(tiny.trunk[-1], channels=96))
+    iteration = make_iteration(replace(tiny, trunk=trunk))
+    (weight,) = (p for p in iteration.networks.trunk.parameters() if 96 in p.shape and p.dim() == 2)
+    assert sorted(weight.shape) == [96, 784]
+
+    def made(seen: Recorder) -> list[Tensor]:
+        own = weight.untyped_storage().data_ptr()
+        return [
+            t
+            for t in seen.made
+            if tuple(t.shape) in ((96, 784), (784, 96)) and t.untyped_storage().data_ptr() != own
+        ]
+
+    real = iteration.real_images(1)
+    d, g = (iteration._draw(1, stream) for stream in (Stream.D_STEP, Stream.G_STEP))
+    assert made(recorded(iteration, lambda: iteration.d_step(real, d)))
+    assert not made(recorded(iteration, lambda: iteration.g_step(g)))
+
+
+@pytest.mark.parametrize("information", ["maximise", "observe"])
+def test_an_observing_q_tells_d_and_not_the_generator(
+    tiny: Experiment, information: Information
+) -> None:
+    """Gradients at two lambdas: the D step's differ in both cases, the G step's with maximise."""
+
+    def gradients(scale: float) -> dict[str, list[Tensor]]:
+        scaled = replace(tiny, lambda_categorical=scale, lambda_continuous=scale)
+        iteration = make_iteration(scaled, precision="fp64", information=information)
+        first = {name: t.clone() for name, t in iteration.networks.state_dict().items()}
+        seen: dict[str, list[Tensor]] = {}
+        for step, adam in (("D", iteration.d_adam), ("G", iteration.g_adam)):
+
+            def keep(adam: torch.optim.Optimizer, *_: object, step: str = step) -> None:
+                every = adam.param_groups[0]["params"]
+                seen[step] = [p.grad.clone() for p in every if p.grad is not None]
+
+            adam.register_step_pre_hook(keep)
+        iteration.d_step(iteration.real_images(0), iteration._draw(0, Stream.D_STEP))
+        iteration.networks.load_state_dict(first)  # the same for both G steps
+        iteration.g_step(iteration._draw(0, Stream.G_STEP))
+        return seen
+
+    one, other = gradients(0.5), gradients(2.0)
+
+    def differ(step: str) -> bool:
+        return not all(map(torch.equal, one[step], other[step]))
+
+    assert differ("D")
+    assert differ("G") == (information == "maximise")
+
+
+def test_augmented_images_are_moved_by_the_drawn_matrices(tiny: Experiment) -> None:
+    iteration = make_iteration(tiny, augmentation="affine")
+    plain = make_iteration(tiny).real_images(3)
+    matrices = torch.from_numpy(affine_matrices(3, 3, 8, 28, 28))
+    real = iteration.real_images(3)
+    assert torch.equal(real, affine(plain, matrices))
+    assert not torch.equal(real, plain)
+    assert real.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_adam_is_one_operation_per_network_and_one_for_its_step_counters(tiny: Experiment) -> None:

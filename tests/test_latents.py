@@ -1,6 +1,7 @@
 """Codes and noise: layout, prior, and what is refused."""
 
 import math
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -9,9 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastinfogan.errors import InputError
+from fastinfogan.kernels.backend import native_available
 from fastinfogan.kernels.draw import draw_codes
 from fastinfogan.latents import Categorical, Continuous, LatentSpec, Noise
 from fastinfogan.philox import Stream
+
+IMPLEMENTATIONS = [
+    "reference",
+    pytest.param(
+        "native", marks=pytest.mark.skipif(not native_available(), reason="_native not compiled")
+    ),
+]
 
 specs = st.builds(
     lambda noise, classes, continuous: LatentSpec(
@@ -48,13 +57,25 @@ def test_a_draw_is_laid_out_as_the_slices_say(spec: LatentSpec, seed: int, step:
     assert np.abs(latents.continuous).max(initial=0) < 1
 
 
-def test_every_implementation_draws_the_same() -> None:
-    spec = LatentSpec(Noise(5, "normal"), (Categorical(10), Continuous()))
-    auto = draw_codes(spec, 1, 2, Stream.G_STEP, 7)
-    plain = draw_codes(spec, 1, 2, Stream.G_STEP, 7, impl="reference")
-    assert torch.equal(auto.generator_input, plain.generator_input)
-    assert torch.equal(auto.classes, plain.classes)
-    assert torch.equal(auto.continuous, plain.continuous)
+@pytest.mark.skipif(not native_available(), reason="_native not compiled")
+@pytest.mark.parametrize("prior", ["uniform", "normal"])
+def test_native_draws_what_the_reference_draws(prior: Literal["uniform", "normal"]) -> None:
+    spec = LatentSpec(Noise(5, prior), (Categorical(10), Continuous()))
+    native, plain = (
+        draw_codes(spec, 1, 2, Stream.G_STEP, 7, impl=impl) for impl in ("native", "reference")
+    )
+    assert torch.equal(native.generator_input, plain.generator_input)
+    assert torch.equal(native.classes, plain.classes)
+    assert torch.equal(native.continuous, plain.continuous)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64])
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+def test_a_seed_out_of_range_is_refused(seed: int, impl: Literal["native", "reference"]) -> None:
+    spec = LatentSpec(Noise(5), ())
+    with pytest.raises(InputError, match=f"--seed must be 0 or more and below 2\\^64, not {seed}"):
+        draw_codes(spec, seed, 0, Stream.PICTURES, 2, impl=impl)
+    assert len(draw_codes(spec, 2**64 - 1, 0, Stream.PICTURES, 2, impl=impl).classes) == 2
 
 
 def test_a_rank_draws_its_rows_of_the_global_batch() -> None:
