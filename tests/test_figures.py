@@ -13,7 +13,14 @@ from fastinfogan.engine import RunDirectory, Trained
 from fastinfogan.engine.run_directory import MetricsLog
 from fastinfogan.errors import InputError
 from fastinfogan.experiments import Experiment
-from fastinfogan.figures import draw_all, draw_figure1, draw_samples, draw_traversal
+from fastinfogan.figures import (
+    draw_all,
+    draw_figure1,
+    draw_samples,
+    draw_traversal,
+    samples_name,
+    traversal_name,
+)
 from fastinfogan.latents import Latents
 from fastinfogan.networks import InfoGAN
 
@@ -100,6 +107,11 @@ def test_nonsense_is_refused(tiny: Experiment) -> None:
         ({"code": "c9"}, "no code 'c9'; this run has c1, c2, c3"),
         ({"code": "c1", "low": 0.0}, "c1 is categorical"),
         ({"code": "c2", "low": 1.0, "high": 1.0}, "is empty"),
+        ({"code": "c2", "low": float("-inf")}, "--from must be a finite number, not -inf"),
+        ({"code": "c2", "high": float("nan")}, "--to must be a finite number, not nan"),
+        ({"code": "c2", "high": 1e39}, "--to must be a finite number"),
+        ({"code": "c2", "seed": -1}, "--seed must be 0 or more"),
+        ({"code": "c2", "rows": 10**9}, "--rows must be 100 or less"),
         ({"code": "c2", "rows": 0}, "--rows must be 1 or more, not 0"),
         ({"code": "c2", "steps": 1}, "--steps must be 2 or more, not 1"),
     ):
@@ -107,9 +119,41 @@ def test_nonsense_is_refused(tiny: Experiment) -> None:
             draw_traversal(recorder, file=Path("t.png"), **arguments)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="--count must be 1 or more"):
         draw_samples(recorder, Path("s.png"), 0)
+    with pytest.raises(InputError, match="--count must be 10,000 or less, not 1000000000"):
+        draw_samples(recorder, Path("s.png"), 10**9)
+    Path("folder.png").mkdir()
+    for name in (".", "s.jpg", "s", "folder.png"):
+        with pytest.raises(InputError, match=r"pictures are written as \.png files"):
+            draw_samples(recorder, Path(name))
     Path("taken").write_text("a file")
     with pytest.raises(InputError, match="cannot be written"):
         draw_samples(recorder, Path("taken/s.png"))
+
+
+def test_names_tell_what_is_not_the_runs_own_way(tiny: Experiment) -> None:
+    recorder = Recorder(tiny)
+    assert samples_name() == "samples.png"
+    assert samples_name(4, 5) == "samples_seed5_count4.png"
+    assert samples_name(seed=5) == "samples_seed5.png"
+    assert traversal_name(recorder, "c2") == "traversal_c2.png"
+    assert traversal_name(recorder, "c2", low=-2.0, high=2.0) == "traversal_c2.png"
+    name = traversal_name(recorder, "c2", low=-1.0, high=1.0)
+    assert name == "traversal_c2_from-1_to1.png"
+    name = traversal_name(recorder, "c2", low=0.25, seed=3, rows=2, steps=5)
+    assert name == "traversal_c2_from0.25_to2_seed3_rows2_steps5.png"
+
+
+def test_a_picture_that_cannot_be_written_leaves_nothing(
+    tiny: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Image.Image, file: Path, *_: object) -> None:
+        file.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(InputError, match="No space left"):
+        draw_samples(Recorder(tiny), Path("p/s.png"), 4)
+    assert list(Path("p").iterdir()) == []
 
 
 def test_figure1_plots_both_runs(tiny: Experiment) -> None:

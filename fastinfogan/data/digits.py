@@ -2,13 +2,12 @@
 
 import os
 import tempfile
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastinfogan.data.npz import UNREADABLE
 from fastinfogan.data.source import Source
 from fastinfogan.errors import InputError
 
@@ -54,10 +53,8 @@ def _from_cache(cached: Path) -> Source | None:
         if images.dtype != np.uint8:
             return None
         source = Source(_NAME, images, labels)
-    except (OSError, KeyError, ValueError, TypeError, EOFError, MemoryError, RuntimeError):
+    except UNREADABLE:
         return None  # not there yet, or not whole: parse again
-    except (AttributeError, zipfile.BadZipFile, zlib.error):
-        return None
     return source if _is_known(source) else None
 
 

@@ -1,5 +1,6 @@
 """Images in a NumPy archive: images and labels, or Keras's x_train, y_train, x_test, y_test."""
 
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
@@ -10,6 +11,20 @@ from numpy.typing import NDArray
 from fastinfogan.data.source import Source, as_labels, pixels
 from fastinfogan.errors import InputError
 
+# What np.load ends in on an archive that is damaged, or another's.
+UNREADABLE = (
+    OSError,
+    ValueError,
+    EOFError,
+    LookupError,
+    TypeError,
+    MemoryError,
+    RuntimeError,  # encrypted, or packed in a way that zipfile does not know
+    SyntaxError,
+    tokenize.TokenError,  # numpy parses an array's header as Python
+    zipfile.BadZipFile,
+    zlib.error,
+)
 _LAYOUTS = (("images", "labels"), ("x_train", "y_train"))
 _TEST_LAYOUTS = (("test_images", "test_labels"), ("x_test", "y_test"))
 
@@ -25,15 +40,7 @@ def read(path: Path) -> Source:
             plain.infolist()  # an .npy by another name is no archive, and np.load would read it
         with np.load(path, allow_pickle=False) as archive:
             every = {name: archive[name] for name in archive.files}
-    except (
-        OSError,
-        ValueError,
-        EOFError,
-        MemoryError,
-        RuntimeError,  # encrypted, or packed in a way that zipfile does not know
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
+    except UNREADABLE as error:
         raise InputError(f"{path}: not a whole .npz of plain arrays: {error}") from error
     # What is in a zip and is no array comes back as bytes.
     arrays = {name: array for name, array in every.items() if isinstance(array, np.ndarray)}
