@@ -136,7 +136,7 @@ class Trainer:
             while self.done < until and not schedule.stop():
                 self.iteration.run(self.done)
                 self.done += 1
-                if self.done % settings.log_every == 0:
+                if self.done % settings.log_every == 0 or self.done == until:
                     write_metrics()
                 begun = time.perf_counter()
                 if self.done % schedule.checkpoint_every == 0:
@@ -144,8 +144,6 @@ class Trainer:
                 if schedule.pictures_every and self.done % schedule.pictures_every == 0:
                     attempt("pictures", schedule.on_pictures)
                 started += time.perf_counter() - begun
-            if self.iteration.summed and self.done == until:
-                write_metrics()
             self.save(schedule.keep)
             attempt("pictures", schedule.on_pictures)
         finally:
