@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fastinfogan import experiments, philox
+from fastinfogan.cli import main
 from fastinfogan.data import Source
 from fastinfogan.data.augment import Augmentation
 from fastinfogan.engine import Iteration, TrainingSettings
@@ -16,6 +17,8 @@ from fastinfogan.engine.precision import ComputedIn
 from fastinfogan.engine.settings import Information
 from fastinfogan.experiments import Block, Experiment
 from fastinfogan.networks import InfoGAN
+
+QUICK = ["--batch-size", "4", "--precision", "fp32"]
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -113,3 +116,30 @@ def make_iteration(
 def tiny() -> Experiment:
     """MNIST's experiment with an eighth of its widths and every kind of code."""
     return replace(narrowed(experiments.get("mnist"), 8), batch_size=8)
+
+
+@pytest.fixture
+def narrow_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every experiment at an eighth of its widths; the rest as a user gets it."""
+    full = experiments.get
+    monkeypatch.setattr(
+        "fastinfogan.experiments.get", lambda *arguments: narrowed(full(*arguments), 8)
+    )
+
+
+@pytest.fixture
+def digits() -> str:
+    """A small labelled set of 28x28 images."""
+    source = made_up_images(experiments.get("mnist"))
+    np.savez("digits.npz", images=source.images, labels=source.labels)
+    return "digits.npz"
+
+
+def fails(*arguments: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """Run a command that must fail; its one line."""
+    capsys.readouterr()
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith("fastinfogan: ")
+    return captured.err
