@@ -15,11 +15,11 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from fastinfogan.kernels import candidates, pointwise
+from fastinfogan.kernels import candidates, pointwise, ranks
 from fastinfogan.kernels.geometry import FLAT, Gather, Window
 from fastinfogan.kernels.images import Images, image_block
 from fastinfogan.kernels.images import image_weight_gradient as image_weight_gradient_of
-from fastinfogan.kernels.launch import recording
+from fastinfogan.kernels.launch import is_recording, recording
 from fastinfogan.kernels.maps import ACTIVATIONS, Deferred
 from fastinfogan.kernels.statistics import Normalisation, finalize_backward, finalize_forward
 
@@ -96,6 +96,8 @@ def _register(schema: str, function: Any) -> Any:  # noqa: ANN401
         _library.impl(name, function, key)
 
     def fake(*arguments: Any) -> Any:  # noqa: ANN401
+        if is_recording():
+            return function(*arguments)
         with recording():
             return function(*arguments)
 
@@ -128,6 +130,22 @@ norm_block = _register(
     "bool transposed, int groups, float eps, float momentum) -> (Tensor, Tensor, Tensor)",
     _norm_block,
 )
+
+
+def norm_block_across_ranks(
+    operand: Deferred, t: LayerTensors, layer: Layer, groups: int, ranks_group: ranks.Group
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `norm_block`, with the statistics of all ranks' batches; torch.compile stops here."""
+    assert t.gamma is not None
+    assert t.beta is not None
+    y, tiles = candidates.multiply(operand, t.weight, layer.gather, groups, bias=t.bias, tiles=True)
+    assert tiles is not None
+    tiles = tiles._replace(data=ranks.gather_tiles(tiles.data, ranks_group))
+    count = y.numel() // t.gamma.shape[0] // groups * ranks.size(ranks_group)
+    norm = finalize_forward(
+        tiles, count, t.gamma, t.beta, t.running_mean, t.running_var, layer.eps, layer.momentum
+    )
+    return y, norm.params, norm.rstd
 
 
 def _plain_block(

@@ -55,7 +55,15 @@ def multiply(
     columns = weight.shape[0 if transposed_weight == backward else 1]
     rows = images // groups * p * q
     flat = p * q * gather.phases == 1 and gather.taps == 1
-    tile = tile or gather_tile(x, rows * groups, columns, channels, gather.phases**2, flat=flat)
+    tile = tile or gather_tile(
+        x,
+        weight,
+        rows * groups,
+        columns,
+        gather.phases**2,
+        2 if operand.y is not None else 1,
+        flat=flat,
+    )
     splits = tile.splits if flat else 1
     chunk = triton.cdiv(triton.cdiv(channels, splits), tile.k) * tile.k
     splits = triton.cdiv(channels, chunk)

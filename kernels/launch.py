@@ -40,6 +40,7 @@ class Launch:
 
 
 _recorder: ContextVar[list[Launch] | None] = ContextVar("recorder", default=None)
+_run_too: ContextVar[bool] = ContextVar("run_too", default=True)
 
 
 @contextmanager
@@ -55,7 +56,9 @@ def recording(*, run: bool = False) -> Iterator[list[Launch]]:
         _run_too.reset(run_token)
 
 
-_run_too: ContextVar[bool] = ContextVar("run_too", default=True)
+def is_recording() -> bool:
+    """Whether launches are being collected."""
+    return _recorder.get() is not None
 
 
 def nbytes(*tensors: Tensor | None) -> int:

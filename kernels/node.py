@@ -12,14 +12,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastinfogan.kernels import chain
+from fastinfogan.kernels import chain, ranks
 from fastinfogan.kernels.chain import Layer, LayerTensors
 from fastinfogan.kernels.images import Images, fits
+from fastinfogan.kernels.maps import Deferred
+from fastinfogan.kernels.ranks import Group
 
 _PER_LAYER = len(LayerTensors._fields)
 
 
-def reference_layer(x: Tensor, layer: Layer, t: LayerTensors, groups: int) -> Tensor:
+def reference_layer(
+    x: Tensor, layer: Layer, t: LayerTensors, groups: int, ranks_group: Group = None
+) -> Tensor:
     """One block in plain torch, differentiable any number of times; batch statistics.
 
     Args:
@@ -27,24 +31,25 @@ def reference_layer(x: Tensor, layer: Layer, t: LayerTensors, groups: int) -> Te
         layer: what it is.
         t: its tensors; running statistics are updated in place.
         groups: equal parts of the batch with statistics of their own.
+        ranks_group: of processes with which statistics are shared.
     """
     z = linear_map(x, layer, t.weight, t.bias)
     if layer.norm:
         parts = [
-            F.batch_norm(
-                part,
-                t.running_mean,
-                t.running_var,
-                t.gamma,
-                t.beta,
-                True,
-                layer.momentum,
-                layer.eps,
-            )
+            _batch_norm(part, layer, t, ranks_group)
             for part in (z.chunk(groups) if groups > 1 else (z,))
         ]
         z = torch.cat(parts) if groups > 1 else parts[0]
     return shape_output(activate(z, layer), layer)
+
+
+def _batch_norm(z: Tensor, layer: Layer, t: LayerTensors, ranks_group: Group) -> Tensor:
+    running = (t.running_mean, t.running_var)
+    if ranks_group is None:
+        return F.batch_norm(z, *running, t.gamma, t.beta, True, layer.momentum, layer.eps)
+    assert t.gamma is not None
+    assert t.beta is not None
+    return ranks.batch_norm(z, t.gamma, t.beta, *running, layer.momentum, layer.eps, ranks_group)
 
 
 def linear_map(x: Tensor, layer: Layer, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -80,27 +85,36 @@ def shape_output(z: Tensor, layer: Layer) -> Tensor:
 
 
 def reference_chain(
-    x: Tensor | Images, layers: Sequence[Layer], tensors: Sequence[LayerTensors], groups: int
+    x: Tensor | Images,
+    layers: Sequence[Layer],
+    tensors: Sequence[LayerTensors],
+    groups: int,
+    ranks_group: Group = None,
 ) -> Tensor:
     """A chain in plain torch."""
     x = x.materialize() if isinstance(x, Images) else x
     for layer, t in zip(layers, tensors, strict=True):
-        x = reference_layer(x, layer, t, groups)
+        x = reference_layer(x, layer, t, groups, ranks_group)
     return x
 
 
 def fused_chain(
-    x: Tensor | Images, layers: Sequence[Layer], tensors: Sequence[LayerTensors], groups: int
+    x: Tensor | Images,
+    layers: Sequence[Layer],
+    tensors: Sequence[LayerTensors],
+    groups: int,
+    ranks_group: Group = None,
 ) -> Tensor:
     """A chain by the kernels, as one node; takes and gives what `reference_chain` does."""
     window = layers[0].gather.window
-    if isinstance(x, Images) and not fits(x.data.shape[3], window):
+    across = layers[0].norm and ranks_group is not None
+    if isinstance(x, Images) and (across or not fits(x.data.shape[3], window)):
         x = x.materialize()
     if isinstance(x, Images):
-        source = Source(x.dtype, x.index, x.scale, x.shift)
+        source = Source(x.dtype, ranks_group, x.index, x.scale, x.shift)
         maps = x.data
     else:
-        source = Source(x.dtype)
+        source = Source(x.dtype, ranks_group)
         # Free for channels_last memory; autograd's way back is a view as well.
         maps = x.permute(0, 2, 3, 1).contiguous() if x.dim() == 4 else x.contiguous()[:, None, None]
     flat = [t for each in tensors for t in each]
@@ -112,16 +126,18 @@ def fused_chain(
 
 @dataclass(frozen=True)
 class Source:
-    """What a chain's input is, beside its map.
+    """What a chain's node is told, beside tensors and layers.
 
     Attributes:
-        dtype: of the maps computed from it.
+        dtype: of the maps computed from the input.
+        ranks_group: of processes with which statistics are shared.
         index: which images of the map make the batch, or None.
         scale: by which pixels are multiplied while loading.
         shift: what is added then.
     """
 
     dtype: torch.dtype
+    ranks_group: Group = None
     index: Tensor | None = None
     scale: float = 1.0
     shift: float = 0.0
@@ -136,7 +152,9 @@ def _to_shape(y: Tensor, layer: Layer) -> Tensor:
     return y.view(-1, *layer.shape) if layer.shape is not None else y
 
 
-def _reads_images(layer: Layer, maps: Tensor) -> bool:
+def _reads_images(layer: Layer, maps: Tensor, source: Source) -> bool:
+    if layer.norm and source.ranks_group is not None:
+        return False
     return not layer.gather.transposed and fits(maps.shape[3], layer.gather.window)
 
 
@@ -166,7 +184,7 @@ class _Chain(torch.autograd.Function):
         for i, (layer, t) in enumerate(zip(layers, _regroup(flat), strict=True)):
             window, where = layer.window, (layer.window, layer.gather.transposed, groups)
             behind = layer.activation if i == last else "none"
-            if i == 0 and _reads_images(layer, x):
+            if i == 0 and _reads_images(layer, x, source):
                 pixels = (x, source.index, source.scale, source.shift, source.dtype)
                 if layer.norm:
                     y, params, rstd = chain.image_norm_block(
@@ -178,7 +196,11 @@ class _Chain(torch.autograd.Function):
                     )
             else:
                 operand = _as_rows(maps) if layer.flat else maps
-                if layer.norm:
+                if layer.norm and source.ranks_group is not None:
+                    y, params, rstd = chain.norm_block_across_ranks(
+                        Deferred(operand, params, slope), t, layer, groups, source.ranks_group
+                    )
+                elif layer.norm:
                     y, params, rstd = chain.norm_block(
                         operand, params, slope, *t, *where, layer.eps, layer.momentum
                     )
@@ -227,6 +249,13 @@ class _Chain(torch.autograd.Function):
                 coefficients, dgamma, dbeta = chain.norm_gradient(
                     sums, values, t.gamma, norms[2 * i], norms[2 * i + 1]
                 )
+                if source.ranks_group is not None:
+                    # gamma and beta have their own rank's gradients, dy is formed from all.
+                    coefficients, _, _ = chain.norm_gradient(
+                        ranks.gather_tiles(sums, source.ranks_group),
+                        values * ranks.size(source.ranks_group),
+                        t.gamma, norms[2 * i], norms[2 * i + 1],
+                    )  # fmt: skip
                 beside = y
                 grads[at + 2] = dgamma if want.gamma else None
                 grads[at + 3] = dbeta if want.beta else None
@@ -241,7 +270,7 @@ class _Chain(torch.autograd.Function):
                 before = _to_shape(ys[i - 1], layers[i - 1])
                 before_params, slope = norms[2 * i - 2], layers[i - 1].loaded_slope
             before = _as_rows(before) if layer.flat else before
-            if want.weight and i == 0 and _reads_images(layer, x):
+            if want.weight and i == 0 and _reads_images(layer, x, source):
                 grads[at] = chain.image_weight_gradient(
                     x, index, source.scale, source.shift, g, beside, coefficients, t.weight,
                     layer.window, groups,
@@ -275,7 +304,7 @@ def _differentiable_gradients(
         start: Tensor | Images = x.permute(0, 3, 1, 2) if not layers[0].flat else x.flatten(1)
     else:
         start = Images(x, source.index, source.scale, source.shift, source.dtype)
-    out = reference_chain(start, layers, tensors, groups)
+    out = reference_chain(start, layers, tensors, groups, source.ranks_group)
     out = (out.permute(0, 2, 3, 1) if out.dim() == 4 else out).reshape(dout.shape)
     inputs = [x, *flat]
     asked = [t for t, need in zip(inputs, needs, strict=True) if need and t is not None]

@@ -126,35 +126,92 @@ def precision(dtype: torch.dtype) -> str:
     return "ieee"
 
 
+@dataclass(frozen=True)
+class Machine:
+    """What the rule must know of a GPU.
+
+    Attributes:
+        shared: bytes of shared memory that a program may have.
+        processors: how many programs run side by side.
+        wide_warps: threads of a warp are 64, not 32.
+    """
+
+    shared: int
+    processors: int
+    wide_warps: bool = False
+
+
+MACHINES = {
+    "sm_80": Machine(166_912, 108),
+    "sm_90": Machine(232_448, 132),
+    "sm_100": Machine(232_448, 148),
+    "gfx942": Machine(65_536, 304, wide_warps=True),
+}
+"""The targets that the kernels are compiled for ahead of time: A100, H100, B200, MI300."""
+
+_machine: ContextVar[Machine | None] = ContextVar("machine", default=None)
+
+
+@contextmanager
+def assuming(machine: Machine) -> Iterator[None]:
+    """Choose as for this machine, whatever the tensors lie on."""
+    token = _machine.set(machine)
+    try:
+        yield
+    finally:
+        _machine.reset(token)
+
+
+def machine_of(device: torch.device) -> Machine:
+    """The machine that tensors lie on; an H100 where there is none."""
+    return _machine.get() or (_properties(device) if device.type == "cuda" else MACHINES["sm_90"])
+
+
+@cache
+def _properties(device: torch.device) -> Machine:
+    found = torch.cuda.get_device_properties(device)
+    if torch.version.hip:
+        return Machine(65_536, found.multi_processor_count, wide_warps=True)
+    shared = int(getattr(found, "shared_memory_per_block_optin", found.shared_memory_per_block))
+    return Machine(shared, found.multi_processor_count)
+
+
 def gather_tile(
-    x: Tensor, rows: int, columns: int, channels: int, phases: int, *, flat: bool
+    x: Tensor, weight: Tensor, rows: int, columns: int, phases: int, operands: int, *, flat: bool
 ) -> GemmTile:
-    """The cut of a product.
+    """The rule for a product.
 
     Args:
-        x: the operand, for device and dtype.
+        x: the operand, (N, height, width, channels).
+        weight: for its dtype.
         rows: of the result, in all groups and one phase.
         columns: of the result.
-        channels: of the operand.
         phases: of the gather.
+        operands: tensors that the prologue loads.
         flat: a fully connected layer, whose depth may be split.
     """
+    machine, channels = machine_of(x.device), x.shape[3]
     wide = x.element_size() > 2
-    n = power_of_two(columns, 16, 64 if wide else 128)
-    k = power_of_two(channels, 16, 32 if wide else 64)
-    m = 128
-    while m > 16 and (rows <= m // 2 or triton.cdiv(rows, m) * triton.cdiv(columns, n) < 128):
+    small = wide or machine.wide_warps
+    n = power_of_two(columns, 16, 64 if small else 128)
+    m = 128 if not small else 64
+    while m > 64 and triton.cdiv(rows, m) * triton.cdiv(columns, n) * phases < machine.processors:
         m //= 2
-    m = max(m, 64) if rows >= 64 else m
+    m = min(m, power_of_two(rows, 16, 128))
+    k = power_of_two(channels, 16, 32 if small else 64)
+    step = k * (m * operands * x.element_size() + n * max(weight.element_size(), x.element_size()))
     programs = triton.cdiv(rows, m) * triton.cdiv(columns, n) * phases
     splits = 1
     if flat:
-        splits = max(1, min(264 // programs, channels // (4 * k), 16))
-    return GemmTile(m, n, k, warps=8 if m * n >= 128 * 128 else 4, stages=3, splits=splits)
+        splits = max(1, min(2 * machine.processors // programs, channels // (4 * k), 16))
+    warps = 8 if m * n >= 64 * 128 else 4
+    return GemmTile(m, n, k, warps, _stages(step, machine), splits)
 
 
-def weight_gradient_tile(x: Tensor, depth: int, rows: int, columns: int, taps: int) -> GemmTile:
-    """The cut of a weight gradient.
+def weight_gradient_tile(
+    x: Tensor, depth: int, rows: int, columns: int, taps: int, operands: int
+) -> GemmTile:
+    """The rule for a weight gradient.
 
     Args:
         x: an operand, for device and dtype.
@@ -162,14 +219,23 @@ def weight_gradient_tile(x: Tensor, depth: int, rows: int, columns: int, taps: i
         rows: direct channels.
         columns: gathered channels.
         taps: of the window.
+        operands: tensors that both prologues load.
     """
-    wide = x.element_size() > 2
+    machine = machine_of(x.device)
+    small = x.element_size() > 2 or machine.wide_warps
     m = power_of_two(rows, 16, 64)
-    n = power_of_two(columns, 16, 64 if wide else 128)
-    k = power_of_two(depth, 16, 32 if wide else 64)
+    n = power_of_two(columns, 16, 64 if small else 128)
+    k = power_of_two(depth, 16, 32 if small else 64)
     programs = triton.cdiv(rows, m) * triton.cdiv(columns, n) * taps
-    splits = max(1, min(264 // programs, depth // (8 * k), 32))
-    return GemmTile(m, n, k, warps=4, stages=3, splits=splits)
+    splits = max(1, min(2 * machine.processors // programs, depth // (8 * k), 32))
+    step = k * max(m, n) * operands * x.element_size()
+    warps = 8 if m * n >= 64 * 128 else 4
+    return GemmTile(m, n, k, warps, _stages(step, machine), splits)
+
+
+def _stages(step: int, machine: Machine) -> int:
+    """Steps in flight: three, if their loads fit beside what the epilogue needs."""
+    return max(1, min(3, int(0.75 * machine.shared) // step))
 
 
 def matrix_tile(rows: int, columns: int) -> GemmTile:

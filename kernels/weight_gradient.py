@@ -35,7 +35,10 @@ def weight_gradient(
     _, height, width, columns = gathered.x.shape
     kernel = gather.window.kernel
     positions = images // groups * p * q
-    tile = tile or weight_gradient_tile(direct.x, positions * groups, rows, columns, kernel**2)
+    operands = 2 + (direct.y is not None) + (gathered.y is not None)
+    tile = tile or weight_gradient_tile(
+        direct.x, positions * groups, rows, columns, kernel**2, operands
+    )
     per_group = max(tile.splits // groups, 1)
     chunk = triton.cdiv(triton.cdiv(positions, per_group), tile.k) * tile.k
     per_group = triton.cdiv(positions, chunk)

@@ -9,13 +9,19 @@ from fastinfogan.nn.blocks import (
     UpconvBlock,
     statistics_frozen,
 )
+from fastinfogan.nn.fuse import FusionReport, fuse, unfuse
+from fastinfogan.nn.synchronise import synchronise
 
 __all__ = [
     "Block",
     "Chain",
     "ConvBlock",
+    "FusionReport",
     "Images",
     "LinearBlock",
     "UpconvBlock",
+    "fuse",
     "statistics_frozen",
+    "synchronise",
+    "unfuse",
 ]

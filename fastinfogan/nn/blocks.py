@@ -9,8 +9,9 @@ for CUDA tensors and torch for others. What is computed is the same; weights and
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,9 @@ from fastinfogan.kernels.chain import Layer, LayerTensors
 from fastinfogan.kernels.geometry import FLAT, Gather, Window
 from fastinfogan.kernels.images import Images
 from fastinfogan.nn.run import ActivationName, Implementation, Stage, run_stages
+
+if TYPE_CHECKING:
+    from fastinfogan.kernels.ranks import Group
 
 _INIT_DEVIATION = 0.02
 
@@ -48,6 +52,7 @@ class Block(nn.Module):
         activation: its name.
         slope: of a leaky ReLU.
         impl: "auto", "triton" or "reference".
+        process_group: with whose ranks statistics are shared, see `synchronise`.
     """
 
     layer: nn.Conv2d | nn.ConvTranspose2d | nn.Linear
@@ -60,6 +65,7 @@ class Block(nn.Module):
         self.activation = activation
         self.slope = slope
         self.impl = impl
+        self.process_group: Group = None
 
     def forward(self, x: Tensor | Images, groups: int = 1) -> Tensor:
         """Apply the block.
@@ -76,7 +82,7 @@ class Block(nn.Module):
         Raises:
             InputError: rank, channels, dtype, device or batch do not fit.
         """
-        return run_stages([self.stage], x, groups, self.impl)
+        return run_stages([self.stage], x, groups, self.impl, self.process_group)
 
     def stage(self, shape: tuple[int, ...]) -> Stage:
         """What the block computes for input of a shape, (C, H, W) or (features,)."""
@@ -291,12 +297,17 @@ class Chain(nn.Sequential):
     def __init__(self, *blocks: Block, impl: Implementation = "auto") -> None:
         super().__init__(*blocks)
         self.impl = impl
+        self.process_group: Group = None
 
     def forward(self, x: Tensor | Images, groups: int = 1) -> Tensor:
         """Apply the blocks; arguments, result and errors as of a block's own forward."""
-        stages = []
+        return run_stages(self.stages(), x, groups, self.impl, self.process_group)
+
+    def stages(self) -> list[Callable[[tuple[int, ...]], Stage]]:
+        """What each block computes, as a function of its input's shape."""
+        stages: list[Callable[[tuple[int, ...]], Stage]] = []
         for block in self:
             if not isinstance(block, Block):
                 raise InputError(f"a Chain is made of blocks, not of {type(block).__name__}")
             stages.append(block.stage)
-        return run_stages(stages, x, groups, self.impl)
+        return stages

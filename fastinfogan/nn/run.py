@@ -13,6 +13,7 @@ from fastinfogan.experiments import Activation as ActivationName
 from fastinfogan.kernels.chain import Layer, LayerTensors
 from fastinfogan.kernels.images import Images
 from fastinfogan.kernels.node import fused_chain, reference_chain
+from fastinfogan.kernels.ranks import Group
 
 __all__ = ["ActivationName", "Implementation", "Stage", "run_stages"]
 
@@ -41,6 +42,7 @@ def run_stages(
     x: Tensor | Images,
     groups: int,
     impl: Implementation,
+    ranks_group: Group = None,
 ) -> Tensor:
     """Run blocks in a row as one.
 
@@ -49,6 +51,7 @@ def run_stages(
         x: the input, see `Block.forward`.
         groups: equal parts of the batch with statistics of their own.
         impl: who computes.
+        ranks_group: of processes with which batch-norm statistics are shared.
 
     Raises:
         InputError: rank, channels, dtype, device or batch do not fit, or "triton" cannot run here.
@@ -64,20 +67,12 @@ def run_stages(
     if groups < 1 or batch % groups:
         raise InputError(f"a batch of {batch} does not divide into {groups} groups")
     kernels = _use_kernels(impl, device)
-    layers, tensors = [], []
-    for describe in stages:
-        stage = describe(shape)
-        layer, t = _with_norm(stage, batch // groups, groups)
+    layers, tensors = describe(stages, shape, batch, groups)
+    for t in tensors:
         if t.weight.device != device:
             raise InputError(f"the input is on {device}, the block's weight on {t.weight.device}")
-        layers.append(layer)
-        tensors.append(t)
-        shape = stage.out
-    for layer in layers[:-1]:
-        if layer.activation in ("sigmoid", "tanh"):
-            raise InputError(f"{layer.activation} can only end a chain")
     if not kernels:
-        return reference_chain(x, layers, tensors, groups)
+        return reference_chain(x, layers, tensors, groups, ranks_group)
     autocast = torch.is_autocast_enabled(device.type)
     wanted = torch.get_autocast_dtype(device.type) if autocast else dtype
     if not autocast and dtype != tensors[0].weight.dtype and not isinstance(x, Images):
@@ -89,7 +84,31 @@ def run_stages(
         raise InputError(f"the kernels compute in fp32, fp16 or bf16, not {wanted}")
     source = replace(x, dtype=wanted) if isinstance(x, Images) else x.to(wanted)
     with torch.autocast(device.type, enabled=False):
-        return fused_chain(source, layers, tensors, groups)
+        return fused_chain(source, layers, tensors, groups, ranks_group)
+
+
+def describe(
+    stages: Sequence[Callable[[tuple[int, ...]], Stage]],
+    shape: tuple[int, ...],
+    batch: int,
+    groups: int,
+) -> tuple[list[Layer], list[LayerTensors]]:
+    """What blocks in a row compute for a batch of inputs of a shape, as the kernels take it.
+
+    Raises:
+        InputError: channels or features do not fit, or batch norm has one value to train on.
+    """
+    layers, tensors = [], []
+    for stage_for in stages:
+        stage = stage_for(shape)
+        layer, t = _with_norm(stage, batch // groups, groups)
+        layers.append(layer)
+        tensors.append(t)
+        shape = stage.out
+    for layer in layers[:-1]:
+        if layer.activation in ("sigmoid", "tanh"):
+            raise InputError(f"{layer.activation} can only end a chain")
+    return layers, tensors
 
 
 def _use_kernels(impl: Implementation, device: torch.device) -> bool:

@@ -1,0 +1,425 @@
+"""`fuse(model)` puts fused blocks in the place of a model's own layers, `unfuse` takes them out.
+
+A convolution, transposed convolution or linear layer with batch norm and / or an activation behind
+it becomes one block, blocks in a row become one chain. Each layer's place in the model stays taken
+by a stand-in that shares its parameters and buffers, so that state_dict keys, optimizers, .to() and
+train() go on as before; the first stand-in computes, the others hand on what they are given.
+
+Nothing is guessed. Layers are found in a Sequential, where the order is what it is; and in a module
+whose forward is straight-line code and traces alike in training and in evaluation mode. All else is
+left, and the report says why.
+"""
+
+import ast
+import inspect
+import math
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from fastinfogan.errors import InputError
+from fastinfogan.kernels.chain import Layer, LayerTensors
+from fastinfogan.kernels.geometry import FLAT, Gather, Window
+from fastinfogan.kernels.ranks import Group
+from fastinfogan.nn.run import Implementation, Stage, run_stages
+
+MAPS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+ACTIVATIONS = (nn.ReLU, nn.LeakyReLU, nn.Sigmoid, nn.Tanh)
+_TRACE_ERRORS = (
+    fx.proxy.TraceError, TypeError, ValueError, AttributeError, RuntimeError, LookupError,
+    NotImplementedError, AssertionError, NameError, OSError,
+)  # fmt: skip
+
+
+@dataclass
+class FusionReport:
+    """What `fuse` did.
+
+    Attributes:
+        fused: names of the layers of each chain that became one.
+        left: names of layers that might have been fused, and why they were not.
+    """
+
+    fused: list[tuple[str, ...]] = field(default_factory=list)
+    left: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        lines = [f"fused  {' + '.join(names)}" for names in self.fused]
+        lines += [f"left   {name}: {why}" for name, why in self.left.items()]
+        return "\n".join(lines) or "nothing to fuse"
+
+
+class StandIn(nn.Module):
+    """Takes a layer's place: the same parameters and buffers, by the same names.
+
+    Attributes:
+        original: the layer; kept out of the module tree.
+    """
+
+    original: nn.Module
+
+    def __init__(self, original: nn.Module) -> None:
+        super().__init__()
+        object.__setattr__(self, "original", original)
+        # The very dictionaries, so that whatever is done to the one is done to the other.
+        self._parameters = original._parameters
+        self._buffers = original._buffers
+        self._non_persistent_buffers_set = original._non_persistent_buffers_set
+        self._version = original._version
+        self.training = original.training
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Hand on: the layer was computed by the first one of its chain."""
+        return x
+
+    def train(self, mode: bool = True) -> "StandIn":
+        """Set the mode of the layer with that of its stand-in."""
+        super().train(mode)
+        self.original.train(mode)
+        return self
+
+    def _save_to_state_dict(self, *arguments: Any) -> None:  # noqa: ANN401
+        self.original._save_to_state_dict(*arguments)
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:  # noqa: ANN401
+        self.original._load_from_state_dict(*arguments)
+
+    def extra_repr(self) -> str:
+        """What it stands for."""
+        return f"{type(self.original).__name__}, fused"
+
+
+@dataclass
+class Unit:
+    """One block of a chain, as layers of a model.
+
+    Attributes:
+        map: the convolution, transposed convolution or linear layer.
+        norm: the batch norm behind it, or None.
+        activation: the activation behind that, or None.
+        names: their places in the model, in order.
+    """
+
+    map: nn.Module
+    norm: nn.Module | None = None
+    activation: nn.Module | None = None
+    names: list[str] = field(default_factory=list)
+
+    def layers(self) -> Iterator[nn.Module]:
+        """The layers there are, in order."""
+        yield from (m for m in (self.map, self.norm, self.activation) if m is not None)
+
+
+class Fused(StandIn):
+    """The first stand-in of a chain, which computes all of it.
+
+    Args:
+        units: the chain's blocks.
+        impl: "auto", "triton" or "reference".
+    """
+
+    def __init__(self, units: list[Unit], impl: Implementation) -> None:
+        super().__init__(units[0].map)
+        object.__setattr__(self, "units", units)
+        self.impl = impl
+        self.process_group = None
+
+    units: list[Unit]
+    process_group: Group
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute the chain; input of another rank than the blocks' goes layer by layer."""
+        if x.dim() != (2 if isinstance(self.units[0].map, nn.Linear) else 4):
+            for unit in self.units:
+                for layer in unit.layers():
+                    x = layer(x)
+            return x
+        stages = [partial(stage_of, unit) for unit in self.units]
+        return run_stages(stages, x, 1, self.impl, self.process_group)
+
+    def extra_repr(self) -> str:
+        """The layers that are computed here."""
+        return ", ".join(name for unit in self.units for name in unit.names)
+
+
+def stage_of(unit: Unit, shape: tuple[int, ...]) -> Stage:
+    """What a unit computes for input of a shape, (C, H, W) or (features,)."""
+    layer, norm, activation = unit.map, unit.norm, unit.activation
+    gather, out = _gather_of(layer, shape)
+    kinds = {nn.Sigmoid: "sigmoid", nn.Tanh: "tanh"}
+    slope = 1.0
+    if isinstance(activation, nn.ReLU):
+        slope = 0.0
+    elif isinstance(activation, nn.LeakyReLU):
+        slope = activation.negative_slope
+    described = Layer(
+        gather,
+        norm=norm is not None,
+        activation=kinds.get(type(activation), "rectifier"),  # type: ignore[arg-type]
+        slope=slope,
+        eps=norm.eps if isinstance(norm, NORMS) else 0.0,
+        momentum=norm.momentum or 0.0 if isinstance(norm, NORMS) else 0.0,
+    )
+    assert isinstance(layer, MAPS)
+    assert norm is None or isinstance(norm, NORMS)
+    return Stage(described, LayerTensors(layer.weight, layer.bias), norm, out)
+
+
+def _gather_of(layer: nn.Module, shape: tuple[int, ...]) -> tuple[Gather, tuple[int, ...]]:
+    if isinstance(layer, nn.Linear):
+        if shape != (layer.in_features,):
+            raise InputError(f"{layer} takes {layer.in_features} features, not {shape}")
+        return Gather(FLAT, False), (layer.out_features,)
+    assert isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)
+    channels, height, width = shape
+    if channels != layer.in_channels:
+        raise InputError(f"{layer} takes {layer.in_channels} channels, not {channels}")
+    kernel, stride = layer.kernel_size[0], layer.stride[0]
+    before, after = padding_of(layer)
+    if isinstance(layer, nn.Conv2d):
+        window = Window(height, width, kernel, stride, before, after)
+        return Gather(window, False), (layer.out_channels, window.rows, window.columns)
+    window = Window(height * stride, width * stride, kernel, stride, before, after)
+    return Gather(window, True), (layer.out_channels, window.height, window.width)
+
+
+def padding_of(layer: nn.Conv2d | nn.ConvTranspose2d) -> tuple[int, int]:
+    """A square layer's padding in front and behind."""
+    if isinstance(layer.padding, str):
+        total = layer.kernel_size[0] - 1 if layer.padding == "same" else 0
+        return total // 2, total - total // 2
+    before = layer.padding[0]
+    if isinstance(layer, nn.ConvTranspose2d):
+        return before, before - layer.output_padding[0]
+    return before, before
+
+
+def fuse(model: nn.Module, *, impl: Implementation = "auto") -> FusionReport:
+    """Fuse a model's layers, in place.
+
+    Args:
+        model: any module; a single layer cannot be replaced in itself.
+        impl: who computes the chains, "auto", "triton" or "reference".
+
+    Returns:
+        What was fused, and what was left and why.
+    """
+    report = FusionReport()
+    seen: dict[int, int] = {}
+    for _, module in model.named_modules(remove_duplicate=False):
+        seen[id(module)] = seen.get(id(module), 0) + 1
+    for prefix, parent in list(model.named_modules()):
+        if isinstance(parent, StandIn) or not any(isinstance(c, MAPS) for c in parent.children()):
+            continue
+        runs, why = _runs(parent)
+        for run in runs:
+            for chain in _chains(parent, run, prefix, seen, report):
+                _replace(parent, chain, prefix, impl, report)
+        if why:
+            for name, child in parent.named_children():
+                if isinstance(child, MAPS):
+                    report.left[_join(prefix, name)] = why
+    return report
+
+
+def unfuse(model: nn.Module) -> None:
+    """Put the layers that `fuse` replaced back, in place; their state is what it has become."""
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            if isinstance(child, StandIn):
+                parent._modules[name] = child.original
+
+
+def _runs(parent: nn.Module) -> tuple[list[list[str]], str]:
+    """Names of children called one after another, each with the result before; or why not."""
+    if type(parent).forward is nn.Sequential.forward:
+        return [[name for name, _ in parent.named_children()]], ""
+    if isinstance(parent, nn.ModuleList | nn.ModuleDict):
+        return [], "its container has no order of calls"
+    why = _branches(parent)
+    if why:
+        return [], why
+    graphs = []
+    mode = parent.training
+    try:
+        for parent.training in (True, False):
+            graphs.append(_Calls().trace(parent))
+    except _TRACE_ERRORS as error:
+        return [], f"its module's forward cannot be traced: {str(error).splitlines()[0]}"
+    finally:
+        parent.training = mode
+    training, evaluation = (_call_runs(graph) for graph in graphs)
+    if training != evaluation:
+        return [], "its module calls its layers otherwise in evaluation mode"
+    return training, ""
+
+
+class _Calls(fx.Tracer):
+    """Traces a module down to its children's calls, and no further."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return True
+
+
+def _branches(parent: nn.Module) -> str:
+    """Why a forward is not straight-line code, or nothing."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(type(parent).forward)))
+    except (OSError, TypeError, SyntaxError):
+        return "its module's forward has no source to read"
+    children = {name for name, _ in parent.named_children()}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If | ast.IfExp | ast.While | ast.For | ast.Try | ast.BoolOp):
+            return "its module's forward branches or loops"
+        match node:
+            case ast.Call(func=ast.Attribute(value=ast.Name(id="self"), attr=name)):
+                if name not in children:
+                    return f"its module's forward calls self.{name}, which may branch"
+    return ""
+
+
+def _call_runs(graph: fx.Graph) -> list[list[str]]:
+    """Chains of calls in which each result is used by the next call and by nothing else."""
+    calls = [node for node in graph.nodes if node.op == "call_module"]
+    targets = [str(node.target) for node in calls]
+    runs: list[list[str]] = []
+    taken: set[fx.Node] = set()
+    for node in calls:
+        if node in taken:
+            continue
+        run = []
+        while True:
+            taken.add(node)
+            once = targets.count(str(node.target)) == 1
+            # A result that is used twice may still end a run, and a call made twice is none.
+            if not once or len(node.args) != 1 or node.kwargs:
+                break
+            run.append(str(node.target))
+            users = list(node.users)
+            if len(users) != 1 or users[0].op != "call_module" or users[0] in taken:
+                break
+            node = users[0]
+        runs.append(run)
+    return runs
+
+
+def _chains(
+    parent: nn.Module,
+    names: Sequence[str],
+    prefix: str,
+    seen: dict[int, int],
+    report: FusionReport,
+) -> list[list[Unit]]:
+    """Cut a run of children into chains of units."""
+    chains: list[list[Unit]] = []
+    chain: list[Unit] = []
+    at = 0
+    while at < len(names):
+        child = parent._modules.get(names[at])
+        at += 1
+        if child is None or not isinstance(child, MAPS):
+            chains.append(chain)
+            chain = []
+            continue
+        unit = Unit(child, names=[names[at - 1]])
+        why = _refuse(child, seen)
+        for kinds, part in ((NORMS, "norm"), (ACTIVATIONS, "activation")):
+            following = parent._modules.get(names[at]) if at < len(names) else None
+            if following is not None and type(following) in kinds and not why:
+                refused = _refuse(following, seen) or _misfit(child, following)
+                if refused:
+                    report.left[_join(prefix, names[at])] = refused
+                    break
+                setattr(unit, part, following)
+                unit.names.append(names[at])
+                at += 1
+        if not why and unit.norm is None and isinstance(child, nn.Linear):
+            why = "a linear layer without batch norm may be given any rank"
+        if not why and unit.norm is None and unit.activation is None:
+            why = "neither batch norm nor an activation follows"
+        if why:
+            report.left[_join(prefix, unit.names[0])] = why
+            chains.append(chain)
+            chain = []
+            continue
+        flat = isinstance(child, nn.Linear)
+        if chain and (flat != isinstance(chain[-1].map, nn.Linear)):
+            chains.append(chain)
+            chain = []
+        chain.append(unit)
+        if isinstance(unit.activation, nn.Sigmoid | nn.Tanh):
+            chains.append(chain)
+            chain = []
+    chains.append(chain)
+    return [c for c in chains if c]
+
+
+def _refuse(layer: nn.Module, seen: dict[int, int]) -> str:
+    """Why a layer cannot be fused whatever stands beside it, or nothing."""
+    if type(layer) not in (*MAPS, *NORMS, *ACTIVATIONS):
+        return f"{type(layer).__name__} is a subclass, which may compute something else"
+    if seen.get(id(layer), 0) > 1:
+        return "it stands in more than one place of the model"
+    hooks = (
+        layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks,
+        layer._backward_pre_hooks,
+    )  # fmt: skip
+    if any(hooks):
+        return "it has hooks"
+    if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+        return _refuse_convolution(layer)
+    if isinstance(layer, NORMS) and layer.momentum is None:
+        return "its running statistics are cumulative averages (momentum None)"
+    if isinstance(layer, nn.LeakyReLU) and not 0 <= layer.negative_slope < math.inf:
+        return f"its slope {layer.negative_slope} is negative or not finite"
+    return ""
+
+
+def _refuse_convolution(layer: nn.Conv2d | nn.ConvTranspose2d) -> str:
+    square = (layer.kernel_size, layer.stride, layer.dilation, layer.output_padding)
+    if any(pair[0] != pair[1] for pair in square) or (
+        not isinstance(layer.padding, str) and layer.padding[0] != layer.padding[1]
+    ):
+        return "its kernel, stride or padding is not square"
+    if layer.groups != 1 or layer.dilation[0] != 1:
+        return "it has groups or dilation"
+    if layer.padding_mode != "zeros":
+        return f"its padding is {layer.padding_mode}, not zeros"
+    if isinstance(layer, nn.ConvTranspose2d):
+        before, after = padding_of(layer)
+        if layer.kernel_size[0] - before - after != layer.stride[0] or after < 0:
+            return "its output is not its input's size times the stride"
+    return ""
+
+
+def _misfit(layer: nn.Module, following: nn.Module) -> str:
+    """Why a batch norm cannot follow a layer, or nothing."""
+    if isinstance(following, nn.BatchNorm1d | nn.BatchNorm2d):
+        flat = isinstance(layer, nn.Linear)
+        if flat != isinstance(following, nn.BatchNorm1d):
+            return f"{type(following).__name__} does not fit behind {type(layer).__name__}"
+        assert isinstance(layer, MAPS)
+        channels = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+        if channels != following.num_features:
+            return f"it normalises {following.num_features} features, {channels} come"
+    return ""
+
+
+def _replace(
+    parent: nn.Module, chain: list[Unit], prefix: str, impl: Implementation, report: FusionReport
+) -> None:
+    names = [name for unit in chain for name in unit.names]
+    layers = [layer for unit in chain for layer in unit.layers()]
+    for name, layer in zip(names[1:], layers[1:], strict=True):
+        parent._modules[name] = StandIn(layer)
+    parent._modules[names[0]] = Fused(chain, impl)
+    report.fused.append(tuple(_join(prefix, name) for name in names))
+
+
+def _join(prefix: str, name: str) -> str:
+    return f"{prefix}.{name}" if prefix else name

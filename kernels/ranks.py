@@ -1,0 +1,86 @@
+"""Batch norm across processes: what one rank must know of the others' batches.
+
+Every rank hands in a batch of the same size. Tiles are gathered rather than reduced, and merged by
+every rank in the same order, so that all have the same statistics to the last bit.
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.nn.functional import all_reduce
+
+from fastinfogan.errors import InputError
+
+Group = Any
+"""None for this process alone, "world" for all processes, or a torch.distributed group."""
+
+
+def handle(group: Group) -> Any:  # noqa: ANN401
+    """The group as torch.distributed takes it.
+
+    Raises:
+        InputError: processes have not been joined.
+    """
+    if not dist.is_initialized():
+        raise InputError(
+            "synchronised batch norm needs torch.distributed.init_process_group to be called first"
+        )
+    return None if group == "world" else group
+
+
+def size(group: Group) -> int:
+    """How many ranks there are."""
+    return 1 if group is None else dist.get_world_size(handle(group))
+
+
+def gather_tiles(tiles: Tensor, group: Group) -> Tensor:
+    """All ranks' tiles: (groups, tiles, 2, columns) to (groups, ranks * tiles, 2, columns)."""
+    if group is None:
+        return tiles
+    parts = [torch.empty_like(tiles) for _ in range(size(group))]
+    dist.all_gather(parts, tiles.contiguous(), handle(group))
+    return torch.cat(parts, dim=1)
+
+
+def batch_norm(
+    z: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float,
+    eps: float,
+    group: Group,
+) -> Tensor:
+    """Batch norm over all ranks, in plain torch, differentiable any number of times.
+
+    Args:
+        z: (N, C, ...).
+        gamma: (C,).
+        beta: (C,).
+        running_mean: (C,) or None; updated in place.
+        running_var: likewise.
+        momentum: weight of the new statistics.
+        eps: added to the variance.
+        group: of ranks.
+    """
+    axes = [0, *range(2, z.dim())]
+    shape = [1, -1] + [1] * (z.dim() - 2)
+    count = z.numel() // z.shape[1] * size(group)
+    wide = z.to(torch.promote_types(z.dtype, torch.float32))
+    mean: Tensor = _sum_over_ranks(wide.sum(axes), group) / count
+    centred = wide - mean.view(shape)
+    m2 = _sum_over_ranks(centred.square().sum(axes), group)
+    scale = gamma * torch.rsqrt(m2 / count + eps)
+    if running_mean is not None and running_var is not None:
+        with torch.no_grad():
+            running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+            running_var.lerp_((m2 / (count - 1)).to(running_var.dtype), momentum)
+    return (centred * scale.view(shape) + beta.view(shape)).to(z.dtype)
+
+
+def _sum_over_ranks(values: Tensor, group: Group) -> Tensor:
+    total: Tensor = all_reduce(values, group=handle(group))  # type: ignore[no-untyped-call]
+    return total
