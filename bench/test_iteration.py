@@ -13,6 +13,7 @@ from fastinfogan import experiments
 from fastinfogan.data import EpochOrder, Source, open_source
 from fastinfogan.engine import Iteration, TrainingSettings, choose_precision
 from fastinfogan.engine.environment import cpu_model
+from fastinfogan.engine.precision import ComputedIn
 from fastinfogan.kernels.draw import by
 from fastinfogan.networks import InfoGAN
 from fastinfogan.philox import Stream
@@ -45,7 +46,7 @@ class ReferenceLoop:
         return [(loss + self.reference.weighted(bounds)).detach() for loss, bounds in steps]
 
 
-def make_both(precision: str) -> tuple[Iteration, ReferenceLoop]:
+def make_both(precision: ComputedIn) -> tuple[Iteration, ReferenceLoop]:
     experiment = experiments.get("mnist")
     source = open_source(None, experiment)
     settings = TrainingSettings(

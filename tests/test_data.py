@@ -348,20 +348,22 @@ def test_damaged_archives_are_told_in_one_line(tmp_path: Path) -> None:
             one_line_or_none(path, MNIST)
 
 
-def test_damaged_mat_files_are_told_in_one_line(tmp_path: Path) -> None:
-    """Compressed as SVHN's are; every way in which scipy ends on them becomes one line."""
+@pytest.mark.parametrize("compressed", [True, False])
+def test_damaged_mat_files_are_told_in_one_line(compressed: bool, tmp_path: Path) -> None:
+    """Every way in which scipy ends on them becomes one line; some would end the process."""
     path = tmp_path / "train_32x32.mat"
     arrays = {"X": COLOURS.transpose(1, 2, 3, 0), "y": np.ones((12, 1), np.uint8)}
-    savemat(path, arrays, do_compression=True)
+    savemat(path, arrays, do_compression=compressed)
     whole = path.read_bytes()
     for end in [*range(0, 200, 5), *range(200, len(whole), len(whole) // 30)]:
         path.write_bytes(whole[:end])
         assert "train_32x32.mat: " in message(path, SVHN)
-    for place in [*range(116, 180), *range(len(whole) - 40, len(whole))]:
-        damaged = bytearray(whole)
-        damaged[place] ^= 0x04
-        path.write_bytes(damaged)
-        one_line_or_none(path, SVHN)
+    for place in [*range(116, 200), *range(len(whole) - 80, len(whole))]:
+        for bit in (0x04, 0x08, 0x10, 0x80):
+            damaged = bytearray(whole)
+            damaged[place] ^= bit
+            path.write_bytes(damaged)
+            one_line_or_none(path, SVHN)
 
 
 def test_what_is_wrong_with_a_folder(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """SVHN's cropped digits: train_32x32.mat (MATLAB 5), and test_32x32.mat if it lies beside it."""
 
+import struct
 import zlib
 from pathlib import Path
 
@@ -7,6 +8,12 @@ import numpy as np
 
 from fastinfogan.data.source import Source, as_labels, pixels
 from fastinfogan.errors import InputError
+
+_HEADER, _START = 128, 512  # of the file; of an element, more than flags, shape and name can take
+_MATRIX_CLASS = range(6, 16)  # of numbers: flags, shape, name, values
+_TYPES = frozenset({1, 2, 3, 4, 5, 6, 7, 9, 12, 13, 14, 15, 16, 17, 18})
+_COMPRESSED = 15
+_COMPLEX = 0x800
 
 
 def read(path: Path) -> Source:
@@ -27,6 +34,7 @@ def _read_one(path: Path) -> Source:
     from scipy.io.matlab import MatReadError
 
     try:
+        _require_known_types(path)
         arrays = loadmat(path, variable_names=["X", "y"])
     # What scipy's reader ends in on files cut short and with flipped bits; it names no file.
     except (
@@ -52,3 +60,41 @@ def _read_one(path: Path) -> Source:
     if labels is not None:
         labels = np.where(labels == 10, 0, labels)
     return Source(str(path), pixels(images.transpose(3, 0, 1, 2), path), labels)
+
+
+def _require_known_types(path: Path) -> None:
+    """Check the type codes of a file's matrices: scipy takes the process down on unknown ones.
+
+    Raises:
+        ValueError: one is unknown.
+        OSError: the file cannot be read.
+        zlib.error: an element is damaged.
+    """
+    with path.open("rb") as file:
+        order = {b"IM": "<", b"MI": ">"}.get(file.read(_HEADER)[126:])
+        while order and len(tag := file.read(8)) == 8:
+            kind, size = struct.unpack(f"{order}II", tag)
+            start = file.read(min(size, _START))
+            file.seek(size - len(start), 1)
+            if kind == _COMPRESSED:
+                start = zlib.decompressobj().decompress(start, _START)[8:]
+            _check_types(start, order)
+
+
+def _check_types(start: bytes, order: str) -> None:
+    place, parts = 0, 3
+    for part in range(4):
+        if part == parts:
+            return
+        if len(start) < place + 8:
+            raise ValueError("an element is cut short")
+        kind, size = struct.unpack_from(f"{order}II", start, place)
+        small = kind >> 16  # up to four bytes, packed into the tag
+        if (kind & 0xFFFF if small else kind) not in _TYPES:
+            raise ValueError(f"unknown type code {kind}")
+        if part == 0:
+            (flags,) = struct.unpack_from(f"{order}I", start.ljust(12, b"\0"), 8)
+            if flags & _COMPLEX:  # its imaginary part would have a type of its own
+                raise ValueError("an array of complex numbers")
+            parts = 4 if flags & 0xFF in _MATRIX_CLASS else 3
+        place += 8 if small else 8 + -(-size // 8) * 8
