@@ -11,8 +11,8 @@ from fastinfogan.kernels.device.images import image_block_kernel, image_weight_g
 from fastinfogan.kernels.geometry import Window, weight_strides
 from fastinfogan.kernels.launch import launch
 from fastinfogan.kernels.maps import Tiles
-from fastinfogan.kernels.tuning import power_of_two, precision
-from fastinfogan.kernels.weight_gradient import sum_splits
+from fastinfogan.kernels.tuning import GemmTile, machine_of, power_of_two, precision
+from fastinfogan.kernels.weight_gradient import cut_steps, sum_splits
 
 MAX_DEPTH = 64
 """Taps times channels that one step of the flattened window holds."""
@@ -144,15 +144,13 @@ def image_weight_gradient(
     rows = count // groups * p * q
     size = channels * window.kernel**2
     block_m, block_k = power_of_two(columns, 16, 64), power_of_two(rows, 16, 64)
-    per_group = max(1, min(132 // groups, rows // (4 * block_k)))
-    chunk = triton.cdiv(triton.cdiv(rows, per_group), block_k) * block_k
-    per_group = triton.cdiv(rows, chunk)
-    partial = torch.empty(
-        (per_group * groups, columns, size), dtype=torch.float32, device=data.device
-    )
+    wanted = max(1, min(machine_of(data.device).processors, rows * groups // (4 * block_k)))
+    tile = GemmTile(block_m, size, block_k, splits=wanted)
+    group_steps, steps, chunk, splits = cut_steps(rows, groups, tile)
+    partial = torch.empty((splits, columns, size), dtype=torch.float32, device=data.device)
     launch(
         image_weight_gradient_kernel,
-        (triton.cdiv(columns, block_m), 1, per_group * groups),
+        (triton.cdiv(columns, block_m), 1, splits),
         data,
         images.index,
         g,
@@ -166,7 +164,8 @@ def image_weight_gradient(
         q,
         columns,
         window.before,
-        per_group,
+        group_steps,
+        steps,
         chunk,
         C=channels,
         STRIDE=window.stride,

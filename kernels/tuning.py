@@ -191,19 +191,20 @@ def gather_tile(
         flat: a fully connected layer, whose depth may be split.
     """
     machine, channels = machine_of(x.device), x.shape[3]
-    wide = x.element_size() > 2
-    small = wide or machine.wide_warps
+    small = x.element_size() > 2 or machine.wide_warps
     n = power_of_two(columns, 16, 64 if small else 128)
     m = 128 if not small else 64
     while m > 64 and triton.cdiv(rows, m) * triton.cdiv(columns, n) * phases < machine.processors:
         m //= 2
     m = min(m, power_of_two(rows, 16, 128))
+    if flat and 2 * triton.cdiv(rows, m) * triton.cdiv(columns, n) <= machine.processors:
+        n = min(n, 64)  # narrower tiles before splits: partial sums are bytes
     k = power_of_two(channels, 16, 32 if small else 64)
     step = k * (m * operands * x.element_size() + n * max(weight.element_size(), x.element_size()))
     programs = triton.cdiv(rows, m) * triton.cdiv(columns, n) * phases
     splits = 1
     if flat:
-        splits = max(1, min(2 * machine.processors // programs, channels // (4 * k), 16))
+        splits = max(1, min(machine.processors // programs, channels // (4 * k), 16))
     warps = 8 if m * n >= 64 * 128 else 4
     return GemmTile(m, n, k, warps, _stages(step, machine), splits)
 
@@ -223,11 +224,11 @@ def weight_gradient_tile(
     """
     machine = machine_of(x.device)
     small = x.element_size() > 2 or machine.wide_warps
-    m = power_of_two(rows, 16, 64)
+    m = 64  # wgmma has no smaller tile
     n = power_of_two(columns, 16, 64 if small else 128)
     k = power_of_two(depth, 16, 32 if small else 64)
     programs = triton.cdiv(rows, m) * triton.cdiv(columns, n) * taps
-    splits = max(1, min(2 * machine.processors // programs, depth // (8 * k), 32))
+    splits = max(1, min(machine.processors // programs, depth // (8 * k), 32))
     step = k * max(m, n) * operands * x.element_size()
     warps = 8 if m * n >= 64 * 128 else 4
     return GemmTile(m, n, k, warps, _stages(step, machine), splits)

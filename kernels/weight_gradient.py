@@ -39,10 +39,7 @@ def weight_gradient(
     tile = tile or weight_gradient_tile(
         direct.x, positions * groups, rows, columns, kernel**2, operands
     )
-    per_group = max(tile.splits // groups, 1)
-    chunk = triton.cdiv(triton.cdiv(positions, per_group), tile.k) * tile.k
-    per_group = triton.cdiv(positions, chunk)
-    splits = per_group * groups
+    group_steps, steps, chunk, splits = cut_steps(positions, groups, tile)
     shape = (rows, kernel, kernel, columns)
     written = torch.empty(
         (splits, *shape),
@@ -67,7 +64,8 @@ def weight_gradient(
         width,
         columns,
         gather.window.before,
-        per_group,
+        group_steps,
+        steps,
         chunk,
         direct.features,
         gathered.features,
@@ -92,6 +90,14 @@ def weight_gradient(
     )
     out = written[0] if splits == 1 else sum_splits(written, shape, weight.dtype)
     return out.view(weight.shape) if weight.dim() == 2 else out.permute(0, 3, 1, 2)
+
+
+def cut_steps(positions: int, groups: int, tile: GemmTile) -> tuple[int, int, int, int]:
+    """Steps in a statistics group, in all, and in a split; and the number of splits."""
+    group_steps = triton.cdiv(positions, tile.k)
+    steps = group_steps * groups
+    chunk = triton.cdiv(steps, tile.splits)
+    return group_steps, steps, chunk, triton.cdiv(steps, chunk)
 
 
 def sum_splits(partial: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -82,21 +82,24 @@ def image_weight_gradient_kernel(
     y_ptr,  # (N, P, Q, COUT), with batch norm
     coefficients_ptr,  # fp32 (groups, 3, COUT)
     out_ptr,  # fp32 (splits, COUT, KERNEL * KERNEL * C)
-    ROWS, H, W, P, Q, COUT, PAD, SPLITS, CHUNK,
+    ROWS, H, W, P, Q, COUT, PAD, GROUP_STEPS, STEPS, CHUNK,
     C: tl.constexpr, STRIDE: tl.constexpr, KERNEL: tl.constexpr, INDEXED: tl.constexpr,
     SCALE: tl.constexpr, SHIFT: tl.constexpr, NORM: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """dW[o, k] = sum over positions of dy[m, o] * image[m, k]. Grid: (channel tiles, 1, splits)."""
-    part = tl.program_id(2)
-    group, split = part // SPLITS, part % SPLITS
+    """dW[o, k] = sum over positions of dy[m, o] * image[m, k]. Grid: (channel tiles, 1, splits).
+
+    Steps and splits as in `weight_gradient`.
+    """
+    split = tl.program_id(2)
     col = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     col_ok = col < COUT
     k = tl.arange(0, DEPTH)
     k_ok = k < KERNEL * KERNEL * C
     acc = tl.zeros((BLOCK_M, DEPTH), tl.float32)
-    for start in range(split * CHUNK, min((split + 1) * CHUNK, ROWS), BLOCK_K):
-        local = start + tl.arange(0, BLOCK_K)
+    for step in range(split * CHUNK, min((split + 1) * CHUNK, STEPS)):
+        group = step // GROUP_STEPS
+        local = (step % GROUP_STEPS) * BLOCK_K + tl.arange(0, BLOCK_K)
         row_ok, m = local < ROWS, group * ROWS + local
         at = m.to(tl.int64)[:, None] * COUT + col[None, :]
         ok = row_ok[:, None] & col_ok[None, :]
@@ -113,5 +116,5 @@ def image_weight_gradient_kernel(
             SCALE, SHIFT,
         ).to(g.dtype)  # fmt: skip
         acc = tl.dot(tl.trans(g), x, acc, input_precision=PRECISION)
-    to = out_ptr + (part * COUT + col)[:, None] * (KERNEL * KERNEL * C) + k[None, :]
+    to = out_ptr + (split * COUT + col)[:, None] * (KERNEL * KERNEL * C) + k[None, :]
     tl.store(to, acc, mask=col_ok[:, None] & k_ok[None, :])

@@ -7,8 +7,9 @@ as A * g + B * y + C) and gathers its input (formed as lrelu(scale * y + shift))
 reads its input and gathers dy. Either way the result, (direct channels, tap rows, tap columns,
 gathered channels), is torch's weight in channels_last memory.
 
-The positions are cut into splits, each within one statistics group; partial sums in fp32 are added
-in order by a second kernel, so the result is the same at every run.
+The positions are walked in steps of BLOCK_K, none of which straddles two statistics groups; the
+steps are cut into splits, whose partial sums in fp32 are added in order by a second kernel, so the
+result is the same at every run.
 """
 
 import triton
@@ -50,22 +51,21 @@ def weight_gradient_kernel(
     gy_ptr,  # (N, H, W, CG)
     g_params_ptr,  # fp32 (groups, 3, G_FEATURES)
     out_ptr,  # fp32 (splits, CD, KERNEL, KERNEL, CG)
-    IMAGES, P, Q, CD, H, W, CG, PAD, SPLITS, CHUNK, D_FEATURES, G_FEATURES,
+    IMAGES, P, Q, CD, H, W, CG, PAD, GROUP_STEPS, STEPS, CHUNK, D_FEATURES, G_FEATURES,
     STRIDE: tl.constexpr, KERNEL: tl.constexpr,
     D_PROLOGUE: tl.constexpr, D_NORM: tl.constexpr, D_SLOPE: tl.constexpr, D_PIXEL: tl.constexpr,
     G_PROLOGUE: tl.constexpr, G_NORM: tl.constexpr, G_SLOPE: tl.constexpr, G_PIXEL: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """See the module. Grid: (direct tiles * gathered tiles, taps, groups * SPLITS).
+    """See the module. Grid: (direct tiles * gathered tiles, taps, splits).
 
-    SPLITS and CHUNK: splits of a group, and positions in each, a multiple of BLOCK_K.
+    GROUP_STEPS, STEPS, CHUNK: steps in a statistics group, in all, and in a split.
     """
     gathered_tiles = tl.cdiv(CG, BLOCK_N)
     pid_n, pid_m = tl.program_id(0) % gathered_tiles, tl.program_id(0) // gathered_tiles
-    tap, part = tl.program_id(1), tl.program_id(2)
+    tap, split = tl.program_id(1), tl.program_id(2)
     r, s = tap // KERNEL, tap % KERNEL
-    group, split = part // SPLITS, part % SPLITS
     positions = IMAGES * P * Q
 
     d = pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -73,8 +73,9 @@ def weight_gradient_kernel(
     d_ok, g_ok = d < CD, g < CG
     k0 = tl.arange(0, BLOCK_K)
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for start in range(split * CHUNK, min((split + 1) * CHUNK, positions), BLOCK_K):
-        m = start + k0
+    for step in range(split * CHUNK, min((split + 1) * CHUNK, STEPS)):
+        group = step // GROUP_STEPS
+        m = (step % GROUP_STEPS) * BLOCK_K + k0
         m_ok = m < positions
         image, p, q = group * IMAGES + m // (P * Q), (m // Q) % P, m % Q
         in_p, in_q = p * STRIDE - PAD + r, q * STRIDE - PAD + s
@@ -107,7 +108,7 @@ def weight_gradient_kernel(
             )  # fmt: skip
         acc = tl.dot(tl.trans(left), right, acc, input_precision=PRECISION)
 
-    row = ((part * CD + d) * KERNEL + r) * KERNEL + s
+    row = ((split * CD + d) * KERNEL + r) * KERNEL + s
     to = out_ptr + row.to(tl.int64)[:, None] * CG + g[None, :]
     tl.store(to, acc, mask=d_ok[:, None] & g_ok[None, :])
 
