@@ -61,7 +61,7 @@ def multiply(
         rows * groups,
         columns,
         gather.phases**2,
-        2 if operand.y is not None else 1,
+        operand.loaded,
         flat=flat,
     )
     splits = tile.splits if flat else 1

@@ -143,7 +143,8 @@ def image_weight_gradient(
     p, q, columns = window.rows, window.columns, weight.shape[0]
     rows = count // groups * p * q
     size = channels * window.kernel**2
-    block_m, block_k = power_of_two(columns, 16, 64), power_of_two(rows, 16, 64)
+    block_m = 32 if g.element_size() > 2 else 64
+    block_k = power_of_two(rows, 16, block_m)
     wanted = max(1, min(machine_of(data.device).processors, rows * groups // (4 * block_k)))
     tile = GemmTile(block_m, size, block_k, splits=wanted)
     group_steps, steps, chunk, splits = cut_steps(rows, groups, tile)

@@ -61,6 +61,12 @@ class Deferred(NamedTuple):
         return self.x.shape[1] * self.x.shape[2] > 1 and self.features != self.x.shape[3]
 
     @property
+    def loaded(self) -> int:
+        """Bytes that a kernel loads, and keeps in flight, for one value."""
+        beside = 0 if self.y is None else self.y.element_size()
+        return self.x.element_size() + beside + (8 if self.per_pixel else 0)
+
+    @property
     def tensors(self) -> tuple[Tensor | None, ...]:
         """What is read to load it."""
         return self.x, self.y, self.params

@@ -133,19 +133,27 @@ class Machine:
     Attributes:
         shared: bytes of shared memory that a program may have.
         processors: how many programs run side by side.
+        warpgroups: it has matrix instructions for tiles of 64 rows and up to 256 columns, whose
+            accumulators do not crowd the registers (wgmma, tcgen05).
         wide_warps: threads of a warp are 64, not 32.
     """
 
     shared: int
     processors: int
+    warpgroups: bool = True
     wide_warps: bool = False
+
+    @property
+    def columns(self) -> int:
+        """Columns of a tile of 16-bit values at the most."""
+        return 128 if self.warpgroups else 64
 
 
 MACHINES = {
-    "sm_80": Machine(166_912, 108),
+    "sm_80": Machine(166_912, 108, warpgroups=False),
     "sm_90": Machine(232_448, 132),
     "sm_100": Machine(232_448, 148),
-    "gfx942": Machine(65_536, 304, wide_warps=True),
+    "gfx942": Machine(65_536, 304, warpgroups=False, wide_warps=True),
 }
 """The targets that the kernels are compiled for ahead of time: A100, H100, B200, MI300."""
 
@@ -171,13 +179,13 @@ def machine_of(device: torch.device) -> Machine:
 def _properties(device: torch.device) -> Machine:
     found = torch.cuda.get_device_properties(device)
     if torch.version.hip:
-        return Machine(65_536, found.multi_processor_count, wide_warps=True)
+        return Machine(65_536, found.multi_processor_count, warpgroups=False, wide_warps=True)
     shared = int(getattr(found, "shared_memory_per_block_optin", found.shared_memory_per_block))
-    return Machine(shared, found.multi_processor_count)
+    return Machine(shared, found.multi_processor_count, warpgroups=found.major >= 9)
 
 
 def gather_tile(
-    x: Tensor, weight: Tensor, rows: int, columns: int, phases: int, operands: int, *, flat: bool
+    x: Tensor, weight: Tensor, rows: int, columns: int, phases: int, loaded: int, *, flat: bool
 ) -> GemmTile:
     """The rule for a product.
 
@@ -187,20 +195,21 @@ def gather_tile(
         rows: of the result, in all groups and one phase.
         columns: of the result.
         phases: of the gather.
-        operands: tensors that the prologue loads.
+        loaded: bytes that the prologue loads for a value.
         flat: a fully connected layer, whose depth may be split.
     """
     machine, channels = machine_of(x.device), x.shape[3]
-    small = x.element_size() > 2 or machine.wide_warps
-    n = power_of_two(columns, 16, 64 if small else 128)
-    m = 128 if not small else 64
+    wide = x.element_size() > 2
+    small = wide or machine.wide_warps
+    n = power_of_two(columns, 16, 64 if small else machine.columns)
+    m = (32 if wide else 64) if small else 128  # fp32 products are many registers a value
     while m > 64 and triton.cdiv(rows, m) * triton.cdiv(columns, n) * phases < machine.processors:
         m //= 2
     m = min(m, power_of_two(rows, 16, 128))
     if flat and 2 * triton.cdiv(rows, m) * triton.cdiv(columns, n) <= machine.processors:
         n = min(n, 64)  # narrower tiles before splits: partial sums are bytes
     k = power_of_two(channels, 16, 32 if small else 64)
-    step = k * (m * operands * x.element_size() + n * max(weight.element_size(), x.element_size()))
+    step = k * (m * loaded + n * max(weight.element_size(), x.element_size()))
     programs = triton.cdiv(rows, m) * triton.cdiv(columns, n) * phases
     splits = 1
     if flat:
@@ -210,7 +219,7 @@ def gather_tile(
 
 
 def weight_gradient_tile(
-    x: Tensor, depth: int, rows: int, columns: int, taps: int, operands: int
+    x: Tensor, depth: int, rows: int, columns: int, taps: int, loaded: int
 ) -> GemmTile:
     """The rule for a weight gradient.
 
@@ -220,18 +229,20 @@ def weight_gradient_tile(
         rows: direct channels.
         columns: gathered channels.
         taps: of the window.
-        operands: tensors that both prologues load.
+        loaded: bytes that both prologues load for a value of each operand.
     """
     machine = machine_of(x.device)
-    small = x.element_size() > 2 or machine.wide_warps
-    m = 64  # wgmma has no smaller tile
-    n = power_of_two(columns, 16, 64 if small else 128)
+    wide = x.element_size() > 2
+    small = wide or machine.wide_warps
+    m = 32 if wide else 64  # wgmma has no smaller tile
+    n = power_of_two(columns, 16, 64 if small else machine.columns)
+    if 2 * triton.cdiv(rows, m) * triton.cdiv(columns, n) * taps <= machine.processors:
+        n = min(n, 64)
     k = power_of_two(depth, 16, 32 if small else 64)
     programs = triton.cdiv(rows, m) * triton.cdiv(columns, n) * taps
     splits = max(1, min(machine.processors // programs, depth // (8 * k), 32))
-    step = k * max(m, n) * operands * x.element_size()
     warps = 8 if m * n >= 64 * 128 else 4
-    return GemmTile(m, n, k, warps, _stages(step, machine), splits)
+    return GemmTile(m, n, k, warps, _stages(k * max(m, n) * loaded, machine), splits)
 
 
 def _stages(step: int, machine: Machine) -> int:

@@ -35,9 +35,9 @@ def weight_gradient(
     _, height, width, columns = gathered.x.shape
     kernel = gather.window.kernel
     positions = images // groups * p * q
-    operands = 2 + (direct.y is not None) + (gathered.y is not None)
+    loaded = direct.loaded + gathered.loaded
     tile = tile or weight_gradient_tile(
-        direct.x, positions * groups, rows, columns, kernel**2, operands
+        direct.x, positions * groups, rows, columns, kernel**2, loaded
     )
     group_steps, steps, chunk, splits = cut_steps(positions, groups, tile)
     shape = (rows, kernel, kernel, columns)
