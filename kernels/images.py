@@ -39,8 +39,11 @@ class Images:
     def __post_init__(self) -> None:
         if self.data.dim() != 4 or not self.data.is_contiguous():
             raise InputError("images are (M, height, width, channels) and contiguous")
-        if self.index is not None and self.index.dtype != torch.int64:
-            raise InputError(f"the index of images is int64, not {self.index.dtype}")
+        if self.index is not None and (self.index.dtype != torch.int64 or self.index.dim() != 1):
+            raise InputError(
+                f"the index of images is int64 in one dimension, not {self.index.dtype} in "
+                f"{self.index.dim()}"
+            )
 
     @property
     def count(self) -> int:
@@ -50,7 +53,8 @@ class Images:
     def materialize(self) -> Tensor:
         """The input written out: (N, C, H, W), channels_last."""
         data = self.data if self.index is None else self.data.index_select(0, self.index)
-        scaled = data.float() * self.scale + self.shift if self._scales else data
+        wide = data.to(torch.promote_types(self.dtype, torch.float32))
+        scaled = wide * self.scale + self.shift if self._scales else data
         return scaled.to(self.dtype).permute(0, 3, 1, 2)
 
     @property

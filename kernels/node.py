@@ -108,7 +108,9 @@ def fused_chain(
     """A chain by the kernels, as one node; takes and gives what `reference_chain` does."""
     window = layers[0].gather.window
     across = layers[0].norm and ranks_group is not None
-    if isinstance(x, Images) and (across or not fits(x.data.shape[3], window)):
+    if isinstance(x, Images) and (
+        across or x.data.requires_grad or not fits(x.data.shape[3], window)
+    ):
         x = x.materialize()
     if isinstance(x, Images):
         source = Source(x.dtype, ranks_group, x.index, x.scale, x.shift)
@@ -299,11 +301,19 @@ def _differentiable_gradients(
     needs: Sequence[bool],
 ) -> list[Tensor | None]:
     """The gradients by the reference, recomputed so that they can be differentiated again."""
-    tensors = [t._replace(running_mean=None, running_var=None) for t in _regroup(flat)]
-    if x.is_floating_point() and source.index is None:
-        start: Tensor | Images = x.permute(0, 3, 1, 2) if not layers[0].flat else x.flatten(1)
-    else:
-        start = Images(x, source.index, source.scale, source.shift, source.dtype)
+    tensors = [
+        t._replace(
+            weight=t.weight.to(source.dtype),
+            bias=None if t.bias is None else t.bias.to(source.dtype),
+            running_mean=None,
+            running_var=None,
+        )
+        for t in _regroup(flat)
+    ]
+    # A map that was given as a tensor is images as they are.
+    start: Tensor | Images = Images(x, source.index, source.scale, source.shift, source.dtype)
+    if layers[0].flat:
+        start = x.flatten(1)
     out = reference_chain(start, layers, tensors, groups, source.ranks_group)
     out = (out.permute(0, 2, 3, 1) if out.dim() == 4 else out).reshape(dout.shape)
     inputs = [x, *flat]

@@ -9,13 +9,11 @@ for CUDA tensors and torch for others. What is computed is the same; weights and
 """
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastinfogan.errors import InputError
 from fastinfogan.kernels.chain import Layer, LayerTensors
@@ -27,20 +25,6 @@ if TYPE_CHECKING:
     from fastinfogan.kernels.ranks import Group
 
 _INIT_DEVIATION = 0.02
-
-
-@contextmanager
-def statistics_frozen(*modules: nn.Module) -> Iterator[None]:
-    """Batch norm below these modules uses batch statistics and leaves the running ones alone."""
-    norms = [m for module in modules for m in module.modules() if isinstance(m, _BatchNorm)]
-    before = [norm.track_running_stats for norm in norms]
-    for norm in norms:
-        norm.track_running_stats = False
-    try:
-        yield
-    finally:
-        for norm, track in zip(norms, before, strict=True):
-            norm.track_running_stats = track
 
 
 class Block(nn.Module):
@@ -62,6 +46,9 @@ class Block(nn.Module):
         super().__init__()
         if not math.isfinite(slope) or slope < 0.0:
             raise InputError(f"the slope of a leaky ReLU is finite and not negative, not {slope}")
+        if activation not in get_args(ActivationName):
+            known = ", ".join(get_args(ActivationName))
+            raise InputError(f"an activation is one of {known}, not {activation!r}")
         self.activation = activation
         self.slope = slope
         self.impl = impl
@@ -77,7 +64,7 @@ class Block(nn.Module):
                 are updated in their order.
 
         Returns:
-            (N, channels, H', W') in channels_last memory, or (N, features).
+            (N, channels, H', W'), by the kernels in channels_last memory, or (N, features).
 
         Raises:
             InputError: rank, channels, dtype, device or batch do not fit.
@@ -211,7 +198,7 @@ class UpconvBlock(Block):
         super().__init__(activation, slope, impl)
         if kernel < stride:
             raise InputError(
-                f"an UpconvBlock's kernel, {kernel}, is not below its stride, {stride}"
+                f"an UpconvBlock's kernel is at least its stride: {kernel} is below {stride}"
             )
         total = kernel - stride
         self.padding = (total // 2, total - total // 2)
@@ -270,6 +257,8 @@ class LinearBlock(Block):
 
     def stage(self, shape: tuple[int, ...]) -> Stage:
         """See the base class."""
+        if len(shape) not in (1, 3):
+            raise InputError(f"a LinearBlock takes rows or maps, not {len(shape) + 1} dimensions")
         found, needed = math.prod(shape), self.layer.weight.shape[1]
         if found != needed:
             raise InputError(f"this LinearBlock takes {needed} features, not {found} ({shape})")
@@ -310,4 +299,6 @@ class Chain(nn.Sequential):
             if not isinstance(block, Block):
                 raise InputError(f"a Chain is made of blocks, not of {type(block).__name__}")
             stages.append(block.stage)
+        if not stages:
+            raise InputError("a Chain without blocks computes nothing")
         return stages

@@ -25,6 +25,7 @@ from fastinfogan.errors import InputError
 from fastinfogan.kernels.chain import Layer, LayerTensors
 from fastinfogan.kernels.geometry import FLAT, Gather, Window
 from fastinfogan.kernels.ranks import Group
+from fastinfogan.nn.blocks import Block
 from fastinfogan.nn.run import Implementation, Stage, run_stages
 
 MAPS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
@@ -34,6 +35,10 @@ _TRACE_ERRORS = (
     fx.proxy.TraceError, TypeError, ValueError, AttributeError, RuntimeError, LookupError,
     NotImplementedError, AssertionError, NameError, OSError,
 )  # fmt: skip
+_BRANCHES = (
+    ast.If, ast.IfExp, ast.While, ast.For, ast.Try, ast.BoolOp, ast.Match, ast.comprehension,
+)  # fmt: skip
+_INSIDES = ("children", "named_children", "modules", "named_modules", "get_submodule", "_modules")
 
 
 @dataclass
@@ -133,8 +138,8 @@ class Fused(StandIn):
     process_group: Group
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute the chain; input of another rank than the blocks' goes layer by layer."""
-        if x.dim() != (2 if isinstance(self.units[0].map, nn.Linear) else 4):
+        """Compute the chain; empty input, or of another rank, goes layer by layer as before."""
+        if x.dim() != (2 if isinstance(self.units[0].map, nn.Linear) else 4) or x.shape[0] == 0:
             for unit in self.units:
                 for layer in unit.layers():
                     x = layer(x)
@@ -211,12 +216,19 @@ def fuse(model: nn.Module, *, impl: Implementation = "auto") -> FusionReport:
     """
     report = FusionReport()
     seen: dict[int, int] = {}
+    reached: dict[int, str] = {}
     for _, module in model.named_modules(remove_duplicate=False):
         seen[id(module)] = seen.get(id(module), 0) + 1
+        for name, child in module.named_children():
+            if type(child).forward is nn.Sequential.forward:
+                why = _reached_into(module, name, whole=True)
+                reached[id(child)] = reached.get(id(child)) or why
     for prefix, parent in list(model.named_modules()):
-        if isinstance(parent, StandIn) or not any(isinstance(c, MAPS) for c in parent.children()):
+        if isinstance(parent, StandIn | Block):
             continue
-        runs, why = _runs(parent)
+        if not any(isinstance(c, MAPS) for c in parent.children()):
+            continue
+        runs, why = _runs(parent, reached.get(id(parent), ""))
         for run in runs:
             for chain in _chains(parent, run, prefix, seen, report):
                 _replace(parent, chain, prefix, impl, report)
@@ -235,13 +247,18 @@ def unfuse(model: nn.Module) -> None:
                 parent._modules[name] = child.original
 
 
-def _runs(parent: nn.Module) -> tuple[list[list[str]], str]:
+def _runs(parent: nn.Module, reached: str) -> tuple[list[list[str]], str]:
     """Names of children called one after another, each with the result before; or why not."""
+    if "forward" in vars(parent):
+        return [], "its module's forward was replaced"
     if type(parent).forward is nn.Sequential.forward:
-        return [[name for name, _ in parent.named_children()]], ""
+        return ([], reached) if reached else ([[name for name, _ in parent.named_children()]], "")
     if isinstance(parent, nn.ModuleList | nn.ModuleDict):
         return [], "its container has no order of calls"
     why = _branches(parent)
+    for name, child in parent.named_children():
+        if not why and isinstance(child, (*MAPS, *NORMS, *ACTIVATIONS)):
+            why = _reached_into(parent, name)
     if why:
         return [], why
     graphs = []
@@ -274,12 +291,48 @@ def _branches(parent: nn.Module) -> str:
         return "its module's forward has no source to read"
     children = {name for name, _ in parent.named_children()}
     for node in ast.walk(tree):
-        if isinstance(node, ast.If | ast.IfExp | ast.While | ast.For | ast.Try | ast.BoolOp):
+        if isinstance(node, _BRANCHES):
             return "its module's forward branches or loops"
+        if isinstance(node, ast.With):
+            return "its module's forward has a with block, which may be no_grad or autocast"
         match node:
+            case ast.Call(func=ast.Name(id="super")):
+                return "its module's forward calls its super class's, which may branch"
             case ast.Call(func=ast.Attribute(value=ast.Name(id="self"), attr=name)):
                 if name not in children:
                     return f"its module's forward calls self.{name}, which may branch"
+    return ""
+
+
+def _reached_into(parent: nn.Module, name: str, *, whole: bool = False) -> str:
+    """How a module's methods may use a child other than by forward calling it, or nothing.
+
+    What is read of its attributes, its weight say, is as it was; a Sequential's children are not.
+    With `whole` the child may be called by every method, as a Sequential that stays one.
+    """
+    methods = {
+        key: function
+        for kind in reversed(type(parent).__mro__)
+        if not kind.__module__.startswith("torch.")
+        for key, function in vars(kind).items()
+        if inspect.isfunction(function) and key != "__init__"
+    }
+    for method, function in methods.items():
+        try:
+            tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+        except (OSError, TypeError, SyntaxError):
+            continue
+        harmless = set()
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and node.attr not in _INSIDES:
+                harmless.add(node.value)
+            if isinstance(node, ast.Call) and (whole or method == "forward"):
+                harmless.add(node.func)
+        for node in ast.walk(tree):
+            match node:
+                case ast.Attribute(value=ast.Name(id="self"), attr=attr) if attr == name:
+                    if node not in harmless:
+                        return f"its module's {method} may use {name} or its layers one by one"
     return ""
 
 
@@ -330,7 +383,7 @@ def _chains(
         why = _refuse(child, seen)
         for kinds, part in ((NORMS, "norm"), (ACTIVATIONS, "activation")):
             following = parent._modules.get(names[at]) if at < len(names) else None
-            if following is not None and type(following) in kinds and not why:
+            if isinstance(following, kinds) and not why:
                 refused = _refuse(following, seen) or _misfit(child, following)
                 if refused:
                     report.left[_join(prefix, names[at])] = refused
@@ -367,10 +420,13 @@ def _refuse(layer: nn.Module, seen: dict[int, int]) -> str:
         return "it stands in more than one place of the model"
     hooks = (
         layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks,
-        layer._backward_pre_hooks,
+        layer._backward_pre_hooks, layer._state_dict_hooks, layer._state_dict_pre_hooks,
+        layer._load_state_dict_pre_hooks, layer._load_state_dict_post_hooks,
     )  # fmt: skip
     if any(hooks):
         return "it has hooks"
+    if "forward" in vars(layer):
+        return "its forward was replaced"
     if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
         return _refuse_convolution(layer)
     if isinstance(layer, NORMS) and layer.momentum is None:

@@ -60,6 +60,8 @@ def run_stages(
         batch, device, dtype = x.count, x.data.device, x.dtype
         shape: tuple[int, ...] = (x.data.shape[3], x.data.shape[1], x.data.shape[2])
     else:
+        if x.dim() < 2:
+            raise InputError(f"a block takes a batch of maps or of rows, not {x.dim()} dimensions")
         batch, device, dtype = x.shape[0], x.device, x.dtype
         shape = tuple(x.shape[1:])
     if batch == 0:
@@ -67,21 +69,25 @@ def run_stages(
     if groups < 1 or batch % groups:
         raise InputError(f"a batch of {batch} does not divide into {groups} groups")
     kernels = _use_kernels(impl, device)
-    layers, tensors = describe(stages, shape, batch, groups)
+    found = _resolve(stages, shape, batch, groups)
+    layers, tensors = [stage.layer for stage in found], [stage.tensors for stage in found]
+    # torch knows no autocast for "meta" tensors, and is angry if asked.
+    autocast = device.type != "meta" and torch.is_autocast_enabled(device.type)
     for t in tensors:
         if t.weight.device != device:
             raise InputError(f"the input is on {device}, the block's weight on {t.weight.device}")
+        # Images are computed in the type that they name, by the kernels with weights of any type.
+        if dtype != t.weight.dtype and not autocast and not (kernels and isinstance(x, Images)):
+            raise InputError(
+                f"the input is {dtype}, the block's weight {t.weight.dtype}; convert one, or use "
+                "autocast"
+            )
+    wanted = torch.get_autocast_dtype(device.type) if autocast else dtype
+    if kernels and wanted not in (torch.float32, torch.float16, torch.bfloat16):
+        raise InputError(f"the kernels compute in fp32, fp16 or bf16, not {wanted}")
+    _count_batches(found, groups)
     if not kernels:
         return reference_chain(x, layers, tensors, groups, ranks_group)
-    autocast = torch.is_autocast_enabled(device.type)
-    wanted = torch.get_autocast_dtype(device.type) if autocast else dtype
-    if not autocast and dtype != tensors[0].weight.dtype and not isinstance(x, Images):
-        raise InputError(
-            f"the input is {dtype}, the block's weight {tensors[0].weight.dtype}; convert one, or "
-            "use autocast"
-        )
-    if wanted not in (torch.float32, torch.float16, torch.bfloat16):
-        raise InputError(f"the kernels compute in fp32, fp16 or bf16, not {wanted}")
     source = replace(x, dtype=wanted) if isinstance(x, Images) else x.to(wanted)
     with torch.autocast(device.type, enabled=False):
         return fused_chain(source, layers, tensors, groups, ranks_group)
@@ -98,17 +104,33 @@ def describe(
     Raises:
         InputError: channels or features do not fit, or batch norm has one value to train on.
     """
-    layers, tensors = [], []
+    found = _resolve(stages, shape, batch, groups)
+    return [stage.layer for stage in found], [stage.tensors for stage in found]
+
+
+def _resolve(
+    stages: Sequence[Callable[[tuple[int, ...]], Stage]],
+    shape: tuple[int, ...],
+    batch: int,
+    groups: int,
+) -> list[Stage]:
+    found = []
     for stage_for in stages:
         stage = stage_for(shape)
-        layer, t = _with_norm(stage, batch // groups, groups)
-        layers.append(layer)
-        tensors.append(t)
+        found.append(_with_norm(stage, batch // groups))
         shape = stage.out
-    for layer in layers[:-1]:
-        if layer.activation in ("sigmoid", "tanh"):
-            raise InputError(f"{layer.activation} can only end a chain")
-    return layers, tensors
+    for stage in found[:-1]:
+        if stage.layer.activation in ("sigmoid", "tanh"):
+            raise InputError(f"{stage.layer.activation} can only end a chain")
+    return found
+
+
+def _count_batches(stages: Sequence[Stage], groups: int) -> None:
+    """Count the batches that running statistics take in, once nothing is left to refuse."""
+    for stage in stages:
+        counter = stage.norm.num_batches_tracked if stage.norm is not None else None
+        if stage.tensors.running_mean is not None and counter is not None:
+            counter.add_(groups)
 
 
 def _use_kernels(impl: Implementation, device: torch.device) -> bool:
@@ -126,29 +148,35 @@ def _interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
 
 
-def _with_norm(stage: Stage, per_group: int, groups: int) -> tuple[Layer, LayerTensors]:
+def _with_norm(stage: Stage, per_group: int) -> Stage:
     """Add batch norm's tensors, or in evaluation mode fold it into weight and bias."""
     norm = stage.norm
     if norm is None:
-        return stage.layer, stage.tensors
+        return stage
+    if isinstance(norm, nn.SyncBatchNorm):
+        raise InputError(
+            "this block's batch norm has become a SyncBatchNorm, by convert_sync_batchnorm it "
+            "seems; a block shares its statistics by fastinfogan.nn.synchronise"
+        )
+    if norm.momentum is None:
+        raise InputError("a block has no cumulative running statistics (momentum None)")
     if not norm.training and norm.running_mean is not None:
-        return replace(stage.layer, norm=False), _folded(stage, norm)
+        return replace(stage, layer=replace(stage.layer, norm=False), tensors=_folded(stage, norm))
     positions = 1 if len(stage.out) == 1 or stage.layer.shape else stage.out[1] * stage.out[2]
     if per_group * positions < 2:
         raise InputError("batch norm cannot train on one value per channel")
-    track = norm.training and norm.track_running_stats and norm.running_mean is not None
-    if track and norm.num_batches_tracked is not None:
-        norm.num_batches_tracked.add_(groups)
+    track = norm.training and norm.track_running_stats
     gamma, beta = norm.weight, norm.bias
     if gamma is None:
         gamma = stage.tensors.weight.new_ones(norm.num_features)
         beta = torch.zeros_like(gamma)
-    return stage.layer, stage.tensors._replace(
+    tensors = stage.tensors._replace(
         gamma=gamma,
         beta=beta,
         running_mean=norm.running_mean if track else None,
         running_var=norm.running_var if track else None,
     )
+    return replace(stage, tensors=tensors)
 
 
 def _folded(stage: Stage, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> LayerTensors:
@@ -161,4 +189,5 @@ def _folded(stage: Stage, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> LayerTensors
     folded_bias = -shift * scale if norm.bias is None else norm.bias - shift * scale
     along = [1] * weight.dim()
     along[1 if stage.layer.gather.transposed else 0] = -1
-    return LayerTensors(weight * scale.view(along), folded_bias)
+    folded = (weight * scale.view(along)).to(weight.dtype)
+    return LayerTensors(folded, folded_bias.to(weight.dtype))
