@@ -232,10 +232,11 @@ def fuse(model: nn.Module, *, impl: Implementation = "auto") -> FusionReport:
         for run in runs:
             for chain in _chains(parent, run, prefix, seen, report):
                 _replace(parent, chain, prefix, impl, report)
-        if why:
-            for name, child in parent.named_children():
-                if isinstance(child, MAPS):
-                    report.left[_join(prefix, name)] = why
+        called = {name for run in runs for name in run}
+        for name, child in parent.named_children():
+            if isinstance(child, MAPS) and name not in called:
+                again = "it is not called exactly once and with its input alone"
+                report.left[_join(prefix, name)] = why or again
     return report
 
 
