@@ -283,11 +283,16 @@ class _Chain(torch.autograd.Function):
                 )
             if not needs[0] and not any(map(any, wanted[:i])):
                 return None, None, None, None, *grads
+            # A fully connected layer's map without batch norm: its bias sums each pixel by itself,
+            # where the product's tiles would sum each channel.
+            apart = i > 0 and layers[i - 1].shape is not None and not layers[i - 1].norm
             g, sums = chain.data_gradient(
-                g, beside, coefficients, t.weight, before if i > 0 else None, before_params, slope,
-                *where,
+                g, beside, coefficients, t.weight, None if apart or i == 0 else before,
+                before_params, slope, *where,
             )  # fmt: skip
             g = g.view(ys[i - 1].shape if i > 0 else x.shape)
+            if apart:
+                g, sums = chain.enter_gradient(g, ys[i - 1], None, groups, "rectifier", slope)
         return None, None, None, g, *grads
 
 
