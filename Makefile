@@ -25,8 +25,10 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
+# Kernels are interpreted in a process of their own: it cannot compile, and others cannot interpret.
 unit: $(INSTALLED)
 	$(BIN)/python -m pytest
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/interpreter
 
 bench: $(INSTALLED)
 	$(BIN)/python -m pytest bench

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fastinfogan.kernels import candidates, pointwise, ranks
-from fastinfogan.kernels.geometry import FLAT, Gather, Window
+from fastinfogan.kernels.geometry import Gather, Window
 from fastinfogan.kernels.images import Images, image_block
 from fastinfogan.kernels.images import image_weight_gradient as image_weight_gradient_of
 from fastinfogan.kernels.launch import is_recording, recording
@@ -32,7 +32,7 @@ class Layer:
     """What a block is, for input maps of one size.
 
     Attributes:
-        gather: its window and the way over it; FLAT for a fully connected layer.
+        gather: its window and the way over it; `LINEAR` for a fully connected layer.
         norm: whether batch norm follows.
         activation: behind it; all but the last layer of a chain have "none" or "rectifier".
         slope: of "rectifier": 0 for ReLU, 1 for none.
@@ -52,7 +52,7 @@ class Layer:
     @property
     def flat(self) -> bool:
         """Whether it is a fully connected layer."""
-        return self.gather.window == FLAT
+        return self.gather.flat
 
     @property
     def loaded_slope(self) -> float:
@@ -92,8 +92,14 @@ def _register(schema: str, function: Any) -> Any:  # noqa: ANN401
     """Define an operation; its fake is itself with the launches left out."""
     name = schema.partition("(")[0]
     _library.define(schema)
-    for key in ("CUDA", "CPU"):
-        _library.impl(name, function, key)
+
+    def on_its_device(*arguments: Any) -> Any:  # noqa: ANN401
+        # Triton launches on the current device, which need not be that of the tensors.
+        with torch.cuda.device_of(arguments[0]):  # type: ignore[no-untyped-call]
+            return function(*arguments)
+
+    _library.impl(name, on_its_device, "CUDA")
+    _library.impl(name, function, "CPU")
 
     def fake(*arguments: Any) -> Any:  # noqa: ANN401
         if is_recording():

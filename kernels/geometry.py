@@ -56,10 +56,6 @@ class Window:
         return (self.width + self.before + self.after - self.kernel) // self.stride + 1
 
 
-FLAT = Window(1, 1)
-"""The window of a fully connected layer."""
-
-
 @dataclass(frozen=True)
 class Gather:
     """One of the two gathers over a window, as the kernels take it.
@@ -67,10 +63,12 @@ class Gather:
     Attributes:
         window: the window.
         transposed: which of the two.
+        flat: a fully connected layer, which takes maps as rows.
     """
 
     window: Window
     transposed: bool
+    flat: bool = False
 
     @property
     def reversed(self) -> "Gather":
@@ -104,6 +102,10 @@ class Gather:
         """Positions of one phase: rows and columns."""
         height, width = self.result
         return -(-height // self.phases), -(-width // self.phases)
+
+
+LINEAR = Gather(Window(1, 1), transposed=False, flat=True)
+"""The gather of a fully connected layer."""
 
 
 def weight_strides(weight: Tensor, *, transposed: bool, swapped: bool) -> tuple[int, int, int, int]:

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fastinfogan.errors import InputError
 from fastinfogan.kernels.chain import Layer, LayerTensors
-from fastinfogan.kernels.geometry import FLAT, Gather, Window
+from fastinfogan.kernels.geometry import LINEAR, Gather, Window
 from fastinfogan.kernels.node import reference_chain
 from fastinfogan.nn import (
     Block,
@@ -300,7 +300,7 @@ def small_layers() -> tuple[tuple[Layer, ...], tuple[LayerTensors, ...]]:
     layers = (
         Layer(Gather(window, False), True, slope=0.2),
         Layer(Gather(up, True), True, slope=0.0),
-        Layer(Gather(FLAT, False), False, "tanh"),
+        Layer(LINEAR, False, "tanh"),
     )
     weights = (draw(3, 2, 4, 4), draw(3, 2, 3, 3, seed=2), draw(2, 32, seed=3) / 6)
     tensors = tuple(
@@ -454,3 +454,10 @@ def test_one_value_a_channel_is_enough_to_evaluate() -> None:
 
 def test_meta_tensors_pass() -> None:
     assert a_chain().to("meta")(torch.zeros(4, 2, 8, 8, device="meta")).shape == (4, 1, 8, 8)
+
+
+def test_a_1x1_convolution_of_a_1x1_map_stays_a_map() -> None:
+    block = ConvBlock(5, 7, 1, padding=0).double()
+    x = torch.randn(6, 5, 1, 1, dtype=torch.float64)
+    expected = block.norm(F.conv2d(x, block.layer.weight, block.layer.bias))  # type: ignore[misc]
+    torch.testing.assert_close(block(x), F.leaky_relu(expected, 0.1))

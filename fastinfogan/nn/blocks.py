@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fastinfogan.errors import InputError
 from fastinfogan.kernels.chain import Layer, LayerTensors
-from fastinfogan.kernels.geometry import FLAT, Gather, Window
+from fastinfogan.kernels.geometry import LINEAR, Gather, Window
 from fastinfogan.kernels.images import Images
 from fastinfogan.nn.run import ActivationName, Implementation, Stage, run_stages
 
@@ -264,7 +264,7 @@ class LinearBlock(Block):
             raise InputError(f"this LinearBlock takes {needed} features, not {found} ({shape})")
         features = self.layer.weight.shape[0]
         out = (features,) if self.shape is None else (self.shape[2], *self.shape[:2])
-        return self._stage(Gather(FLAT, False), out, self.shape)
+        return self._stage(LINEAR, out, self.shape)
 
 
 def _map_shape(shape: tuple[int, ...], channels: int, who: str) -> tuple[int, int, int]:

@@ -23,7 +23,7 @@ from torch import Tensor, fx, nn
 
 from fastinfogan.errors import InputError
 from fastinfogan.kernels.chain import Layer, LayerTensors
-from fastinfogan.kernels.geometry import FLAT, Gather, Window
+from fastinfogan.kernels.geometry import LINEAR, Gather, Window
 from fastinfogan.kernels.ranks import Group
 from fastinfogan.nn.blocks import Block
 from fastinfogan.nn.run import Implementation, Stage, run_stages
@@ -179,7 +179,7 @@ def _gather_of(layer: nn.Module, shape: tuple[int, ...]) -> tuple[Gather, tuple[
     if isinstance(layer, nn.Linear):
         if shape != (layer.in_features,):
             raise InputError(f"{layer} takes {layer.in_features} features, not {shape}")
-        return Gather(FLAT, False), (layer.out_features,)
+        return LINEAR, (layer.out_features,)
     assert isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)
     channels, height, width = shape
     if channels != layer.in_channels:

@@ -80,6 +80,8 @@ def enter_gradient_kernel(
     tl.store(to, tl.sum(v, axis=0), mask=col_ok)
     if NORM:
         tl.store(to + COLUMNS, tl.sum(v * (y - mean[None, :]), axis=0), mask=col_ok)
+    else:
+        tl.store(to + COLUMNS, tl.zeros((BLOCK_N,), tl.float32), mask=col_ok)
 
 
 @triton.jit

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fastinfogan.kernels.chain import Layer, LayerTensors
-from fastinfogan.kernels.geometry import FLAT, Gather, Window
+from fastinfogan.kernels.geometry import LINEAR, Gather, Window
 from fastinfogan.kernels.images import Images
 
 Run = Callable[..., Tensor]
@@ -23,9 +23,6 @@ def upconv(side: int, kernel: int = 4, stride: int = 2) -> Gather:
     total = kernel - stride
     big = side * stride
     return Gather(Window(big, big, kernel, stride, total // 2, total - total // 2), True)
-
-
-LINEAR = Gather(FLAT, False)
 
 
 @dataclass(frozen=True)

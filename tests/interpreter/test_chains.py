@@ -47,7 +47,7 @@ def test_fp32(name: str) -> None:
 
 
 def without_kinks(case: Case) -> Case:
-    """Rounding y to fp16 moves a value across a kink now and then, which is chance and not error."""
+    """Rounding y to fp16 moves a value across a kink now and then: chance, not error."""
     layers = tuple(replace(layer, slope=1.0) for layer in case.layers)
     return replace(case, layers=layers)
 
