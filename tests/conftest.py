@@ -1,5 +1,6 @@
 """What every test may use: tiny images, tiny networks, a folder of its own, a session's cache."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,10 @@ from fastinfogan.experiments import Block, Experiment
 from fastinfogan.networks import InfoGAN
 
 QUICK = ["--batch-size", "4", "--precision", "fp32"]
+
+# Kernels are interpreted in a process of their own, TRITON_INTERPRET=1 python -m pytest
+# tests/interpreter: a process under the interpreter cannot compile, and others cannot interpret.
+collect_ignore = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["interpreter"]
 
 
 @pytest.fixture(autouse=True, scope="session")
