@@ -209,7 +209,10 @@ def gather_tile(
     if flat and 2 * triton.cdiv(rows, m) * triton.cdiv(columns, n) <= machine.processors:
         n = min(n, 64)  # narrower tiles before splits: partial sums are bytes
     k = power_of_two(channels, 16, 32 if small else 64)
-    step = k * (m * loaded + n * max(weight.element_size(), x.element_size()))
+    width = n * max(weight.element_size(), x.element_size())
+    if m > 64 and _stages(k * (m * loaded + width), machine) < 2:
+        m = 64  # loads that do not overlap with products cost more than a smaller tile
+    step = k * (m * loaded + width)
     programs = triton.cdiv(rows, m) * triton.cdiv(columns, n) * phases
     splits = 1
     if flat:

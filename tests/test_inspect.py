@@ -10,8 +10,8 @@ import pytest
 
 from fastinfogan.kernels.tuning import MACHINES
 
-# ptxas leaves a few bytes of stack in kernels that spill nothing; wgmma's are held to none.
-STACK = {"sm_80": 16, "sm_90": 0, "sm_100": 16, "gfx942": 0}
+# On sm_80 and sm_100 ptxas spills a few words to keep one more program on a processor.
+STACK = {"sm_80": 16, "sm_90": 0, "sm_100": 32, "gfx942": 0}
 PRODUCTS = {
     "gather_gemm_kernel",
     "weight_gradient_kernel",
