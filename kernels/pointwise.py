@@ -1,5 +1,7 @@
 """The passes at a chain's ends and around other libraries: the host side of `device.pointwise`."""
 
+from typing import Any, NamedTuple
+
 import torch
 import triton
 from torch import Tensor
@@ -10,31 +12,16 @@ from fastinfogan.kernels.maps import ACTIVATIONS, Deferred, Tiles
 from fastinfogan.kernels.tuning import GemmTile, matrix_tile
 
 
-def materialize(
-    operand: Deferred, groups: int, activation: str = "rectifier", out: Tensor | None = None
-) -> Tensor:
+def materialize(operand: Deferred, groups: int, activation: str = "rectifier") -> Tensor:
     """Write act(scale * y + shift) out, as a map."""
     y = operand.x
-    out = torch.empty_like(y) if out is None else out
-    rows, columns, tile = _matrix(y, operand.features, groups)
-    tiles = triton.cdiv(rows, tile.m)
-    launch(
+    out = torch.empty_like(y)
+    cut = _Cut.of(y, operand.features, groups)
+    cut.launch(
         pointwise.materialize_kernel,
-        (groups * tiles * triton.cdiv(columns, tile.n),),
-        y,
-        operand.params,
-        out,
-        rows,
-        columns,
-        tiles,
-        NORM=operand.params is not None,
-        ACTIVATION=ACTIVATIONS.index(activation),
-        SLOPE=float(operand.slope),
-        BLOCK_M=tile.m,
-        BLOCK_N=tile.n,
-        num_warps=tile.warps,
         read=(y, operand.params),
         written=(out,),
+        **_behind(operand, activation),
     )
     return out
 
@@ -54,29 +41,14 @@ def enter_gradient(
         g, and sums fp32 (groups, tiles, 2, features).
     """
     y = operand.x
-    rows, columns, tile = _matrix(y, operand.features, groups)
-    tiles = triton.cdiv(rows, tile.m)
     g = torch.empty_like(y)
-    sums = torch.empty((groups, tiles, 2, columns), dtype=torch.float32, device=y.device)
-    launch(
+    cut = _Cut.of(y, operand.features, groups)
+    sums = cut.numbers(y.device)
+    cut.launch(
         pointwise.enter_gradient_kernel,
-        (groups * tiles * triton.cdiv(columns, tile.n),),
-        dout,
-        y,
-        operand.params,
-        g,
-        sums,
-        rows,
-        columns,
-        tiles,
-        NORM=operand.params is not None,
-        ACTIVATION=ACTIVATIONS.index(activation),
-        SLOPE=float(operand.slope),
-        BLOCK_M=tile.m,
-        BLOCK_N=tile.n,
-        num_warps=tile.warps,
         read=(dout, y, operand.params),
         written=(g, sums),
+        **_behind(operand, activation),
     )
     return g, sums
 
@@ -85,50 +57,75 @@ def form_gradient(gradient: Deferred, groups: int) -> Tensor:
     """Write dy = A * g + B * y + C out, as a map."""
     g = gradient.x
     dy = torch.empty_like(g)
-    rows, columns, tile = _matrix(g, gradient.features, groups)
-    tiles = triton.cdiv(rows, tile.m)
-    launch(
-        pointwise.form_gradient_kernel,
-        (groups * tiles * triton.cdiv(columns, tile.n),),
-        g,
-        gradient.y,
-        gradient.params,
-        dy,
-        rows,
-        columns,
-        tiles,
-        BLOCK_M=tile.m,
-        BLOCK_N=tile.n,
-        num_warps=tile.warps,
-        read=gradient.tensors,
-        written=(dy,),
-    )
+    cut = _Cut.of(g, gradient.features, groups)
+    cut.launch(pointwise.form_gradient_kernel, read=(g, gradient.y, gradient.params), written=(dy,))
     return dy
 
 
 def tile_statistics(y: Tensor, features: int, groups: int) -> Tiles:
     """Each tile's (mean, M2) of a map that another library computed."""
-    rows, columns, tile = _matrix(y, features, groups)
-    tiles = triton.cdiv(rows, tile.m)
-    data = torch.empty((groups, tiles, 2, columns), dtype=torch.float32, device=y.device)
-    launch(
-        pointwise.tile_statistics_kernel,
-        (groups * tiles * triton.cdiv(columns, tile.n),),
-        y,
-        data,
-        rows,
-        columns,
-        tiles,
-        BLOCK_M=tile.m,
-        BLOCK_N=tile.n,
-        num_warps=tile.warps,
-        read=(y,),
-        written=(data,),
-    )
-    return Tiles(data, tile.m, tiles, rows)
+    cut = _Cut.of(y, features, groups)
+    data = cut.numbers(y.device)
+    cut.launch(pointwise.tile_statistics_kernel, read=(y,), written=(data,))
+    return Tiles(data, cut.tile.m, cut.tiles, cut.rows)
 
 
-def _matrix(y: Tensor, features: int, groups: int) -> tuple[int, int, GemmTile]:
-    """A map as (rows of a group, columns), the columns being what parameters are kept for."""
-    rows = y.numel() // features // groups
-    return rows, features, matrix_tile(rows, features)
+class _Cut(NamedTuple):
+    """A map as a matrix, whose columns are what parameters are kept for, and how it is cut.
+
+    Attributes:
+        groups: statistics groups.
+        rows: of a group.
+        columns: features.
+        tiles: of rows, in a group.
+        tile: how large they are.
+    """
+
+    groups: int
+    rows: int
+    columns: int
+    tiles: int
+    tile: GemmTile
+
+    @classmethod
+    def of(cls, y: Tensor, features: int, groups: int) -> "_Cut":
+        rows = y.numel() // features // groups
+        tile = matrix_tile(rows, features)
+        return cls(groups, rows, features, triton.cdiv(rows, tile.m), tile)
+
+    def numbers(self, device: torch.device) -> Tensor:
+        """Room for two numbers per tile and feature: fp32 (groups, tiles, 2, columns)."""
+        shape = (self.groups, self.tiles, 2, self.columns)
+        return torch.empty(shape, dtype=torch.float32, device=device)
+
+    def launch(
+        self,
+        kernel: Any,  # noqa: ANN401 - Triton's functions have no public type
+        read: tuple[Tensor | None, ...],
+        written: tuple[Tensor, ...],
+        **parameters: Any,  # noqa: ANN401
+    ) -> None:
+        """Launch a kernel of `device.pointwise`: what is read, what is written, then the cut."""
+        launch(
+            kernel,
+            (self.groups * self.tiles * triton.cdiv(self.columns, self.tile.n),),
+            *read,
+            *written,
+            self.rows,
+            self.columns,
+            self.tiles,
+            BLOCK_M=self.tile.m,
+            BLOCK_N=self.tile.n,
+            num_warps=self.tile.warps,
+            read=read,
+            written=written,
+            **parameters,
+        )
+
+
+def _behind(operand: Deferred, activation: str) -> dict[str, Any]:
+    return {
+        "NORM": operand.params is not None,
+        "ACTIVATION": ACTIVATIONS.index(activation),
+        "SLOPE": float(operand.slope),
+    }

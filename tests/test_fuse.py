@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from fastinfogan.errors import InputError
 from fastinfogan.nn import ConvBlock, FusionReport, fuse, statistics_frozen, synchronise, unfuse
-from fastinfogan.nn.fuse import Fused
+from fastinfogan.nn.stand_ins import Fused
 
 
 def sequential() -> nn.Module:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fastinfogan.nn.fuse import StandIn
+from fastinfogan.nn.stand_ins import StandIn
 
 
 @contextmanager

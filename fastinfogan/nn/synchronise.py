@@ -10,7 +10,7 @@ from torch import nn
 
 from fastinfogan.kernels.ranks import Group
 from fastinfogan.nn.blocks import Block, Chain
-from fastinfogan.nn.fuse import Fused
+from fastinfogan.nn.stand_ins import Fused
 
 _Model = TypeVar("_Model", bound=nn.Module)
 

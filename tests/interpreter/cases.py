@@ -1,6 +1,6 @@
 """Chains for the tests of this folder, their tensors, and how two runs of one are compared."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -155,15 +155,6 @@ def assert_close(found: Outcome, truth: Outcome, torch_at_same: Outcome, toleran
     theirs = far(torch_at_same, truth)
     for name, error in far(found, truth).items():
         assert error <= 2 * theirs[name] + tolerance, (name, error, theirs[name])
-
-
-def leaky(slope: float = 0.1) -> dict[str, object]:
-    return {"activation": "rectifier", "slope": slope}
-
-
-def stack(*layers: tuple[Gather, bool, Sequence[tuple[str, object]]]) -> tuple[Layer, ...]:
-    """Layers from (gather, norm, further fields)."""
-    return tuple(Layer(gather, norm, **dict(more)) for gather, norm, more in layers)  # type: ignore[arg-type]
 
 
 def every_map() -> dict[str, Case]:

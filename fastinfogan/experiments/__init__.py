@@ -1,0 +1,9 @@
+"""The paper's five experiments, and where the published sources disagree, their variants.
+
+Floor 0: plain data.
+"""
+
+from fastinfogan.experiments.tables import BASES, Activation, Block, Experiment
+from fastinfogan.experiments.variants import OURS, VARIANTS, Variant, get
+
+__all__ = ["BASES", "OURS", "VARIANTS", "Activation", "Block", "Experiment", "Variant", "get"]
