@@ -1,14 +1,20 @@
-"""Which implementations of an op this installation has: "reference" always, "native" if compiled.
+"""Which implementations of an op there are, and which one computes.
 
-An implementation asked for by name that cannot run raises; "auto" takes the fastest that can.
+reference: plain torch or NumPy, the definition. native: C++, for CPU tensors, if compiled. triton:
+for CUDA tensors, and anywhere under Triton's interpreter, slowly. One asked for by name that cannot
+run raises; "auto" takes the fastest that can.
 """
 
+import os
 from types import ModuleType
 from typing import Literal
 
+import torch
+
 from fastinfogan.errors import InputError
 
-Implementation = Literal["auto", "reference", "native"]
+Implementation = Literal["auto", "reference", "native", "triton"]
+Chosen = Literal["reference", "native", "triton"]
 
 _native: ModuleType | None
 try:
@@ -32,16 +38,48 @@ def native_status() -> str:
     return f"not compiled ({_reason}); install a C++ compiler, then fastinfogan again"
 
 
-def choose(implementation: Implementation) -> Literal["reference", "native"]:
-    """Settle "auto".
+def interpreted() -> bool:
+    """Whether this process runs Triton's kernels by its interpreter."""
+    return os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
+
+
+def require_triton(device: torch.device) -> None:
+    """Check that Triton's kernels can run on tensors of a device.
 
     Raises:
-        InputError: "native" was asked for and is not compiled, or the name is unknown.
+        InputError: neither a GPU nor the interpreter.
     """
-    if implementation not in ("auto", "reference", "native"):
-        raise InputError(f"impl is 'auto', 'reference' or 'native', not {implementation!r}")
+    if device.type != "cuda" and not interpreted():
+        raise InputError(
+            f"impl='triton' needs CUDA tensors, these are on {device}; move model and input to a "
+            "GPU, use impl='auto', or set TRITON_INTERPRET=1 to run the kernels slowly anywhere"
+        )
+
+
+def choose(implementation: Implementation, device: torch.device | str = "cpu") -> Chosen:
+    """Settle "auto".
+
+    Args:
+        implementation: what was asked for.
+        device: of the tensors.
+
+    Raises:
+        InputError: what was asked for cannot run here, or is unknown.
+    """
+    device = torch.device(device)
+    if implementation not in ("auto", "reference", "native", "triton"):
+        raise InputError(
+            f"impl is 'auto', 'reference', 'native' or 'triton', not {implementation!r}"
+        )
     if implementation == "auto":
-        return "native" if native_available() else "reference"
-    if implementation == "native" and not native_available():
-        raise InputError(f"impl='native': fastinfogan._native is {native_status()}")
+        if device.type == "cuda":
+            return "triton"
+        return "native" if native_available() and device.type == "cpu" else "reference"
+    if implementation == "native":
+        if not native_available():
+            raise InputError(f"impl='native': fastinfogan._native is {native_status()}")
+        if device.type != "cpu":
+            raise InputError(f"impl='native' needs CPU tensors, these are on {device}")
+    if implementation == "triton":
+        require_triton(device)
     return implementation

@@ -42,7 +42,7 @@ def _native_draw() -> Draw:
 
 def by(impl: Implementation = "auto") -> Draw:
     """The drawing functions of an implementation."""
-    return _native_draw() if choose(impl) == "native" else NUMPY_DRAW
+    return _native_draw() if choose(impl, "cpu") == "native" else NUMPY_DRAW
 
 
 def to_tensors(

@@ -1,6 +1,5 @@
 """Running blocks in a row: what is checked, who computes, and what evaluation mode changes."""
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from fastinfogan.errors import InputError
 from fastinfogan.experiments import Activation as ActivationName
+from fastinfogan.kernels.backend import require_triton
 from fastinfogan.kernels.chain import Layer, LayerTensors
 from fastinfogan.kernels.images import Images
 from fastinfogan.kernels.node import fused_chain, reference_chain
@@ -136,16 +136,9 @@ def _count_batches(stages: Sequence[Stage], groups: int) -> None:
 def _use_kernels(impl: Implementation, device: torch.device) -> bool:
     if impl not in ("auto", "triton", "reference"):
         raise InputError(f"impl is 'auto', 'triton' or 'reference', not {impl!r}")
-    if impl == "triton" and not (device.type == "cuda" or _interpreted()):
-        raise InputError(
-            f"impl='triton' needs CUDA tensors, these are on {device}; move model and input to a "
-            "GPU, use impl='auto', or set TRITON_INTERPRET=1 to run the kernels slowly anywhere"
-        )
+    if impl == "triton":
+        require_triton(device)
     return impl == "triton" or (impl == "auto" and device.type == "cuda")
-
-
-def _interpreted() -> bool:
-    return os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
 
 
 def _with_norm(stage: Stage, per_group: int) -> Stage:
