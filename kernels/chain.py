@@ -10,7 +10,7 @@ activation out, and one takes its gradient in.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from fastinfogan.kernels import candidates, pointwise, ranks
 from fastinfogan.kernels.geometry import Gather, Window
 from fastinfogan.kernels.images import Images, image_block
 from fastinfogan.kernels.images import image_weight_gradient as image_weight_gradient_of
-from fastinfogan.kernels.launch import is_recording, recording
+from fastinfogan.kernels.library import register
 from fastinfogan.kernels.maps import ACTIVATIONS, Deferred
 from fastinfogan.kernels.statistics import Normalisation, finalize_backward, finalize_forward
 
@@ -85,32 +85,6 @@ class LayerTensors(NamedTuple):
     running_var: Tensor | None = None
 
 
-_library: Any = torch.library.Library("fastinfogan", "DEF")  # type: ignore[no-untyped-call]
-
-
-def _register(schema: str, function: Any) -> Any:  # noqa: ANN401
-    """Define an operation; its fake is itself with the launches left out."""
-    name = schema.partition("(")[0]
-    _library.define(schema)
-
-    def on_its_device(*arguments: Any) -> Any:  # noqa: ANN401
-        # Triton launches on the current device, which need not be that of the tensors.
-        with torch.cuda.device_of(arguments[0]):  # type: ignore[no-untyped-call]
-            return function(*arguments)
-
-    _library.impl(name, on_its_device, "CUDA")
-    _library.impl(name, function, "CPU")
-
-    def fake(*arguments: Any) -> Any:  # noqa: ANN401
-        if is_recording():
-            return function(*arguments)
-        with recording():
-            return function(*arguments)
-
-    torch.library.register_fake(f"fastinfogan::{name}", fake, lib=_library)
-    return getattr(torch.ops.fastinfogan, name).default
-
-
 def _gather(window: list[int], transposed: bool) -> Gather:
     return Gather(Window(*window), transposed)
 
@@ -130,7 +104,7 @@ def _norm_block(
     return y, norm.params, norm.rstd
 
 
-norm_block = _register(
+norm_block = register(
     "norm_block(Tensor x, Tensor? x_params, float x_slope, Tensor weight, Tensor? bias, "
     "Tensor gamma, Tensor beta, Tensor(a!)? running_mean, Tensor(b!)? running_var, int[] window, "
     "bool transposed, int groups, float eps, float momentum) -> (Tensor, Tensor, Tensor)",
@@ -164,7 +138,7 @@ def _plain_block(
     )[0]  # fmt: skip
 
 
-plain_block = _register(
+plain_block = register(
     "plain_block(Tensor x, Tensor? x_params, float x_slope, Tensor weight, Tensor? bias, "
     "int[] window, bool transposed, int groups, str activation, float slope) -> Tensor",
     _plain_block,
@@ -177,7 +151,7 @@ def _materialize(
     return pointwise.materialize(Deferred(y, params, slope), groups, activation)
 
 
-materialize = _register(
+materialize = register(
     "materialize(Tensor y, Tensor? params, int groups, str activation, float slope) -> Tensor",
     _materialize,
 )
@@ -189,7 +163,7 @@ def _enter_gradient(
     return pointwise.enter_gradient(dout, Deferred(y, params, slope), groups, activation)
 
 
-enter_gradient = _register(
+enter_gradient = register(
     "enter_gradient(Tensor dout, Tensor y, Tensor? params, int groups, str activation, "
     "float slope) -> (Tensor, Tensor)",
     _enter_gradient,
@@ -207,7 +181,7 @@ def _norm_gradient(
     return coefficients, dgamma, dbeta
 
 
-norm_gradient = _register(
+norm_gradient = register(
     "norm_gradient(Tensor sums, int count, Tensor gamma, Tensor params, Tensor rstd) "
     "-> (Tensor, Tensor, Tensor)",
     _norm_gradient,
@@ -218,7 +192,7 @@ def _bias_gradient(sums: Tensor, bias: Tensor) -> Tensor:
     return finalize_backward(sums, 1, None, None, bias)[2]
 
 
-bias_gradient = _register("bias_gradient(Tensor sums, Tensor bias) -> Tensor", _bias_gradient)
+bias_gradient = register("bias_gradient(Tensor sums, Tensor bias) -> Tensor", _bias_gradient)
 
 
 def _weight_gradient(
@@ -232,7 +206,7 @@ def _weight_gradient(
     )  # fmt: skip
 
 
-weight_gradient = _register(
+weight_gradient = register(
     "weight_gradient(Tensor x, Tensor? x_params, float x_slope, Tensor g, Tensor? y, "
     "Tensor? coefficients, Tensor weight, int[] window, bool transposed, int groups) -> Tensor",
     _weight_gradient,
@@ -260,7 +234,7 @@ def _data_gradient(
     return dx, tiles.data
 
 
-data_gradient = _register(
+data_gradient = register(
     "data_gradient(Tensor g, Tensor? y, Tensor? coefficients, Tensor weight, Tensor? before, "
     "Tensor? before_params, float before_slope, int[] window, bool transposed, int groups) "
     "-> (Tensor, Tensor)",
@@ -284,7 +258,7 @@ def _image_norm_block(
     return y, norm.params, norm.rstd
 
 
-image_norm_block = _register(
+image_norm_block = register(
     "image_norm_block(Tensor images, Tensor? index, float scale, float shift, ScalarType dtype, "
     "Tensor weight, Tensor? bias, Tensor gamma, Tensor beta, Tensor(a!)? running_mean, "
     "Tensor(b!)? running_var, int[] window, int groups, float eps, float momentum) "
@@ -304,7 +278,7 @@ def _image_plain_block(
     )[0]  # fmt: skip
 
 
-image_plain_block = _register(
+image_plain_block = register(
     "image_plain_block(Tensor images, Tensor? index, float scale, float shift, ScalarType dtype, "
     "Tensor weight, Tensor? bias, int[] window, int groups, str activation, float slope) -> Tensor",
     _image_plain_block,
@@ -321,7 +295,7 @@ def _image_weight_gradient(
     )  # fmt: skip
 
 
-image_weight_gradient = _register(
+image_weight_gradient = register(
     "image_weight_gradient(Tensor images, Tensor? index, float scale, float shift, Tensor g, "
     "Tensor? y, Tensor? coefficients, Tensor weight, int[] window, int groups) -> Tensor",
     _image_weight_gradient,
