@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
+from fastinfogan import shuffle
 from fastinfogan.data import Source
-from fastinfogan.data.order import permutation
 from fastinfogan.engine import Trained
 from fastinfogan.philox import Stream
 
@@ -57,7 +57,9 @@ def classify(trained: Trained, source: Source) -> dict[str, CodeAsClassifier]:
         every_label, fitted = np.concatenate([labels, test.labels]), len(labels)
     else:
         # Step 1 of the stream: step 0 has the codes of `fresh_information`.
-        shuffled = permutation(0, 1, len(values), Stream.EVALUATION)
+        shuffled = shuffle.permute(
+            np.arange(len(values)), len(values), shuffle.keys(0, 1, Stream.EVALUATION)
+        )
         fitted = len(values) // 2
         fit, score = values[shuffled[:fitted]], values[shuffled[fitted:]]
         every_label = labels[shuffled]
