@@ -91,3 +91,16 @@ def launch(
         )
     if launches is None or _run_too.get():
         kernel[grid](*arguments, **parameters)
+
+
+def run_native(name: str, *arguments: Any) -> None:  # noqa: ANN401
+    """Run a C++ kernel on CPU tensors; inside `recording()`, where there is no storage, nothing.
+
+    Args:
+        name: the function of fastinfogan._native, which writes into tensors that it is given.
+        arguments: what it takes.
+    """
+    if _recorder.get() is None or _run_too.get():
+        from fastinfogan import _native
+
+        getattr(_native, name)(*arguments)
