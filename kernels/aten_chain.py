@@ -11,8 +11,10 @@ from torch import Tensor
 
 from fastinfogan.kernels import aten, epilogue
 from fastinfogan.kernels.chain import Layer, LayerTensors
+from fastinfogan.kernels.source import Source
 
-_PER_LAYER = 3
+_KEPT = 3
+"""Kept of each layer: what it read, y or without batch norm the result, and batch norm's params."""
 
 
 def _acts(layer: Layer) -> bool:
@@ -21,19 +23,13 @@ def _acts(layer: Layer) -> bool:
 
 
 def forward(
-    x: Tensor, layers: Sequence[Layer], tensors: Sequence[LayerTensors], groups: int
+    x: Tensor,
+    source: Source,
+    layers: Sequence[Layer],
+    tensors: Sequence[LayerTensors],
+    groups: int,
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """Compute a chain.
-
-    Args:
-        x: (N, height, width, channels), contiguous.
-        layers: the blocks.
-        tensors: theirs; running statistics are updated in place.
-        groups: equal parts of the batch with statistics of their own.
-
-    Returns:
-        The last block's map, or (N, 1, 1, features); and what `backward` needs.
-    """
+    """As `triton_chain.forward`, for maps, on any device and in any floating dtype."""
     kept: list[Tensor | None] = []
     for layer, t in zip(layers, tensors, strict=True):
         x = x.flatten(1)[:, None, None] if layer.flat else x
@@ -53,32 +49,23 @@ def forward(
 
 
 def backward(
-    dout: Tensor,
+    x: Tensor,
+    source: Source,
     layers: Sequence[Layer],
     tensors: Sequence[LayerTensors],
+    groups: int,
     kept: Sequence[Tensor | None],
+    dout: Tensor,
     wanted: Sequence[Sequence[bool]],
     *,
     input_gradient: bool,
 ) -> tuple[Tensor | None, list[Tensor | None]]:
-    """The gradients of a chain.
-
-    Args:
-        dout: of its result; contiguous, of the result's dtype.
-        layers: as given to `forward`.
-        tensors: likewise.
-        kept: what `forward` left.
-        wanted: which of each layer's tensors need a gradient.
-        input_gradient: whether the chain's input does.
-
-    Returns:
-        The input's gradient or None, and those of all layers' tensors in a row.
-    """
+    """As `triton_chain.backward`."""
     gradients: list[Tensor | None] = []
     for i in range(len(layers) - 1, -1, -1):
-        layer, t, want = layers[i], tensors[i], wanted[i]
-        x, y, params = kept[_PER_LAYER * i : _PER_LAYER * (i + 1)]
-        assert x is not None
+        layer, t, want = layers[i], tensors[i], LayerTensors(*wanted[i])  # type: ignore[arg-type]
+        read, y, params = kept[_KEPT * i : _KEPT * (i + 1)]
+        assert read is not None
         assert y is not None
         here: dict[str, Tensor | None] = {}
         dout = dout.view(y.shape)
@@ -87,19 +74,21 @@ def backward(
                 dout, y, params, t.gamma, layer.activation, layer.loaded_slope
             )
             # In front of batch norm a bias changes nothing.
-            here["bias"] = None if t.bias is None else torch.zeros_like(t.bias)
-        elif _acts(layer) or want[1]:
-            bias = t.bias if want[1] else None
+            if want.bias and t.bias is not None:
+                here["bias"] = torch.zeros_like(t.bias)
+        elif _acts(layer) or want.bias:
             dout, here["bias"] = epilogue.activation_gradient(
-                dout, y, layer.activation, layer.loaded_slope, bias
+                dout, y, layer.activation, layer.loaded_slope, t.bias if want.bias else None
             )
         on = input_gradient or any(map(any, wanted[:i]))
-        dx, here["weight"] = aten.gradients(
-            x, dout, t.weight, layer.gather, of_input=on, of_weight=want[0]
-        )
+        dx = None
+        if on or want.weight:
+            dx, here["weight"] = aten.gradients(
+                read, dout, t.weight, layer.gather, of_input=on, of_weight=bool(want.weight)
+            )
         fields = zip(LayerTensors._fields, want, strict=True)
         gradients[:0] = [here.get(name) if needs else None for name, needs in fields]
         if dx is None:
             return None, [None] * (len(LayerTensors._fields) * i) + gradients
         dout = dx
-    return dout, gradients
+    return dout.view(x.shape), gradients

@@ -35,7 +35,7 @@ class Block(nn.Module):
         norm: the batch norm, or None.
         activation: its name.
         slope: of a leaky ReLU.
-        impl: "auto", "triton" or "reference".
+        impl: "auto", "triton", "native" or "reference".
         process_group: with whose ranks statistics are shared, see `synchronise`.
     """
 
@@ -130,7 +130,7 @@ class ConvBlock(Block):
         activation: "none", "relu", "leaky_relu", "sigmoid" or "tanh".
         slope: of a leaky ReLU.
         bias: whether the convolution has one.
-        impl: "auto", "triton" or "reference".
+        impl: "auto", "triton", "native" or "reference".
     """
 
     def __init__(
@@ -179,7 +179,7 @@ class UpconvBlock(Block):
         activation: as of a ConvBlock.
         slope: of a leaky ReLU.
         bias: whether the map has one.
-        impl: "auto", "triton" or "reference".
+        impl: "auto", "triton", "native" or "reference".
     """
 
     def __init__(
@@ -232,7 +232,7 @@ class LinearBlock(Block):
         bias: whether the layer has one.
         shape: (height, width, channels) if the output is to be a map (N, channels, height, width)
             in channels_last memory; height * width * channels are then the features.
-        impl: "auto", "triton" or "reference".
+        impl: "auto", "triton", "native" or "reference".
     """
 
     def __init__(
@@ -280,7 +280,7 @@ class Chain(nn.Sequential):
 
     Args:
         blocks: ConvBlock, UpconvBlock and LinearBlock, in order.
-        impl: "auto", "triton" or "reference", for all of them.
+        impl: "auto", "triton", "native" or "reference", for all of them.
     """
 
     def __init__(self, *blocks: Block, impl: Implementation = "auto") -> None:

@@ -2,22 +2,20 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from fastinfogan.errors import InputError
 from fastinfogan.experiments import Activation as ActivationName
-from fastinfogan.kernels.backend import require_triton
+from fastinfogan.kernels.backend import Implementation, choose
 from fastinfogan.kernels.chain import Layer, LayerTensors
+from fastinfogan.kernels.epilogue import NATIVE_DTYPES
 from fastinfogan.kernels.images import Images
-from fastinfogan.kernels.node import fused_chain, reference_chain
+from fastinfogan.kernels.node import fused_chain, native_chain, reference_chain
 from fastinfogan.kernels.ranks import Group
 
 __all__ = ["ActivationName", "Implementation", "Stage", "run_stages"]
-
-Implementation = Literal["auto", "triton", "reference"]
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,8 @@ def run_stages(
         raise InputError("an empty batch cannot be computed")
     if groups < 1 or batch % groups:
         raise InputError(f"a batch of {batch} does not divide into {groups} groups")
-    kernels = _use_kernels(impl, device)
+    way = choose(impl, device)
+    kernels = way == "triton"
     found = _resolve(stages, shape, batch, groups)
     layers, tensors = [stage.layer for stage in found], [stage.tensors for stage in found]
     # torch knows no autocast for "meta" tensors, and is angry if asked.
@@ -86,11 +85,19 @@ def run_stages(
     if kernels and wanted not in (torch.float32, torch.float16, torch.bfloat16):
         raise InputError(f"the kernels compute in fp32, fp16 or bf16, not {wanted}")
     _count_batches(found, groups)
-    if not kernels:
+    alone = ranks_group is None and wanted in NATIVE_DTYPES
+    if way == "native" and not alone and impl == "native":
+        raise InputError(
+            "impl='native' computes in fp32, fp16 or bf16 and shares no statistics between ranks; "
+            "use impl='auto'"
+        )
+    if way == "reference" or (way == "native" and not alone):
         return reference_chain(x, layers, tensors, groups, ranks_group)
     source = replace(x, dtype=wanted) if isinstance(x, Images) else x.to(wanted)
     with torch.autocast(device.type, enabled=False):
-        return fused_chain(source, layers, tensors, groups, ranks_group)
+        if kernels:
+            return fused_chain(source, layers, tensors, groups, ranks_group)
+        return native_chain(source, layers, tensors, groups)
 
 
 def describe(
@@ -131,14 +138,6 @@ def _count_batches(stages: Sequence[Stage], groups: int) -> None:
         counter = stage.norm.num_batches_tracked if stage.norm is not None else None
         if stage.tensors.running_mean is not None and counter is not None:
             counter.add_(groups)
-
-
-def _use_kernels(impl: Implementation, device: torch.device) -> bool:
-    if impl not in ("auto", "triton", "reference"):
-        raise InputError(f"impl is 'auto', 'triton' or 'reference', not {impl!r}")
-    if impl == "triton":
-        require_triton(device)
-    return impl == "triton" or (impl == "auto" and device.type == "cuda")
 
 
 def _with_norm(stage: Stage, per_group: int) -> Stage:
