@@ -1,82 +1,119 @@
 // Philox4x32-10 and the three shapes its words take: the C++ twin of fastinfogan/philox.py, where the
 // layout of key and counter is told. Both agree bit for bit, so every operation here stands in the
-// order of the NumPy one and this code is compiled without fused multiply-adds.
+// order of the NumPy one, and all C++ of this project is compiled without contraction of a * b + c.
 #pragma once
 
-#include <array>
-#include <cmath>
-#include <cstddef>
-#include <cstdint>
-#include <cstring>
+#include "simd.h"
 
-namespace fastinfogan::philox {
+namespace fastinfogan::FASTINFOGAN_ISA::philox {
 
-using Block = std::array<std::uint32_t, 4>;
+// The four words of one counter in each lane.
+struct Block {
+  Words word[4];
+};
+
+struct Product {
+  Words high, low;
+};
+
+// The 64-bit product of every lane with b.
+inline Product multiply(Words a, std::uint32_t b) {
+#if defined(__AVX512F__)
+  const __m512i factor = _mm512_set1_epi32(static_cast<int>(b));
+  const __m512i even = _mm512_mul_epu32((__m512i)a, factor);
+  const __m512i odd = _mm512_mul_epu32(_mm512_srli_epi64((__m512i)a, 32), factor);
+  return {(Words)_mm512_mask_mov_epi32(_mm512_srli_epi64(even, 32), 0xAAAA, odd),
+          (Words)_mm512_mask_mov_epi32(even, 0xAAAA, _mm512_slli_epi64(odd, 32))};
+#elif defined(__AVX2__)
+  const __m256i factor = _mm256_set1_epi32(static_cast<int>(b));
+  const __m256i even = _mm256_mul_epu32((__m256i)a, factor);
+  const __m256i odd = _mm256_mul_epu32(_mm256_srli_epi64((__m256i)a, 32), factor);
+  return {(Words)_mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xAA),
+          (Words)_mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA)};
+#else
+  Product product;
+  for (int i = 0; i < kLanes; ++i) {
+    const std::uint64_t wide = std::uint64_t{a[i]} * b;
+    product.high[i] = static_cast<std::uint32_t>(wide >> 32);
+    product.low[i] = static_cast<std::uint32_t>(wide);
+  }
+  return product;
+#endif
+}
 
 inline Block encrypt(Block c, std::uint32_t k0, std::uint32_t k1, int rounds = 10) {
   for (int round = 0; round < rounds; ++round) {
-    const std::uint64_t p0 = std::uint64_t{0xD2511F53u} * c[0];
-    const std::uint64_t p1 = std::uint64_t{0xCD9E8D57u} * c[2];
-    c = {static_cast<std::uint32_t>(p1 >> 32) ^ c[1] ^ k0, static_cast<std::uint32_t>(p1),
-         static_cast<std::uint32_t>(p0 >> 32) ^ c[3] ^ k1, static_cast<std::uint32_t>(p0)};
+    const Product p0 = multiply(c.word[0], 0xD2511F53u);
+    const Product p1 = multiply(c.word[2], 0xCD9E8D57u);
+    c = {{p1.high ^ c.word[1] ^ k0, p1.low, p0.high ^ c.word[3] ^ k1, p0.low}};
     k0 += 0x9E3779B9u;
     k1 += 0xBB67AE85u;
   }
   return c;
 }
 
-// out: uint32 (rows, columns), row-major.
-inline void words(std::uint64_t seed, std::uint32_t step, std::uint32_t stream,
-                  std::uint32_t first_row, std::size_t rows, std::size_t columns,
-                  std::uint32_t* out) {
+// The words of `blocks` counters per row, of rows first_row .. first_row + rows - 1.
+// out: uint32 (rows, 4 * blocks) and room for 4 * kLanes more.
+inline void fill(std::uint64_t seed, std::uint32_t step, std::uint32_t stream,
+                 std::uint32_t first_row, Index rows, Index blocks, std::uint32_t* out) {
   const auto low = static_cast<std::uint32_t>(seed);
   const auto high = static_cast<std::uint32_t>(seed >> 32);
-  for (std::size_t row = 0; row < rows; ++row) {
-    for (std::size_t column = 0; column < columns; column += 4) {
-      const Block block = encrypt({static_cast<std::uint32_t>(column / 4),
-                                   static_cast<std::uint32_t>(first_row + row), step, stream},
-                                  low, high);
-      const std::size_t left = columns - column;
-      std::memcpy(out + row * columns + column, block.data(),
-                  sizeof(std::uint32_t) * (left < 4 ? left : 4));
+  Index block = 0;
+  std::uint32_t row = first_row;
+  for (Index done = 0; done < rows * blocks; done += kLanes) {
+    std::uint32_t block_of[kLanes], row_of[kLanes];
+    for (int i = 0; i < kLanes; ++i) {
+      block_of[i] = static_cast<std::uint32_t>(block);
+      row_of[i] = row;
+      if (++block == blocks) {
+        block = 0;
+        ++row;
+      }
+    }
+    const Block drawn = encrypt({{read<Words>(block_of), read<Words>(row_of), broadcast(step),
+                                  broadcast(stream)}},
+                                low, high);
+    std::uint32_t columns[4][kLanes];
+    for (int w = 0; w < 4; ++w) write(columns[w], drawn.word[w]);
+    for (int i = 0; i < kLanes; ++i) {
+      for (int w = 0; w < 4; ++w) out[4 * (done + i) + w] = columns[w][i];
     }
   }
 }
 
 // U(-1, 1): the odd multiples of 2^-24.
-inline float uniform(std::uint32_t word) {
-  const auto odd = static_cast<std::int32_t>((word >> 8) << 1) + (1 - (1 << 24));
-  return static_cast<float>(odd) * 0x1p-24f;
+inline Floats uniform(Words word) {
+  const Ints odd = (Ints)((word >> 8) << 1) + (1 - (1 << 24));
+  return __builtin_convertvector(odd, Floats) * 0x1p-24f;
 }
 
 // An integer in [0, bound).
-inline std::int64_t below(std::uint32_t word, std::uint32_t bound) {
-  return static_cast<std::int64_t>((std::uint64_t{word} * bound) >> 32);
+inline std::uint32_t below(std::uint32_t word, std::uint32_t bound) {
+  return static_cast<std::uint32_t>((std::uint64_t{word} * bound) >> 32);
 }
 
 namespace detail {
 
-template <std::size_t N>
-inline float polynomial(const float (&coefficients)[N], float x) {
-  float value = coefficients[0];
-  for (std::size_t i = 1; i < N; ++i) value = value * x + coefficients[i];
+// Rounded after every operation, unlike fastinfogan's own polynomial() for the other functions.
+template <int N>
+inline Floats horner(const float (&coefficients)[N], Floats x) {
+  Floats value = broadcast(coefficients[0]);
+  for (int i = 1; i < N; ++i) value = value * x + coefficients[i];
   return value;
 }
 
-inline float log(float x) {
+inline Floats log(Floats x) {
   constexpr float series[] = {7.0376836292e-2f, -1.1514610310e-1f, 1.1676998740e-1f,
                               -1.2420140846e-1f, 1.4249322787e-1f, -1.6668057665e-1f,
                               2.0000714765e-1f, -2.4999993993e-1f, 3.3333331174e-1f};
-  std::int32_t bits;
-  std::memcpy(&bits, &x, sizeof bits);
-  const std::int32_t mantissa_bits = (bits & 0x007FFFFF) | 0x3F000000;
-  float mantissa;
-  std::memcpy(&mantissa, &mantissa_bits, sizeof mantissa);
-  const bool small = mantissa < 0.707106781f;
-  const auto exponent = static_cast<float>((bits >> 23) - 126 - (small ? 1 : 0));
-  const float m = (small ? mantissa + mantissa : mantissa) - 1.0f;
-  const float square = m * m;
-  float value = polynomial(series, m) * m * square;
+  const Words bits = (Words)x;
+  const Floats mantissa = (Floats)((bits & 0x007FFFFFu) | 0x3F000000u);
+  const auto small = mantissa < 0.707106781f;
+  const Ints power = (Ints)(bits >> 23) - 126;
+  const Floats exponent = __builtin_convertvector(small ? power - 1 : power, Floats);
+  const Floats m = (small ? mantissa + mantissa : mantissa) - 1.0f;
+  const Floats square = m * m;
+  Floats value = horner(series, m) * m * square;
   value = value + -2.12194440e-4f * exponent;
   value = value + -0.5f * square;
   return (m + value) + 0.693359375f * exponent;
@@ -85,19 +122,18 @@ inline float log(float x) {
 }  // namespace detail
 
 // N(0, 1) by inversion of uniform().
-inline float normal(std::uint32_t word) {
+inline Floats normal(Words word) {
   constexpr float centre[] = {2.81022636e-08f, 3.43273939e-07f, -3.5233877e-06f,
                               -4.39150654e-06f, 0.00021858087f, -0.00125372503f,
                               -0.00417768164f, 0.246640727f, 1.50140941f};
   constexpr float tail[] = {-0.000200214257f, 0.000100950558f, 0.00134934322f,
                             -0.00367342844f, 0.00573950773f, -0.0076224613f,
                             0.00943887047f, 1.00167406f, 2.83297682f};
-  const float x = uniform(word);
-  const float w = -detail::log((1.0f - x) * (1.0f + x));
-  const float erfinv =
-      (w < 5.0f ? detail::polynomial(centre, w - 2.5f) : detail::polynomial(tail, std::sqrt(w) - 3.0f)) *
-      x;
-  return erfinv * 1.41421356f;
+  const Floats x = uniform(word);
+  const Floats w = -detail::log((1.0f - x) * (1.0f + x));
+  const Floats near = detail::horner(centre, w - 2.5f);
+  const Floats far = detail::horner(tail, sqrt(w) - 3.0f);
+  return (w < 5.0f ? near : far) * x * 1.41421356f;
 }
 
-}  // namespace fastinfogan::philox
+}  // namespace fastinfogan::FASTINFOGAN_ISA::philox

@@ -1,0 +1,77 @@
+// Reading and checking what Python passes: every complaint is one line that names the function and
+// the argument. Numbers are read here too, since nanobind's own complaint is the whole signature.
+#pragma once
+
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+
+#include <initializer_list>
+#include <string>
+#include <vector>
+
+#include "tasks.h"
+
+namespace fastinfogan {
+
+namespace nb = nanobind;
+
+enum : unsigned {
+  kFloat32 = 1,
+  kBFloat16 = 2,
+  kFloat16 = 4,
+  kInt32 = 8,
+  kInt64 = 16,
+  kFloating = kFloat32 | kBFloat16 | kFloat16
+};
+constexpr Index kAny = -1;
+
+// A tensor's memory, zero-copy through DLPack; valid while the call that it was passed to lasts.
+struct Tensor {
+  void* data = nullptr;
+  unsigned type = 0;  // one of the bits above
+  std::vector<Index> shape, strides;
+  nb::ndarray<nb::ro> owner;  // of memory that no Python argument holds
+
+  Index size() const;
+  Index itemsize() const { return type == kInt64 ? 8 : type & (kBFloat16 | kFloat16) ? 2 : 4; }
+  Dtype dtype() const;  // of a floating-point tensor
+  template <typename T>
+  T* as() const {
+    return static_cast<T*>(data);
+  }
+};
+
+class Arguments {
+ public:
+  explicit Arguments(const char* function) : function_(function) {}
+
+  // A contiguous CPU tensor of one of the types and of a shape (kAny: any size).
+  Tensor input(nb::handle object, const std::string& name, unsigned types,
+               std::initializer_list<Index> shape) const;
+  // The same, to be written into.
+  Tensor output(nb::handle object, const std::string& name, unsigned types,
+                std::initializer_list<Index> shape) const;
+  // A CPU tensor of any shape whose elements fill a stretch of memory, whatever their order.
+  Tensor dense(nb::handle object, const std::string& name, unsigned types, bool written) const;
+
+  std::vector<nb::handle> list(nb::handle object, const char* name) const;
+  std::int64_t integer(nb::handle object, const char* name, std::int64_t low,
+                       std::int64_t high) const;
+  std::uint32_t word(nb::handle object, const char* name) const;
+  std::uint64_t seed(nb::handle object) const;
+  double number(nb::handle object, const char* name) const;
+  bool flag(nb::handle object, const char* name) const;
+  Activation activation(nb::handle object) const;
+
+  [[noreturn]] void wrong(const std::string& message) const;       // ValueError
+  [[noreturn]] void wrong_type(const std::string& message) const;  // TypeError
+
+ private:
+  Tensor read(nb::handle object, const std::string& name, unsigned types, bool written) const;
+  Tensor contiguous(nb::handle object, const std::string& name, unsigned types,
+                    std::initializer_list<Index> shape, bool written) const;
+
+  const char* function_;
+};
+
+}  // namespace fastinfogan

@@ -1,0 +1,161 @@
+// Bindings of batch norm and activations, on maps of (images, pixels, channels).
+#include <limits>
+
+#include "arguments.h"
+#include "bindings.h"
+#include "operations.h"
+
+namespace fastinfogan {
+namespace {
+
+struct Map {
+  Tensor tensor;
+  Index groups, rows, channels;  // rows: of one statistics group
+};
+
+Map map_of(const Arguments& check, nb::handle y, Index groups) {
+  Map map{check.input(y, "y", kFloating, {kAny, kAny, kAny}), groups, 0, 0};
+  const std::vector<Index>& shape = map.tensor.shape;
+  if (map.tensor.size() == 0) check.wrong("y must not be empty");
+  if (shape[0] % groups != 0) {
+    check.wrong("y's " + std::to_string(shape[0]) + " images must be a multiple of the " +
+                std::to_string(groups) + " statistics groups");
+  }
+  map.rows = shape[0] / groups * shape[1];
+  map.channels = shape[2];
+  return map;
+}
+
+// The number of statistics groups that a tensor of (groups, channels) tells.
+Index groups_of(const Arguments& check, nb::handle object, const char* name) {
+  const Index groups = check.input(object, name, kFloat32, {kAny, kAny}).shape[0];
+  if (groups == 0) check.wrong(std::string(name) + " must have one statistics group or more");
+  return groups;
+}
+
+void bind_norm_statistics(nb::handle y, nb::handle groups, nb::handle mean, nb::handle rstd,
+                          nb::handle variance, nb::handle eps) {
+  const Arguments check("norm_statistics");
+  const Map map = map_of(check, y, check.integer(groups, "groups", 1, std::numeric_limits<Index>::max()));
+  const auto per_channel = [&](nb::handle object, const char* name) {
+    return check.output(object, name, kFloat32, {map.groups, map.channels}).as<float>();
+  };
+  const StatisticsTask task{map.groups,
+                            map.rows,
+                            map.channels,
+                            map.tensor.data,
+                            map.tensor.dtype(),
+                            check.number(eps, "eps"),
+                            per_channel(mean, "mean"),
+                            per_channel(rstd, "rstd"),
+                            per_channel(variance, "variance")};
+  without_gil([&] { norm_statistics(task); });
+}
+
+void bind_norm_apply(nb::handle y, nb::handle scale, nb::handle shift, nb::handle activation,
+                     nb::handle slope, nb::handle out) {
+  const Arguments check("norm_apply");
+  if (scale.is_none() != shift.is_none()) check.wrong("scale and shift must both be given or None");
+  const Map map = map_of(check, y, scale.is_none() ? 1 : groups_of(check, scale, "scale"));
+  const std::vector<Index>& shape = map.tensor.shape;
+  ApplyTask task{map.groups,
+                 map.rows,
+                 map.channels,
+                 map.tensor.data,
+                 check.output(out, "out", map.tensor.type, {shape[0], shape[1], shape[2]}).data,
+                 map.tensor.dtype(),
+                 nullptr,
+                 nullptr,
+                 check.activation(activation),
+                 static_cast<float>(check.number(slope, "slope"))};
+  Tensor a, b;
+  if (!scale.is_none()) {
+    a = check.input(scale, "scale", kFloat32, {map.groups, map.channels});
+    b = check.input(shift, "shift", kFloat32, {map.groups, map.channels});
+  }
+  task.scale = a.as<float>();
+  task.shift = b.as<float>();
+  without_gil([&] { norm_apply(task); });
+}
+
+void bind_norm_gradient(nb::handle dout, nb::handle y, nb::handle scale, nb::handle shift,
+                        nb::handle mean, nb::handle rstd, nb::handle gamma, nb::handle activation,
+                        nb::handle slope, nb::handle dy, nb::handle dgamma, nb::handle dbeta) {
+  const Arguments check("norm_gradient");
+  const Map map = map_of(check, y, groups_of(check, mean, "mean"));
+  const std::vector<Index>& shape = map.tensor.shape;
+  const auto like_y = [&](nb::handle object, const char* name, bool written) {
+    return written ? check.output(object, name, map.tensor.type, {shape[0], shape[1], shape[2]})
+                   : check.input(object, name, map.tensor.type, {shape[0], shape[1], shape[2]});
+  };
+  const auto per_group = [&](nb::handle object, const char* name) {
+    return check.input(object, name, kFloat32, {map.groups, map.channels});
+  };
+  const Tensor given = like_y(dout, "dout", false), a = per_group(scale, "scale"),
+               b = per_group(shift, "shift"), mu = per_group(mean, "mean"),
+               r = per_group(rstd, "rstd"),
+               weight = check.input(gamma, "gamma", kFloat32, {map.channels});
+  Tensor wanted;
+  if (!dy.is_none()) wanted = like_y(dy, "dy", true);
+  const NormGradientTask task{
+      map.groups,
+      map.rows,
+      map.channels,
+      given.data,
+      map.tensor.data,
+      wanted.data,
+      map.tensor.dtype(),
+      a.as<float>(),
+      b.as<float>(),
+      mu.as<float>(),
+      r.as<float>(),
+      weight.as<float>(),
+      check.activation(activation),
+      static_cast<float>(check.number(slope, "slope")),
+      check.output(dgamma, "dgamma", kFloat32, {map.channels}).as<float>(),
+      check.output(dbeta, "dbeta", kFloat32, {map.channels}).as<float>()};
+  without_gil([&] { norm_gradient(task); });
+}
+
+void bind_activation_gradient(nb::handle dout, nb::handle saved, nb::handle from_output,
+                              nb::handle activation, nb::handle slope, nb::handle dz,
+                              nb::handle dbias) {
+  const Arguments check("activation_gradient");
+  const Tensor given = check.input(dout, "dout", kFloating, {kAny, kAny, kAny});
+  const Index n = given.shape[0], pixels = given.shape[1], channels = given.shape[2];
+  if (given.size() == 0) check.wrong("dout must not be empty");
+  const Tensor x = check.input(saved, "out_or_z", given.type, {n, pixels, channels});
+  const Tensor wanted = check.output(dz, "dz", given.type, {n, pixels, channels});
+  Tensor sums;
+  if (!dbias.is_none()) sums = check.output(dbias, "dbias", kFloat32, {channels});
+  const ActivationGradientTask task{n * pixels,
+                                    channels,
+                                    given.data,
+                                    x.data,
+                                    wanted.data,
+                                    given.dtype(),
+                                    check.flag(from_output, "from_output"),
+                                    check.activation(activation),
+                                    static_cast<float>(check.number(slope, "slope")),
+                                    sums.as<float>()};
+  if (task.from_output && task.activation == Activation::rectifier && !(task.slope >= 0)) {
+    check.wrong("slope must be 0 or more where the output alone is known");
+  }
+  without_gil([&] { activation_gradient(task); });
+}
+
+}  // namespace
+
+void bind_norm(nb::module_& m) {
+  m.def("norm_statistics", &bind_norm_statistics, "y"_a, "groups"_a, "mean"_a, "rstd"_a,
+        "variance"_a, "eps"_a);
+  m.def("norm_apply", &bind_norm_apply, "y"_a, "scale"_a.none(), "shift"_a.none(),
+        "activation"_a, "slope"_a, "out"_a);
+  m.def("norm_gradient", &bind_norm_gradient, "dout"_a, "y"_a, "scale"_a, "shift"_a,
+        "mean"_a, "rstd"_a, "gamma"_a, "activation"_a, "slope"_a, "dy"_a.none(), "dgamma"_a,
+        "dbeta"_a);
+  m.def("activation_gradient", &bind_activation_gradient, "dout"_a, "out_or_z"_a,
+        "from_output"_a, "activation"_a, "slope"_a, "dz"_a, "dbias"_a.none());
+}
+
+}  // namespace fastinfogan

@@ -1,0 +1,133 @@
+// Batch norm with the activation behind it, on tiles of (rows, channels): statistics, application,
+// and the two passes of the gradient. Formulas in tasks.h and above each function.
+#pragma once
+
+#include "activation.h"
+#include "tile.h"
+
+namespace fastinfogan::FASTINFOGAN_ISA {
+
+// mean and M2 = sum (y - mean)^2 of a tile of at most kTileRows rows and kTileChannels channels.
+// Sums of y less the tile's first row: exact differences where the mean is large and the deviation
+// small. Out: (tile.channels,) each.
+template <typename T>
+inline void statistics_tile(const T* y, const Tile& tile, float* mean, float* m2) {
+  float shift[kTileChannels], total[kTileChannels] = {}, squares[kTileChannels] = {};
+  y += tile.first_row * tile.stride + tile.first_channel;
+  for (Index c = 0; c < tile.channels; c += kLanes) {
+    store(shift + c, load(y + c, tile.channels - c));
+  }
+  for_strips(tile, [&](Index row, Index rows, Index c, Index n) {
+    const T* p = y + row * tile.stride + c;
+    const Floats origin = load(shift + c);
+    Floats sum1{}, sum2{};
+    for (Index r = 0; r < rows; ++r) {
+      const Floats d = load(p + r * tile.stride, n) - origin;
+      sum1 += d;
+      sum2 = fma(d, d, sum2);
+    }
+    store(total + c, load(total + c) + sum1);
+    store(squares + c, load(squares + c) + sum2);
+  });
+  const float inverse = 1.0f / static_cast<float>(tile.rows);
+  for (Index c = 0; c < tile.channels; c += kLanes) {
+    const Floats d = load(total + c) * inverse;
+    const Floats square = load(squares + c) - load(total + c) * d;
+    store(mean + c, load(shift + c) + d, tile.channels - c);
+    store(m2 + c, square < 0.0f ? Floats{} : square, tile.channels - c);
+  }
+}
+
+// out = act(scale * y + shift)
+template <typename T, Act act>
+inline void apply_tile(const ApplyTask& task, const Tile& tile) {
+  const Index origin = tile.first_row * tile.stride + tile.first_channel;
+  const T* y = static_cast<const T*>(task.y) + origin;
+  T* out = static_cast<T*>(task.out) + origin;
+  const float* scale = task.scale + tile.group * task.channels + tile.first_channel;
+  const float* shift = task.shift + tile.group * task.channels + tile.first_channel;
+  for_strips(tile, [&](Index row, Index rows, Index c, Index n) {
+    const Floats a = load(scale + c, n), b = load(shift + c, n);
+    for (Index r = row; r < row + rows; ++r) {
+      const Index i = r * tile.stride + c;
+      store(out + i, activate<act>(fma(a, load(y + i, n), b), task.slope), n);
+    }
+  });
+}
+
+// g = dout * act'(scale * y + shift); sums over the tile of g and of g * (y - mean).
+template <typename T, Act act>
+inline void gradient_sums_tile(const NormGradientTask& task, const Tile& tile, float* sum_g,
+                               float* sum_gy) {
+  float total_g[kTileChannels] = {}, total_gy[kTileChannels] = {};
+  const Index origin = tile.first_row * tile.stride + tile.first_channel;
+  const T* dout = static_cast<const T*>(task.dout) + origin;
+  const T* y = static_cast<const T*>(task.y) + origin;
+  const Index channel = tile.group * task.channels + tile.first_channel;
+  for_strips(tile, [&](Index row, Index rows, Index c, Index n) {
+    const Floats a = load(task.scale + channel + c, n), b = load(task.shift + channel + c, n);
+    const Floats mean = load(task.mean + channel + c, n);
+    Floats sum1{}, sum2{};
+    for (Index r = row; r < row + rows; ++r) {
+      const Floats x = load(y + r * tile.stride + c, n);
+      const Floats g = backward_from_input<act>(load(dout + r * tile.stride + c, n),
+                                                fma(a, x, b), task.slope);
+      sum1 += g;
+      sum2 = fma(g, x - mean, sum2);
+    }
+    store(total_g + c, load(total_g + c) + sum1);
+    store(total_gy + c, load(total_gy + c) + sum2);
+  });
+  __builtin_memcpy(sum_g, total_g, static_cast<std::size_t>(tile.channels) * 4);
+  __builtin_memcpy(sum_gy, total_gy, static_cast<std::size_t>(tile.channels) * 4);
+}
+
+// dy = factor * (g - offset - (y - mean) * slant), with per channel
+// factor = gamma * rstd, offset = S_g / M, slant = rstd^2 * S_gy / M: (3, groups, channels).
+template <typename T, Act act>
+inline void gradient_tile(const NormGradientTask& task, const float* factors, const Tile& tile) {
+  const Index origin = tile.first_row * tile.stride + tile.first_channel;
+  const T* dout = static_cast<const T*>(task.dout) + origin;
+  const T* y = static_cast<const T*>(task.y) + origin;
+  T* dy = static_cast<T*>(task.dy) + origin;
+  const Index channel = tile.group * task.channels + tile.first_channel;
+  const Index plane = task.groups * task.channels;
+  for_strips(tile, [&](Index row, Index rows, Index c, Index n) {
+    const Floats a = load(task.scale + channel + c, n), b = load(task.shift + channel + c, n);
+    const Floats mean = load(task.mean + channel + c, n);
+    const Floats factor = load(factors + channel + c, n);
+    const Floats offset = load(factors + plane + channel + c, n);
+    const Floats slant = load(factors + 2 * plane + channel + c, n);
+    for (Index r = row; r < row + rows; ++r) {
+      const Index i = r * tile.stride + c;
+      const Floats x = load(y + i, n);
+      const Floats g = backward_from_input<act>(load(dout + i, n), fma(a, x, b), task.slope);
+      store(dy + i, factor * fma(mean - x, slant, g - offset), n);
+    }
+  });
+}
+
+// dz = dout * act', and its sums over the tile.
+template <typename T, Act act, bool from_output>
+inline void bias_gradient_tile(const ActivationGradientTask& task, const Tile& tile, float* sums) {
+  float total[kTileChannels] = {};
+  const Index origin = tile.first_row * tile.stride + tile.first_channel;
+  const T* dout = static_cast<const T*>(task.dout) + origin;
+  const T* saved = static_cast<const T*>(task.saved) + origin;
+  T* dz = static_cast<T*>(task.dz) + origin;
+  for_strips(tile, [&](Index row, Index rows, Index c, Index n) {
+    Floats sum1{};
+    for (Index r = row; r < row + rows; ++r) {
+      const Index i = r * tile.stride + c;
+      const Floats dout_i = load(dout + i, n), x = load(saved + i, n);
+      const Floats g = from_output ? backward_from_output<act>(dout_i, x, task.slope)
+                                   : backward_from_input<act>(dout_i, x, task.slope);
+      store(dz + i, g, n);
+      sum1 += g;
+    }
+    store(total + c, load(total + c) + sum1);
+  });
+  __builtin_memcpy(sums, total, static_cast<std::size_t>(tile.channels) * 4);
+}
+
+}  // namespace fastinfogan::FASTINFOGAN_ISA
