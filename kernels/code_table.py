@@ -42,12 +42,14 @@ class CodeTable:
         table: int32 (codes, 4), per code (kind, column, width, index), as in `Entry`.
         bounds: fp32 (codes, 2): low and high.
         owners: int64 (output width,): to which code a column of Q's output belongs.
+        ones: fp32 (codes,): the weights of codes that have none.
         widest: logits of the largest categorical code; 1 without any.
     """
 
     table: Tensor
     bounds: Tensor
     owners: Tensor
+    ones: Tensor
     widest: int
 
 
@@ -74,29 +76,26 @@ _rows: dict[tuple[tuple[float, ...], torch.device, torch.dtype], Tensor] = {}
 
 def code_table(spec: LatentSpec, device: torch.device) -> CodeTable:
     """The table of a spec on a device, made once for each."""
+    if torch.compiler.is_compiling():
+        return _make(spec, device)
     key = (spec, device)
-    found = _tables.get(key)
-    if found is None:
-        found = _make(spec, device)
-        if _is_real(found.table):
-            _tables[key] = found
+    found = _tables.get(key) or _make(spec, device)
+    if type(found.table) is Tensor:  # not a fake one, of which a cache must hold none
+        _tables[key] = found
     return found
 
 
 def row_of(values: Sequence[float], device: torch.device, dtype: torch.dtype) -> Tensor:
     """A few numbers as a tensor, made once for each device; never to be written to."""
+    if torch.compiler.is_compiling():
+        return torch.tensor(values, dtype=dtype, device=device)
     key = (tuple(values), device, dtype)
     found = _rows.get(key)
     if found is None:
         found = torch.tensor(key[0], dtype=dtype, device=device)
-        if _is_real(found):
+        if type(found) is Tensor:
             _rows[key] = found
     return found
-
-
-def _is_real(tensor: Tensor) -> bool:
-    """Tensors made while tracing are fakes, of which a cache must not hold any."""
-    return type(tensor) is Tensor and not torch.compiler.is_compiling()
 
 
 def _make(spec: LatentSpec, device: torch.device) -> CodeTable:
@@ -113,5 +112,6 @@ def _make(spec: LatentSpec, device: torch.device) -> CodeTable:
         torch.tensor(table, dtype=torch.int32, device=device).view(-1, 4),
         torch.tensor(bounds, dtype=torch.float32, device=device).view(-1, 2),
         torch.tensor(owners, dtype=torch.int64, device=device),
+        torch.ones(len(rows), dtype=torch.float32, device=device),
         max((row.width for row in rows if row.kind == CATEGORICAL), default=1),
     )

@@ -125,7 +125,7 @@ def _q_head(
         BLOCK_N=n,
         BLOCK_K=k,
         BLOCK_C=power_of_two(codes, 1, WIDEST),
-        num_warps=4 if n < 256 else 8,
+        num_warps=8 if n * y.element_size() > 512 else 4,
         num_stages=3,
         read=tensors,
         written=(output, values, gradient, bias_gradient),

@@ -257,10 +257,9 @@ def q_head_log_likelihood(
     else:
         table = code_table(spec, device) if table is None else table
         counted = counters(spec, device) if counted is None else counted
-        ones = row_of((1.0,) * len(spec.codes), device, torch.float32)
         values = _LogLikelihood.apply(  # type: ignore[no-untyped-call]
-            *targets, table.table, table.bounds, table.owners, ones, counted, table.widest, spec,
-            reduction, chosen,
+            *targets, table.table, table.bounds, table.owners, table.ones, counted,
+            table.widest, spec, reduction, chosen,
         )  # fmt: skip
     return values if weighted is None else values * row_of(weighted, device, values.dtype)
 

@@ -3,6 +3,7 @@
 from fastinfogan.kernels.images import Images
 from fastinfogan.nn.blocks import Block, Chain, ConvBlock, LinearBlock, UpconvBlock
 from fastinfogan.nn.fuse import FusionReport, fuse, unfuse
+from fastinfogan.nn.likelihood import QHeadLikelihood
 from fastinfogan.nn.statistics import statistics_frozen
 from fastinfogan.nn.synchronise import synchronise
 
@@ -13,6 +14,7 @@ __all__ = [
     "FusionReport",
     "Images",
     "LinearBlock",
+    "QHeadLikelihood",
     "UpconvBlock",
     "fuse",
     "statistics_frozen",

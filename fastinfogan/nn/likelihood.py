@@ -1,0 +1,137 @@
+"""How likely codes are under Q, as a module for any project."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastinfogan.errors import InputError
+from fastinfogan.kernels.backend import Implementation
+from fastinfogan.kernels.code_table import code_table, row_of
+from fastinfogan.kernels.likelihood import REDUCTIONS, Reduction, q_head_log_likelihood
+from fastinfogan.kernels.targets import Targets, check_weights, counters, first_problem
+from fastinfogan.latents import LatentSpec
+
+
+class QHeadLikelihood(nn.Module):
+    """log Q(c|x) of every code, from the raw output of a network Q.
+
+    The variational part of InfoGAN's bound, and the likelihood of any mix of classes and Gaussians:
+    log softmax at the true class, and the log density with its log(2 pi) / 2. Differentiable by
+    the output; in eager mode and under `torch.compile(fullgraph=True)`, with autocast, on CPU and
+    GPU. One launch for all codes, in fp32 whatever the output's precision; fp64 stays fp64.
+
+    What is wrong with the data never ends the process. On CPU in eager mode it is an error at once.
+    Elsewhere nothing waits for the device: it makes values NaN, and is counted until `check`.
+
+    Args:
+        spec: the codes, and how a row of Q's output is laid out: the logits of each categorical
+            code, the means of the continuous ones, their raw log deviations.
+        weights: one number per code, by which its log-likelihood is multiplied; None for 1.
+        reduction: over the batch: "mean", "sum", or "none".
+        impl: "auto", "triton", "native" or "reference".
+
+    Attributes:
+        counted: int32, see `kernels.targets.counters`.
+
+    Raises:
+        InputError: weights or reduction do not fit.
+    """
+
+    counted: Tensor
+
+    def __init__(
+        self,
+        spec: LatentSpec,
+        *,
+        weights: Sequence[float] | None = None,
+        reduction: Reduction = "mean",
+        impl: Implementation = "auto",
+    ) -> None:
+        super().__init__()
+        if reduction not in REDUCTIONS:
+            raise InputError(f"reduction is one of {', '.join(REDUCTIONS)}, not {reduction!r}")
+        self.spec = spec
+        self.weights = None if weights is None else check_weights(weights, spec)
+        self.reduction: Reduction = reduction
+        self.impl: Implementation = impl
+        self.register_buffer("counted", counters(spec), persistent=False)
+        self._place()
+
+    def forward(self, output: Tensor, classes: Tensor, continuous: Tensor) -> Tensor:
+        """Log-likelihoods, in nats.
+
+        Args:
+            output: (B, spec.output_width), fp32, bf16, fp16 or fp64.
+            classes: integers (B, categorical codes); (B, 0) without any.
+            continuous: floating point (B, continuous codes).
+
+        Returns:
+            (codes,) means or sums over the batch, or (B, codes) for reduction "none"; fp32, or fp64
+            of an fp64 output.
+
+        Raises:
+            InputError: shapes, dtypes or devices do not fit; on CPU in eager mode also a class out
+                of range, a NaN or an infinity, with its code and row.
+        """
+        if output.device != self.counted.device:
+            raise InputError(
+                f"Q's output is on {output.device}, this QHeadLikelihood on "
+                f"{self.counted.device}; move it there with .to()"
+            )
+        at_once = output.device.type == "cpu" and not torch.compiler.is_compiling()
+        counted = counters(self.spec) if at_once else self.counted
+        values = q_head_log_likelihood(
+            output,
+            classes,
+            continuous,
+            self.spec,
+            reduction=self.reduction,
+            counted=counted,
+            table=self._table,
+            impl=self.impl,
+        )
+        if at_once and any(counted[:2].tolist()):
+            raise InputError(str(first_problem(Targets(output, classes, continuous), self.spec)))
+        if self.weights is None or self._weights is None:
+            return values
+        wide = values.dtype == torch.float64
+        return values * (
+            row_of(self.weights, values.device, values.dtype) if wide else self._weights
+        )
+
+    def check(self) -> None:
+        """Wait for the device and tell what was wrong since the last check.
+
+        Raises:
+            InputError: class indices out of range, or rows of Q's output with a NaN or an infinity;
+                says how many of each.
+        """
+        classes, rows = self.counted[:2].tolist()
+        if classes or rows:
+            self.counted[:2].zero_()
+            raise InputError(
+                f"since the last check {classes} class indices were out of range, and {rows} rows "
+                "of Q's output had a NaN or an infinity; their log-likelihoods are NaN or infinite"
+            )
+
+    def extra_repr(self) -> str:
+        """Codes, weights, reduction and who computes."""
+        return (
+            f"codes={len(self.spec.codes)}, weights={self.weights}, "
+            f"reduction={self.reduction}, impl={self.impl}"
+        )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:  # noqa: ANN401
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._place()
+        return self
+
+    def _place(self) -> None:
+        """Put the spec's tables where the module is; no buffers, which .half() would round."""
+        device = self.counted.device
+        self._table = code_table(self.spec, device)
+        self._weights = (
+            None if self.weights is None else row_of(self.weights, device, torch.float32)
+        )
