@@ -60,6 +60,16 @@ class MutualInformation:
     weighted: Tensor
 
 
+def lambdas(experiment: Experiment) -> list[float]:
+    """What multiplies the bound of each code: its kind's lambda."""
+    return [
+        experiment.lambda_continuous
+        if isinstance(code, Continuous)
+        else experiment.lambda_categorical
+        for code in experiment.latents.codes
+    ]
+
+
 class InformationBound:
     """Computes L_I for one experiment on one device.
 
@@ -79,12 +89,7 @@ class InformationBound:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.spec = experiment.latents
-        weights = [
-            experiment.lambda_continuous
-            if isinstance(code, Continuous)
-            else experiment.lambda_categorical
-            for code in self.spec.codes
-        ]
+        weights = lambdas(experiment)
         self._entropies = torch.tensor(self.spec.entropies, device=device, dtype=dtype)
         self._weights = torch.tensor(weights, device=device, dtype=dtype)
         self.counted = counters(self.spec, device)

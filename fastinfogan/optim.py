@@ -89,6 +89,11 @@ class Adam(torch.optim.Optimizer):
         """Steps skipped because a gradient scaler found an inf or NaN. Waits for the device."""
         return self._skipped + sum(each.skipped for each in self._launches.values())
 
+    @property
+    def copies(self) -> dict[Tensor, Tensor]:
+        """Each copy that is kept, by its parameter."""
+        return dict(self._copies)
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch.optim.Optimizer; see the class for what a parameter may be.
 
@@ -207,7 +212,7 @@ class Adam(torch.optim.Optimizer):
         The next step() counts that update and makes none; the parameter must have no gradient.
 
         Raises:
-            InputError: the parameter is none of this optimizer's.
+            InputError: the parameter is none of this optimizer's, or has a gradient.
         """
         for group in self.param_groups:
             if any(parameter is p for p in group["params"]):

@@ -38,6 +38,12 @@ def _padding(gather: Gather) -> _Padding:
     return _Padding(w.before, extra=max(w.before - w.after, 0), surplus=max(w.after - w.before, 0))
 
 
+def _padded(x: Tensor, around: tuple[int, int]) -> Tensor:
+    """A map as ATen sees it, (N, C, H, W), with zeros around; F.pad would copy even for none."""
+    x = x.permute(0, 3, 1, 2)
+    return F.pad(x, around * 2) if any(around) else x
+
+
 def product(x: Tensor, weight: Tensor, bias: Tensor | None, gather: Gather) -> Tensor:
     """The map that a layer makes of a map, with its bias."""
     weight = weight.to(x.dtype)
@@ -46,7 +52,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None, gather: Gather) -> T
         return F.linear(x.flatten(1), weight, bias)[:, None, None]
     p, stride = _padding(gather), [gather.window.stride] * 2
     y: Tensor = torch.ops.aten.convolution(
-        F.pad(x.permute(0, 3, 1, 2), p.around * 2), weight, bias, stride, [p.inside] * 2, [1, 1],
+        _padded(x, p.around), weight, bias, stride, [p.inside] * 2, [1, 1],
         gather.transposed, [p.extra] * 2, 1,
     )  # fmt: skip
     height, width = gather.result
@@ -83,8 +89,8 @@ def gradients(
         return (rows @ narrow).view(x.shape) if of_input else None, out
     p, stride = _padding(gather), [gather.window.stride] * 2
     dx, dw, _ = torch.ops.aten.convolution_backward(
-        F.pad(dy.permute(0, 3, 1, 2), (0, p.surplus) * 2),
-        F.pad(x.permute(0, 3, 1, 2), p.around * 2), narrow, None, stride, [p.inside] * 2, [1, 1],
+        _padded(dy, (0, p.surplus)),
+        _padded(x, p.around), narrow, None, stride, [p.inside] * 2, [1, 1],
         gather.transposed, [p.extra] * 2, 1, [of_input, of_weight, False],
     )  # fmt: skip
     if of_input:

@@ -166,4 +166,5 @@ def _derivative(out: Tensor, name: str, slope: float) -> Tensor:
         return 1.0 - out * out
     if name == "none":
         return torch.ones_like(out)
-    return torch.where(out > 0.0, 1.0, slope).to(out.dtype)
+    # Not torch.where of two numbers: that rounds the slope to fp32.
+    return torch.full_like(out, slope).masked_fill_(out > 0.0, 1.0)

@@ -1,10 +1,14 @@
 """One iteration: a D step, which trains trunk, D head and Q head, then a G step.
 
-Nothing here waits for the device: losses are summed there and read every so many iterations.
-Everything random is drawn from (seed, step), so an iteration is a function of the state before it.
+A fixed program without autograd: each network's way forward and back is written out (`passes`), the
+objective leaves its gradient with its value, Adam rounds the weights into the copies that the
+networks compute with. Nothing here waits for the device: losses are summed there and read every so
+many iterations. Everything random is drawn from (seed, step), so an iteration is a function of the
+state before it.
 """
 
-from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -12,16 +16,48 @@ from torch import Tensor
 from fastinfogan.data import EpochOrder
 from fastinfogan.data.augment import affine_matrices
 from fastinfogan.engine.images import to_network
-from fastinfogan.engine.precision import BF16, FP32, FP64
+from fastinfogan.engine.passes import Pass
+from fastinfogan.engine.precision import BF16, FP32, FP64, narrowed
 from fastinfogan.engine.settings import TrainingSettings
 from fastinfogan.experiments import Experiment
+from fastinfogan.kernels.adversarial import losses_with_gradient
 from fastinfogan.kernels.draw import DrawnCodes, draw_codes
+from fastinfogan.kernels.likelihood import likelihood_with_gradient
 from fastinfogan.networks import InfoGAN
-from fastinfogan.nn import statistics_frozen
-from fastinfogan.objective import InformationBound, MutualInformation, d_loss, g_loss
+from fastinfogan.objective import lambdas
+from fastinfogan.optim import Adam
 from fastinfogan.philox import Stream
 
 _PRECISIONS = {p.name: p for p in (FP64, FP32, BF16)}
+_REAL, _GENERATED = 1, 0
+
+
+@dataclass(frozen=True)
+class _Passes:
+    """The four networks in one of the two steps."""
+
+    generator: Pass
+    trunk: Pass
+    d_head: Pass
+    q_head: Pass
+
+    @classmethod
+    def of(cls, networks: InfoGAN, e: Experiment, rows: int, dtype: torch.dtype, step: str) -> Self:
+        """The passes of the "D" or the "G" step."""
+        d = step == "D"
+        image = (e.channels, e.height, e.width)
+        generator = Pass(
+            networks.generator, (e.latents.input_width,), rows, dtype=dtype, trained=not d
+        )
+        # In the D step real and generated images are two batches to batch norm, one to the maps.
+        groups = 2 if d else 1
+        trunk = Pass(networks.trunk, image, groups * rows, groups=groups, dtype=dtype, trained=d)
+        return cls(
+            generator,
+            trunk,
+            Pass(networks.d_head, trunk.out, groups * rows, dtype=dtype, trained=d),
+            Pass(networks.q_head, trunk.out, rows, dtype=dtype, trained=d),
+        )
 
 
 class Iteration:
@@ -50,28 +86,39 @@ class Iteration:
         self.precision = _PRECISIONS[settings.precision]
         self._images = images
         self._order = EpochOrder(len(images), settings.batch_size, settings.seed)
-        dtype = self.precision.dtype
-        self._information = InformationBound(e, self.device, dtype)
-        self._d_parameters = [p for _, p in networks.d_parameters()]
-        self._g_parameters = [p for _, p in networks.g_parameters()]
+        computing, copies = narrowed(networks, self.precision.computed)
+        arguments = (computing, e, settings.batch_size, self.precision.computed)
+        self._d_passes = _Passes.of(*arguments, "D")
+        self._g_passes = _Passes.of(*arguments, "G")
         betas = (e.beta1, e.beta2)
-        self.d_adam = torch.optim.Adam(
-            self._d_parameters, e.learning_rate_d, betas, e.epsilon, fused=True
+        self.d_adam = Adam(
+            [p for _, p in networks.d_parameters()], e.learning_rate_d, betas, e.epsilon
         )
-        self.g_adam = torch.optim.Adam(
-            self._g_parameters, e.learning_rate_g, betas, e.epsilon, fused=True
+        self.g_adam = Adam(
+            [p for _, p in networks.g_parameters()], e.learning_rate_g, betas, e.epsilon
         )
-        _make_state(self.d_adam, self._d_parameters)
-        _make_state(self.g_adam, self._g_parameters)
+        for adam, parameters in (
+            (self.d_adam, networks.d_parameters()),
+            (self.g_adam, networks.g_parameters()),
+        ):
+            adam.make_state()
+            for _, parameter in parameters:
+                if parameter in copies:
+                    adam.keep_copy(parameter, copies[parameter])
+        # The objective is the adversarial loss less lambda times each bound.
+        self._weights = [-weight for weight in lambdas(e)]
+        dtype = self.precision.dtype
+        self._entropies = torch.tensor(e.latents.entropies, device=self.device, dtype=dtype)
         # d_loss, g_loss, then the G step's bound for each code.
         self.sums = torch.zeros(2 + len(e.latents.codes), dtype=dtype, device=self.device)
         self.summed = 0
 
+    @torch.no_grad()
     def run(self, step: int) -> None:
         """Run iteration number `step`, counted from 0."""
         measured_d, _ = self.d_step(self.real_images(step), self._draw(step, Stream.D_STEP))
-        measured_g, information = self.g_step(self._draw(step, Stream.G_STEP))
-        self.sums += torch.cat([torch.stack([measured_d, measured_g]), information.bounds.detach()])
+        measured_g, bounds = self.g_step(self._draw(step, Stream.G_STEP))
+        self.sums += torch.cat([torch.stack([measured_d, measured_g]), bounds])
         self.summed += 1
 
     def read(self) -> dict[str, float]:
@@ -106,7 +153,8 @@ class Iteration:
             matrices = torch.from_numpy(drawn).to(self.device, dtype, non_blocking=True)
         return to_network(images, self.experiment.image_range, dtype, matrices)
 
-    def d_step(self, real: Tensor, codes: DrawnCodes) -> tuple[Tensor, MutualInformation]:
+    @torch.no_grad()
+    def d_step(self, real: Tensor, codes: DrawnCodes) -> tuple[Tensor, Tensor]:
         """Update trunk, D head and Q head.
 
         Args:
@@ -114,50 +162,52 @@ class Iteration:
             codes: B rows of noise and code.
 
         Returns:
-            The adversarial loss, and the bound on the images generated.
+            The adversarial loss, and the bound on the images generated, (codes,).
         """
-        n = self.networks
-        with (
-            torch.no_grad(),
-            statistics_frozen(n.generator),
-            self.precision.autocast(self.device),
-        ):
-            fake = n.generator(codes.generator_input)
-        # A context of its own: autocast remembers casts, and those above carry no gradient.
-        with self.precision.autocast(self.device):
-            features = n.trunk(torch.cat([real.to(fake.dtype), fake]), groups=2)
-            on_real, on_fake = n.d_head(features).chunk(2)
-            q_output = n.q_head(features.chunk(2)[1])
-        information = self._information(q_output, codes.classes, codes.continuous)
-        loss = d_loss(on_real, on_fake)
-        self._update(loss - information.weighted, self._d_parameters, self.d_adam)
-        return loss.detach(), information
+        p, rows = self._d_passes, self.settings.batch_size
+        fake = p.generator.forward(codes.generator_input[:, None, None])
+        both = torch.cat([real.permute(0, 2, 3, 1).to(fake.dtype), fake])
+        features = p.trunk.forward(both)
+        logits = p.d_head.forward(features)
+        q_output = p.q_head.forward(features[rows:])
+        loss, logits_gradient = self._adversarial(logits, (_REAL, _GENERATED))
+        bounds, output_gradient = self._information(q_output, codes)
+        gradient = p.d_head.backward(logits_gradient)
+        gradient[rows:] += p.q_head.backward(output_gradient)
+        p.trunk.backward_to_weights(gradient)
+        self._update(self.d_adam)
+        return loss, bounds
 
-    def g_step(self, codes: DrawnCodes) -> tuple[Tensor, MutualInformation]:
+    @torch.no_grad()
+    def g_step(self, codes: DrawnCodes) -> tuple[Tensor, Tensor]:
         """Update the generator.
 
         Args:
             codes: B rows of noise and code, other ones than the D step's.
 
         Returns:
-            The adversarial loss, and the bound on the images generated.
+            The adversarial loss, and the bound on the images generated, (codes,).
         """
-        n = self.networks
-        with (
-            statistics_frozen(n.trunk, n.d_head, n.q_head),
-            self.precision.autocast(self.device),
-        ):
-            features = n.trunk(n.generator(codes.generator_input))
-            on_fake, q_output = n.d_head(features), n.q_head(features)
-        information = self._information(q_output, codes.classes, codes.continuous)
-        loss = g_loss(on_fake)
-        maximise = self.settings.information == "maximise"
-        objective = loss - information.weighted if maximise else loss
-        self._update(objective, self._g_parameters, self.g_adam)
-        return loss.detach(), information
+        p = self._g_passes
+        fake = p.generator.forward(codes.generator_input[:, None, None])
+        features = p.trunk.forward(fake)
+        logits = p.d_head.forward(features)
+        q_output = p.q_head.forward(features)
+        loss, logits_gradient = self._adversarial(logits, (_REAL,))
+        bounds, output_gradient = self._information(q_output, codes)
+        gradient = p.d_head.backward(logits_gradient)
+        if self.settings.information == "maximise":
+            gradient += p.q_head.backward(output_gradient)
+        gradient = p.trunk.backward(gradient)
+        p.generator.backward_to_weights(gradient)
+        self._update(self.g_adam)
+        return loss, bounds
 
     def state(self) -> dict[str, dict[str, Tensor]]:
-        """All tensors of the state, by kind and name; they are the live ones, not copies."""
+        """All tensors of the state, by kind and name; they are the live ones, not copies.
+
+        Whoever writes into them calls `restored` afterwards.
+        """
         optimizer: dict[str, Tensor] = {}
         for adam, named in (
             (self.d_adam, self.networks.d_parameters()),
@@ -172,6 +222,27 @@ class Iteration:
             "metrics": {"sums": self.sums},
         }
 
+    def restored(self) -> None:
+        """Follow a state that was written from outside: the copies are rounded anew."""
+        self.d_adam.write_copies()
+        self.g_adam.write_copies()
+
+    def _adversarial(self, logits: Tensor, targets: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """The sum of the losses of groups of rows, one for each target, and its gradient."""
+        losses, gradient = losses_with_gradient(logits.flatten(), targets)
+        return losses.sum(), gradient.view(logits.shape)
+
+    def _information(self, q_output: Tensor, codes: DrawnCodes) -> tuple[Tensor, Tensor]:
+        """The bound on each code, (codes,), and the gradient of -lambda * bound."""
+        values, gradient = likelihood_with_gradient(
+            q_output.flatten(1),
+            codes.classes,
+            codes.continuous,
+            self.experiment.latents,
+            weights=self._weights,
+        )
+        return self._entropies + values, gradient.view(q_output.shape)
+
     def _draw(self, step: int, stream: Stream) -> DrawnCodes:
         return draw_codes(
             self.experiment.latents,
@@ -180,22 +251,10 @@ class Iteration:
             stream,
             self.settings.batch_size,
             device=self.device,
-            dtype=self.precision.dtype,
+            dtype=self.precision.computed,
         )
 
     @staticmethod
-    def _update(loss: Tensor, parameters: Sequence[Tensor], adam: torch.optim.Adam) -> None:
-        # `inputs` spares the other networks' weight gradients, 8 % of an iteration.
-        loss.backward(inputs=parameters)  # type: ignore[no-untyped-call]
+    def _update(adam: Adam) -> None:
         adam.step()
         adam.zero_grad(set_to_none=True)
-
-
-def _make_state(adam: torch.optim.Adam, parameters: Sequence[Tensor]) -> None:
-    """Give Adam the state that it would make at its first step: a checkpoint may be earlier."""
-    for parameter in parameters:
-        adam.state[parameter] = {
-            "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
-            "exp_avg": torch.zeros_like(parameter),
-            "exp_avg_sq": torch.zeros_like(parameter),
-        }

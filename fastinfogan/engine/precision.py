@@ -1,17 +1,19 @@
 """In which number format the networks compute. Weights, statistics and losses stay in fp32."""
 
-from contextlib import AbstractContextManager, nullcontext
+import copy
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, TypeVar
 
 import torch
+from torch import Tensor, nn
 
 from fastinfogan.errors import InputError
 
 PrecisionName = Literal["auto", "fp32", "bf16"]
 ComputedIn = Literal["fp32", "bf16", "fp64"]
+_Networks = TypeVar("_Networks", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -21,18 +23,17 @@ class Precision:
     Attributes:
         name: fp32, bf16, or fp64 (for parity tests).
         dtype: of weights, optimizer state and losses.
-        compute: of convolutions and matrix products, if another than `dtype`.
+        compute: of maps and of convolutions and matrix products, if another than `dtype`.
     """
 
     name: ComputedIn
     dtype: torch.dtype = torch.float32
     compute: torch.dtype | None = None
 
-    def autocast(self, device: torch.device) -> AbstractContextManager[object]:
-        """The context in which the networks' forward passes run."""
-        if self.compute is None:
-            return nullcontext()
-        return torch.autocast(device.type, self.compute)
+    @property
+    def computed(self) -> torch.dtype:
+        """Of the maps between the networks' blocks, and of the weights they are computed with."""
+        return self.compute or self.dtype
 
 
 FP64: Final = Precision("fp64", torch.float64)
@@ -77,3 +78,23 @@ def choose_precision(name: PrecisionName, device: torch.device) -> tuple[Precisi
     if name == "bf16" and not hardware:
         return BF16, f"asked for, though this {device.type} emulates bf16: fp32 is faster"
     return (BF16 if name == "bf16" else FP32), "asked for"
+
+
+def narrowed(networks: _Networks, dtype: torch.dtype) -> tuple[_Networks, dict[Tensor, Tensor]]:
+    """Networks that compute with rounded copies of others' weights and share all else with them.
+
+    Args:
+        networks: the others.
+        dtype: of the copies.
+
+    Returns:
+        The networks; and the copy of each weight of a map, if its dtype is another one.
+    """
+    copies: dict[Tensor, Tensor] = {
+        p: nn.Parameter(p.detach().to(dtype), p.requires_grad)
+        for p in networks.parameters()
+        if p.dim() > 1 and p.dtype != dtype
+    }
+    shared = {id(t): t for t in (*networks.parameters(), *networks.buffers())}
+    replaced = {id(p): each for p, each in copies.items()}
+    return copy.deepcopy(networks, shared | replaced), copies

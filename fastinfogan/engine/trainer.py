@@ -89,6 +89,7 @@ class Trainer:
         saved = saved or self.run.read_checkpoint()
         for kind, tensors in self.iteration.state().items():
             saved.fit(kind, tensors)
+        self.iteration.restored()
         self.iteration.summed = saved.summed
         self.done = self._saved = saved.iteration
 
@@ -99,6 +100,7 @@ class Trainer:
             InputError: its networks have other shapes.
         """
         saved.fit("weights", dict(self.networks.state_dict()))
+        self.iteration.restored()
 
     def train(self, until: int, schedule: Schedule) -> None:
         """Train until `until` iterations are done, or `schedule.stop` says so.

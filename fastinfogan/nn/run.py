@@ -68,7 +68,7 @@ def run_stages(
         raise InputError(f"a batch of {batch} does not divide into {groups} groups")
     way = choose(impl, device)
     kernels = way == "triton"
-    found = _resolve(stages, shape, batch, groups)
+    found = resolve(stages, shape, batch, groups)
     layers, tensors = [stage.layer for stage in found], [stage.tensors for stage in found]
     # torch knows no autocast for "meta" tensors, and is angry if asked.
     autocast = device.type != "meta" and torch.is_autocast_enabled(device.type)
@@ -111,16 +111,21 @@ def describe(
     Raises:
         InputError: channels or features do not fit, or batch norm has one value to train on.
     """
-    found = _resolve(stages, shape, batch, groups)
+    found = resolve(stages, shape, batch, groups)
     return [stage.layer for stage in found], [stage.tensors for stage in found]
 
 
-def _resolve(
+def resolve(
     stages: Sequence[Callable[[tuple[int, ...]], Stage]],
     shape: tuple[int, ...],
     batch: int,
     groups: int,
 ) -> list[Stage]:
+    """What each block in a row computes for a batch of inputs of a shape, with batch norm's tensors.
+
+    Raises:
+        InputError: as `describe`.
+    """
     found = []
     for stage_for in stages:
         stage = stage_for(shape)
