@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import (
+from chain_cases import (
     LINEAR,
     Case,
     Outcome,

@@ -1,4 +1,4 @@
-"""Chains for the tests of this folder, their tensors, and how two runs of one are compared."""
+"""Chains for tests, their tensors, and how two runs of one are compared."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -101,7 +101,7 @@ def outcome(
     """Run a chain forward and backward.
 
     Args:
-        run: fused_chain or reference_chain.
+        run: fused_chain, native_chain or reference_chain.
         case: the chain.
         dtype: of the input.
         weight_dtype: of the tensors.
