@@ -64,7 +64,8 @@ def _evaluate(
     losses = logits.new_empty(groups, dtype=torch.float32)
     gradient = torch.empty_like(logits)
     if impl == "native":
-        run_native("adversarial_losses", logits, targets, scale, losses, gradient, counted[:1])
+        flat = (logits.view(-1), targets, scale, losses, gradient.view(-1), counted[:1])
+        run_native("adversarial_losses", *flat)
         return losses, gradient
     block = power_of_two(rows, 16, 1024)
     tiles = triton.cdiv(rows, block)

@@ -124,7 +124,10 @@ class QHeadLikelihood(nn.Module):
         )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:  # noqa: ANN401
+        had_storage = self.counted.device.type != "meta"
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if not had_storage:
+            self.counted.zero_()
         self._place()
         return self
 

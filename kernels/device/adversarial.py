@@ -29,12 +29,12 @@ def softplus(z):
 @triton.jit
 def leave_losses(
     logit, row_ok, group, tile, tiles, targets_ptr, gradient_ptr, at, losses_ptr,
-    bias_gradient_ptr, parts_ptr, counters_ptr, ROWS, GROUPS, SCALE, HAS_BIAS: tl.constexpr,
+    bias_gradient_ptr, parts_ptr, counters_ptr, ROWS, GROUPS, SCALE, SUM: tl.constexpr,
 ):  # fmt: skip
     """Everything behind the logits, fp32 (rows), of one tile of a group.
 
     at: where the rows are. parts_ptr: fp32 (2, GROUPS, tiles): sums of losses, and of gradients
-    if there is a bias.
+    if their SUM, the bias' gradient, is wanted.
     """
     real = tl.load(targets_ptr + group) != 0
     z = tl.where(real, -logit, logit)
@@ -45,12 +45,12 @@ def leave_losses(
     count(counters_ptr, row_ok & ((tl.abs(logit) < float("inf")) == 0))
     parts = parts_ptr + group * tiles + tile
     tl.store(parts, tl.sum(tl.where(row_ok, loss, 0.0), axis=0))
-    if HAS_BIAS:
+    if SUM:
         tl.store(parts + GROUPS * tiles, tl.sum(tl.where(row_ok, slope, 0.0), axis=0))
     if is_last(counters_ptr + 1, GROUPS * tiles):
         for each in range(GROUPS):
             tl.store(losses_ptr + each, merge(parts_ptr + each * tiles, tiles, 128) / ROWS)
-        if HAS_BIAS:
+        if SUM:
             by_bias = merge(parts_ptr + GROUPS * tiles, GROUPS * tiles, 128)
             tl.store(bias_gradient_ptr, by_bias)
 
@@ -122,5 +122,5 @@ def d_head_kernel(
     tl.store(logits_ptr + at, logit, mask=row_ok)
     leave_losses(
         logit, row_ok, group, tile, tl.num_programs(0), targets_ptr, gradient_ptr, at, losses_ptr,
-        bias_gradient_ptr, parts_ptr, counters_ptr, ROWS, GROUPS, SCALE, HAS_BIAS,
+        bias_gradient_ptr, parts_ptr, counters_ptr, ROWS, GROUPS, SCALE, True,
     )  # fmt: skip
