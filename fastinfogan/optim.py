@@ -216,9 +216,15 @@ class Adam(torch.optim.Optimizer):
         """
         for group in self.param_groups:
             if any(parameter is p for p in group["params"]):
+                if self._gradient(parameter) is not None:
+                    raise InputError(
+                        f"a parameter of shape {tuple(parameter.shape)} has a gradient, by which "
+                        "step() would update it once more; clear it"
+                    )
                 self._seat([parameter])
+                slot = self._slot(parameter)
                 self._in_epilogue.add(parameter)
-                return self._slot(parameter), _rates(group, parameter.device)
+                return slot, _rates(group, parameter.device)
         raise InputError(
             f"a tensor of shape {tuple(parameter.shape)} is none of this optimizer's parameters"
         )

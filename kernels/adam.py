@@ -138,7 +138,7 @@ class AddressTable:
         capturing = self._device.type == "cuda" and torch.cuda.is_current_stream_capturing()
         if key != self._key:
             for slot in slots:
-                _require_alike(slot)
+                require_alike(slot)
             made = _layout(key)
             self._chunks = len(made) - len(key) * FIELDS
             self._table = self._on_device(made, capturing)
@@ -189,7 +189,12 @@ def _layout(entries: tuple[tuple[int, ...], ...]) -> NDArray[np.int64]:
     return np.concatenate(parts)
 
 
-def _require_alike(slot: Slot) -> None:
+def require_alike(slot: Slot) -> None:
+    """Check that a slot's tensors can be walked together, in memory order.
+
+    Raises:
+        InputError: they cannot.
+    """
     p = slot.parameter
     operands = (slot.gradient, slot.exp_avg, slot.exp_avg_sq, slot.copy)
     for tensor in operands:
@@ -267,7 +272,7 @@ def update_native(slots: Sequence[Slot], rates: Rates, grad_scale: float) -> Non
     """As `OneLaunch.update`, in C++ on CPU tensors; parameters at one step are one call."""
     by_step: dict[float, list[Slot]] = {}
     for slot in slots:
-        _require_alike(slot)
+        require_alike(slot)
         if slot.gradient is not None:
             by_step.setdefault(slot.step.item(), []).append(slot)
     for step, alike in by_step.items():

@@ -1,9 +1,13 @@
-"""The weight gradient of every map: the host side of `device.weight_gradient`."""
+"""The weight gradient of every map, and Adam's update by it: host of `device.weight_gradient`."""
+
+from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
+from fastinfogan.errors import InputError
+from fastinfogan.kernels.adam import Rates, Slot, require_alike
 from fastinfogan.kernels.device.weight_gradient import sum_splits_kernel, weight_gradient_kernel
 from fastinfogan.kernels.geometry import Gather
 from fastinfogan.kernels.launch import launch
@@ -30,6 +34,55 @@ def weight_gradient(
         groups: statistics groups.
         tile: how to cut it; None for the table's.
     """
+    out = _multiply(operand, gradient, weight, gather, groups, tile, None)
+    return out.view(weight.shape) if weight.dim() == 2 else out.permute(0, 3, 1, 2)
+
+
+def weight_update(
+    operand: Deferred,
+    gradient: Deferred,
+    slot: Slot,
+    rates: Rates,
+    gather: Gather,
+    groups: int,
+    *,
+    tile: GemmTile | None = None,
+) -> None:
+    """Adam's update of a layer's weight by its gradient, which is never written.
+
+    The layer's data gradient must have been taken, for it needs the weight as it was. The step
+    counter is read and not moved on: who moves it counts all of a network's, as `optim.Adam` does.
+
+    Args:
+        operand: the layer's input, as it was loaded.
+        gradient: dy, as it is formed.
+        slot: the weight, fp32, in channels_last memory if it is four-dimensional, its moments and
+            its copy; no gradient.
+        rates: Adam's numbers.
+        gather: the layer's.
+        groups: statistics groups.
+        tile: how to cut it; None for the table's.
+
+    Raises:
+        InputError: the weight's memory is in another order, or its moments' or its copy's.
+    """
+    weight = slot.parameter
+    rows = weight if weight.dim() == 2 else weight.permute(0, 2, 3, 1)
+    if not rows.is_contiguous() or weight.dtype != torch.float32:
+        raise InputError(
+            f"a weight of shape {tuple(weight.shape)}, {weight.dtype}, strides {weight.stride()} "
+            "cannot be updated in the epilogue of its gradient; it must be fp32 in channels_last "
+            "memory"
+        )
+    require_alike(slot)
+    _multiply(operand, gradient, weight, gather, groups, tile, (slot, rates))
+
+
+def _multiply(
+    operand: Deferred, gradient: Deferred, weight: Tensor, gather: Gather, groups: int,
+    tile: GemmTile | None, update: tuple[Slot, Rates] | None,
+) -> Tensor:  # fmt: skip
+    """The gradient, (direct channels, tap rows, tap columns, gathered channels); or the weight."""
     direct, gathered = (operand, gradient) if gather.transposed else (gradient, operand)
     images, p, q, rows = direct.x.shape
     _, height, width, columns = gathered.x.shape
@@ -41,11 +94,8 @@ def weight_gradient(
     )
     group_steps, steps, chunk, splits = cut_steps(positions, groups, tile)
     shape = (rows, kernel, kernel, columns)
-    written = torch.empty(
-        (splits, *shape),
-        dtype=weight.dtype if splits == 1 else torch.float32,
-        device=weight.device,
-    )
+    here = update if splits == 1 else None
+    out = _buffer((splits, *shape), weight, here, weight.dtype if splits == 1 else torch.float32)
     launch(
         weight_gradient_kernel,
         (triton.cdiv(rows, tile.m) * triton.cdiv(columns, tile.n), kernel**2, splits),
@@ -55,7 +105,8 @@ def weight_gradient(
         gathered.x,
         gathered.y,
         gathered.params,
-        written,
+        out,
+        *_adam_arguments(here),
         images // groups,
         p,
         q,
@@ -80,16 +131,16 @@ def weight_gradient(
         G_SLOPE=float(gathered.slope),
         G_PIXEL=gathered.per_pixel,
         PRECISION=precision(direct.x.dtype),
+        LR_ON_DEVICE=_lr_on_device(here),
         BLOCK_M=tile.m,
         BLOCK_N=tile.n,
         BLOCK_K=tile.k,
         num_warps=tile.warps,
         num_stages=tile.stages,
-        read=(*direct.tensors, *gathered.tensors),
-        written=(written,),
+        read=(*direct.tensors, *gathered.tensors, *_moved(here)),
+        written=_moved(here) + _copied(here) if here else (out,),
     )
-    out = written[0] if splits == 1 else sum_splits(written, shape, weight.dtype)
-    return out.view(weight.shape) if weight.dim() == 2 else out.permute(0, 3, 1, 2)
+    return out[0] if splits == 1 else sum_splits(out, shape, weight.dtype, update)
 
 
 def cut_steps(positions: int, groups: int, tile: GemmTile) -> tuple[int, int, int, int]:
@@ -100,19 +151,62 @@ def cut_steps(positions: int, groups: int, tile: GemmTile) -> tuple[int, int, in
     return group_steps, steps, chunk, triton.cdiv(steps, chunk)
 
 
-def sum_splits(partial: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Add partial sums, fp32 (splits, ...), in order."""
-    out = torch.empty(shape, dtype=dtype, device=partial.device)
+def sum_splits(
+    partial: Tensor,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    update: tuple[Slot, Rates] | None = None,
+) -> Tensor:
+    """Add partial sums, fp32 (splits, ...), in order; or make Adam's update by the sum.
+
+    Returns:
+        The sum, of this shape and dtype; or the weight that was updated, in its place.
+    """
+    out = _buffer(shape, partial, update, dtype)
     launch(
         sum_splits_kernel,
         (triton.cdiv(out.numel(), 1024),),
         partial,
         out,
+        *_adam_arguments(update),
         out.numel(),
         partial.shape[0],
         BLOCK=1024,
+        LR_ON_DEVICE=_lr_on_device(update),
         num_warps=4,
-        read=(partial,),
-        written=(out,),
+        read=(partial, *_moved(update)),
+        written=_moved(update) + _copied(update) if update else (out,),
     )
     return out
+
+
+def _buffer(
+    shape: tuple[int, ...], like: Tensor, update: tuple[Slot, Rates] | None, dtype: torch.dtype
+) -> Tensor:
+    """What a kernel writes: the weight itself if it updates it, seen in memory order."""
+    if update is None:
+        return torch.empty(shape, dtype=dtype, device=like.device)
+    weight = update[0].parameter
+    return (weight if weight.dim() == 2 else weight.permute(0, 2, 3, 1)).detach().view(shape)
+
+
+def _adam_arguments(update: tuple[Slot, Rates] | None) -> tuple[Any, ...]:
+    if update is None:
+        return (None,) * 12
+    slot, rates = update
+    return slot.exp_avg, slot.exp_avg_sq, slot.copy, slot.step, rates.lr, *rates.scalars
+
+
+def _lr_on_device(update: tuple[Slot, Rates] | None) -> bool:
+    return update is not None and isinstance(update[1].lr, Tensor)
+
+
+def _moved(update: tuple[Slot, Rates] | None) -> tuple[Tensor, ...]:
+    """What an update reads and writes."""
+    if update is None:
+        return ()
+    return update[0].parameter, update[0].exp_avg, update[0].exp_avg_sq
+
+
+def _copied(update: tuple[Slot, Rates] | None) -> tuple[Tensor | None, ...]:
+    return () if update is None else (update[0].copy,)

@@ -34,7 +34,7 @@ def compiled(target: str, module: str, function: str) -> list[dict[str, Any]]:
         check=False,
         env={**os.environ, "TRITON_INTERPRET": "0"},
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, (done.returncode, done.stderr)
     found: list[dict[str, Any]] = json.loads(done.stdout)
     return found
 

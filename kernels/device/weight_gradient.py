@@ -10,11 +10,15 @@ gathered channels), is torch's weight in channels_last memory.
 The positions are walked in steps of BLOCK_K, none of which straddles two statistics groups; the
 steps are cut into splits, whose partial sums in fp32 are added in order by a second kernel, so the
 result is the same at every run.
+
+Whichever kernel has the sum may make Adam's update of the weight there and then: the gradient is
+never written, nor read.
 """
 
 import triton
 import triton.language as tl
 
+from fastinfogan.kernels.device.adam import update_in_place
 from fastinfogan.kernels.device.gather_gemm import rectify
 
 
@@ -51,11 +55,13 @@ def weight_gradient_kernel(
     gy_ptr,  # (N, H, W, CG)
     g_params_ptr,  # fp32 (groups, 3, G_FEATURES)
     out_ptr,  # fp32 (splits, CD, KERNEL, KERNEL, CG)
+    m_ptr, v_ptr, copy_ptr,  # Adam's, of one layout with out_ptr, then the weight; or None
+    step_ptr, lr, beta1, rest1, log_beta1, beta2, rest2, log_beta2, eps,  # or None
     IMAGES, P, Q, CD, H, W, CG, PAD, GROUP_STEPS, STEPS, CHUNK, D_FEATURES, G_FEATURES,
     STRIDE: tl.constexpr, KERNEL: tl.constexpr,
     D_PROLOGUE: tl.constexpr, D_NORM: tl.constexpr, D_SLOPE: tl.constexpr, D_PIXEL: tl.constexpr,
     G_PROLOGUE: tl.constexpr, G_NORM: tl.constexpr, G_SLOPE: tl.constexpr, G_PIXEL: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, LR_ON_DEVICE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """See the module. Grid: (direct tiles * gathered tiles, taps, splits).
@@ -109,21 +115,36 @@ def weight_gradient_kernel(
         acc = tl.dot(tl.trans(left), right, acc, input_precision=PRECISION)
 
     row = ((split * CD + d) * KERNEL + r) * KERNEL + s
-    to = out_ptr + row.to(tl.int64)[:, None] * CG + g[None, :]
-    tl.store(to, acc, mask=d_ok[:, None] & g_ok[None, :])
+    at = row.to(tl.int64)[:, None] * CG + g[None, :]
+    ok = d_ok[:, None] & g_ok[None, :]
+    if m_ptr is not None:
+        update_in_place(
+            out_ptr, m_ptr, v_ptr, copy_ptr, at, ok, acc, step_ptr, lr,
+            beta1, rest1, log_beta1, beta2, rest2, log_beta2, eps, LR_ON_DEVICE,
+        )  # fmt: skip
+    else:
+        tl.store(out_ptr + at, acc, mask=ok)
 
 
 @triton.jit
 def sum_splits_kernel(
     partial_ptr,  # fp32 (SPLITS, SIZE)
     out_ptr,  # (SIZE)
+    m_ptr, v_ptr, copy_ptr,  # Adam's, of one layout with out_ptr, then the weight; or None
+    step_ptr, lr, beta1, rest1, log_beta1, beta2, rest2, log_beta2, eps,  # or None
     SIZE, SPLITS,
-    BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr, LR_ON_DEVICE: tl.constexpr,
 ):  # fmt: skip
-    """Out = partial sums added in order. Grid: (blocks,)."""
+    """Out = partial sums added in order, or Adam's update by them. Grid: (blocks,)."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     ok = at < SIZE
     acc = tl.zeros((BLOCK,), tl.float32)
     for split in range(SPLITS):
         acc += tl.load(partial_ptr + split * SIZE + at, mask=ok, other=0.0)
-    tl.store(out_ptr + at, acc.to(out_ptr.dtype.element_ty), mask=ok)
+    if m_ptr is not None:
+        update_in_place(
+            out_ptr, m_ptr, v_ptr, copy_ptr, at, ok, acc, step_ptr, lr,
+            beta1, rest1, log_beta1, beta2, rest2, log_beta2, eps, LR_ON_DEVICE,
+        )  # fmt: skip
+    else:
+        tl.store(out_ptr + at, acc.to(out_ptr.dtype.element_ty), mask=ok)
