@@ -24,7 +24,7 @@ from fastinfogan.kernels.adam import (
     update_native,
     update_reference,
 )
-from fastinfogan.kernels.backend import Chosen, Implementation, _native, choose
+from fastinfogan.kernels.backend import Chosen, Implementation, choose
 from fastinfogan.kernels.launch import is_recording
 
 # What torch.optim.Adam's groups hold beside lr, betas and eps: a state_dict that lacked one of them
@@ -188,10 +188,11 @@ class Adam(torch.optim.Optimizer):
             )
         counted = True
         for number, group in enumerate(self.param_groups):
-            updated = [p for p in group["params"] if self._is_updated(p)]
+            found = [(p, self._gradient(p)) for p in group["params"]]
+            updated = [(p, g) for p, g in found if g is not None or p in self._in_epilogue]
             if updated:
-                self._seat(updated)
-                slots = [self._slot(p) for p in updated]
+                self._seat([p for p, _ in updated])
+                slots = [self._slot(p, g) for p, g in updated]
                 self._update(slots, number, scaling, counted)
                 counted = False
         self._in_epilogue.clear()
@@ -222,7 +223,7 @@ class Adam(torch.optim.Optimizer):
                         "step() would update it once more; clear it"
                     )
                 self._seat([parameter])
-                slot = self._slot(parameter)
+                slot = self._slot(parameter, None)
                 self._in_epilogue.add(parameter)
                 return slot, _rates(group, parameter.device)
         raise InputError(
@@ -263,11 +264,7 @@ class Adam(torch.optim.Optimizer):
             )
         return gradients[0] if gradients else None
 
-    def _is_updated(self, parameter: Tensor) -> bool:
-        return self._gradient(parameter) is not None or parameter in self._in_epilogue
-
-    def _slot(self, parameter: Tensor) -> Slot:
-        gradient = self._gradient(parameter)
+    def _slot(self, parameter: Tensor, gradient: Tensor | None) -> Slot:
         if gradient is not None:
             if gradient.layout != torch.strided:
                 raise InputError(f"gradients are dense, not {gradient.layout}")
@@ -333,8 +330,6 @@ class Adam(torch.optim.Optimizer):
         if scaling.found_inf is not None and scaling.found_inf.item() != 0:
             self._skipped += counted
             return
-        if chosen == "native" and not hasattr(_native, "adam"):
-            chosen = "reference"
         scale = 1.0 if scaling.grad_scale is None else float(scaling.grad_scale.item())
         (update_native if chosen == "native" else update_reference)(slots, rates, scale)
 

@@ -92,7 +92,7 @@ def same_memory_order(a: Tensor, b: Tensor) -> bool:
     """Whether walking both in memory order visits the same elements; strides of 1 row are free."""
     if a.shape != b.shape:
         return False
-    return all(
+    return a.stride() == b.stride() or all(
         x == y for x, y, size in zip(a.stride(), b.stride(), a.shape, strict=True) if size > 1
     )
 
@@ -272,7 +272,6 @@ def update_native(slots: Sequence[Slot], rates: Rates, grad_scale: float) -> Non
     """As `OneLaunch.update`, in C++ on CPU tensors; parameters at one step are one call."""
     by_step: dict[float, list[Slot]] = {}
     for slot in slots:
-        require_alike(slot)
         if slot.gradient is not None:
             by_step.setdefault(slot.step.item(), []).append(slot)
     for step, alike in by_step.items():
@@ -290,8 +289,7 @@ def update_native(slots: Sequence[Slot], rates: Rates, grad_scale: float) -> Non
             step + 1,
             grad_scale,
         )
-    for slot in slots:
-        slot.step.add_(1)
+    torch._foreach_add_([s.step for s in slots], 1)
 
 
 def update_reference(slots: Sequence[Slot], rates: Rates, grad_scale: float) -> None:

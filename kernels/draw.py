@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastinfogan import philox
 from fastinfogan.errors import InputError
-from fastinfogan.kernels.backend import Implementation, _native, choose
+from fastinfogan.kernels.backend import Implementation, choose
 from fastinfogan.kernels.device.draw import draw_codes_kernel
 from fastinfogan.kernels.launch import is_recording, launch, run_native
 from fastinfogan.kernels.library import register
@@ -137,7 +137,7 @@ def draw_codes(
         _require_buffers(out, spec, streams * rows, device, dtype)
     if rows == 0:
         return out
-    if chosen == "reference" or (chosen == "native" and not hasattr(_native, "draw_codes")):
+    if chosen == "reference":
         _draw_reference(spec, seed, _number(step), stream, streams, first_row, out)
         return out
     # Neither kernel writes double precision; what was drawn in fp32 is exact in it.
