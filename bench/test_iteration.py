@@ -9,8 +9,8 @@ import torch
 from pairs import Interleaved
 from torch import Tensor
 
-from fastinfogan import experiments
-from fastinfogan.data import EpochOrder, Source, open_source
+from fastinfogan import experiments, shuffle
+from fastinfogan.data import Source, open_source
 from fastinfogan.engine import Iteration, TrainingSettings, choose_precision
 from fastinfogan.engine.environment import cpu_model
 from fastinfogan.engine.precision import ComputedIn
@@ -31,13 +31,14 @@ class ReferenceLoop:
         self.reference = Reference(experiments.get("mnist"), settings.seed)
         self.settings = settings
         self.images = torch.from_numpy(source.images).permute(0, 3, 1, 2).float() / 255
-        self.order = EpochOrder(len(source.images), settings.batch_size, settings.seed)
 
     def run(self, step: int) -> list[Tensor]:
         """One iteration; the adversarial losses of its two steps."""
         s = self.settings
         spec = self.reference.experiment.latents
-        real = self.images[torch.from_numpy(self.order.indices(step))]
+        rows = s.batch_size
+        index = shuffle.indices(s.seed, step * rows, rows, len(self.images))
+        real = self.images[torch.from_numpy(index)]
         d, g = (
             spec.draw(s.seed, step, stream, s.batch_size, by=by())
             for stream in (Stream.D_STEP, Stream.G_STEP)

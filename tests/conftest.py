@@ -12,11 +12,11 @@ import torch
 from fastinfogan import experiments, philox
 from fastinfogan.cli import main
 from fastinfogan.data import Source
-from fastinfogan.data.augment import Augmentation
 from fastinfogan.engine import Iteration, TrainingSettings
 from fastinfogan.engine.precision import ComputedIn
 from fastinfogan.engine.settings import Information
 from fastinfogan.experiments import Block, Experiment
+from fastinfogan.kernels.real_images import Augmentation
 from fastinfogan.networks import InfoGAN
 
 QUICK = ["--batch-size", "4", "--precision", "fp32"]

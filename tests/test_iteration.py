@@ -11,11 +11,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastinfogan import _native
-from fastinfogan.data.augment import affine, affine_matrices
 from fastinfogan.engine import Iteration
 from fastinfogan.engine.settings import Information
 from fastinfogan.experiments import Experiment
-from fastinfogan.philox import Stream
 
 
 class Recorder(TorchDispatchMode):
@@ -91,8 +89,7 @@ def test_nothing_is_read_back_from_the_device(tiny: Experiment) -> None:
 def test_the_g_step_computes_no_weight_gradient_of_the_trunk(tiny: Experiment) -> None:
     iteration = make_iteration(tiny)
     networks = iteration.networks
-    codes = iteration._draw(1, Stream.G_STEP)
-    seen = recorded(iteration, lambda: iteration.g_step(codes))
+    seen = recorded(iteration, iteration.g_step)
     trunk = {
         tuple(block.layer.weight.shape) for block in networks.trunk if block.layer.weight.dim() == 4
     }
@@ -123,10 +120,8 @@ def test_the_g_step_computes_no_weight_gradient_of_the_trunks_linear_layer(
             if tuple(t.shape) in ((96, 784), (784, 96)) and t.untyped_storage().data_ptr() != own
         ]
 
-    real = iteration.real_images(1)
-    d, g = (iteration._draw(1, stream) for stream in (Stream.D_STEP, Stream.G_STEP))
-    assert made(recorded(iteration, lambda: iteration.d_step(real, d)))
-    assert not made(recorded(iteration, lambda: iteration.g_step(g)))
+    assert made(recorded(iteration, iteration.d_step))
+    assert not made(recorded(iteration, iteration.g_step))
 
 
 @pytest.mark.parametrize("information", ["maximise", "observe"])
@@ -147,9 +142,10 @@ def test_an_observing_q_tells_d_and_not_the_generator(
                 seen[step] = [p.grad.clone() for p in every if p.grad is not None]
 
             adam.register_step_pre_hook(keep)
-        iteration.d_step(iteration.real_images(0), iteration._draw(0, Stream.D_STEP))
+        iteration.draw(0)
+        iteration.d_step()
         iteration.networks.load_state_dict(first)  # the same for both G steps
-        iteration.g_step(iteration._draw(0, Stream.G_STEP))
+        iteration.g_step()
         return seen
 
     one, other = gradients(0.5), gradients(2.0)
@@ -159,16 +155,6 @@ def test_an_observing_q_tells_d_and_not_the_generator(
 
     assert differ("D")
     assert differ("G") == (information == "maximise")
-
-
-def test_augmented_images_are_moved_by_the_drawn_matrices(tiny: Experiment) -> None:
-    iteration = make_iteration(tiny, augmentation="affine")
-    plain = make_iteration(tiny).real_images(3)
-    matrices = torch.from_numpy(affine_matrices(3, 3, 8, 28, 28))
-    real = iteration.real_images(3)
-    assert torch.equal(real, affine(plain, matrices))
-    assert not torch.equal(real, plain)
-    assert real.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_adam_is_one_call_per_network(tiny: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,12 +192,3 @@ def test_convolutions_read_channels_last(tiny: Experiment) -> None:
             image, weight = arguments[:2]
             assert image.is_contiguous(memory_format=torch.channels_last)
             assert weight.is_contiguous(memory_format=torch.channels_last)
-
-
-def test_images_stay_uint8_until_they_are_gathered(tiny: Experiment) -> None:
-    iteration = make_iteration(tiny)
-    assert iteration._images.dtype == torch.uint8
-    real = iteration.real_images(0)
-    assert real.shape == (8, 1, 28, 28)
-    expected = iteration._images[torch.from_numpy(iteration._order.indices(0))].float() / 255
-    assert torch.equal(real.permute(0, 2, 3, 1), expected)

@@ -1,6 +1,6 @@
 """The product against the reference: losses, gradients, ten iterations, from the same seed."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import pytest
@@ -8,7 +8,7 @@ import torch
 from conftest import made_up_images, make_iteration, narrowed
 from torch import Tensor, nn
 
-from fastinfogan import experiments
+from fastinfogan import experiments, shuffle
 from fastinfogan.engine import Iteration
 from fastinfogan.experiments import Experiment
 from fastinfogan.philox import Stream
@@ -34,7 +34,8 @@ def step_reference(
         Losses less their MI terms, bounds of the D step, bounds of the G step.
     """
     e, s = reference.experiment, ours.settings
-    images = made_up_images(e).images[ours._order.indices(step)]
+    images = made_up_images(e).images
+    images = images[shuffle.indices(s.seed, step * s.batch_size, s.batch_size, len(images))]
     low, high = e.image_range
     dtype = next(reference.trunk.parameters()).dtype
     real = torch.tensor(images).permute(0, 3, 1, 2).to(dtype) / 255 * (high - low) + low
@@ -163,12 +164,13 @@ def test_the_mi_term_teaches_trunk_and_q_in_the_d_step_and_only_g_in_the_g_step(
                 )
 
             adam.register_step_pre_hook(keep)
-        iteration.d_step(iteration.real_images(0), iteration._draw(0, Stream.D_STEP))
+        iteration.draw(0)
+        iteration.d_step()
         # The same networks for the G step in both, whatever the D step did.
         iteration.networks.load_state_dict(
             make_iteration(tiny, precision="fp64").networks.state_dict()
         )
-        iteration.g_step(iteration._draw(0, Stream.G_STEP))
+        iteration.g_step()
         return seen
 
     without, with_mi = gradients(0.0), gradients(1.0)
@@ -181,18 +183,17 @@ def test_the_mi_term_teaches_trunk_and_q_in_the_d_step_and_only_g_in_the_g_step(
 def test_a_step_changes_what_it_trains_and_nothing_else(tiny: Experiment) -> None:
     iteration = make_iteration(tiny)
 
-    def changed_by(run: object) -> set[str]:
+    def changed_by(run: Callable[[], object]) -> set[str]:
         before = {k: v.clone() for k, v in iteration.networks.state_dict().items()}
-        run()  # type: ignore[operator]
+        run()
         after = iteration.networks.state_dict()
         return {k for k in before if not torch.equal(before[k], after[k])}
 
-    d = changed_by(
-        lambda: iteration.d_step(iteration.real_images(0), iteration._draw(0, Stream.D_STEP))
-    )
+    iteration.draw(0)
+    d = changed_by(iteration.d_step)
     assert d
     assert not any(k.startswith("generator.") for k in d)
-    g = changed_by(lambda: iteration.g_step(iteration._draw(0, Stream.G_STEP)))
+    g = changed_by(iteration.g_step)
     assert g
     assert all(k.startswith("generator.") for k in g)
     assert any(k.endswith("running_mean") for k in d)
@@ -200,17 +201,16 @@ def test_a_step_changes_what_it_trains_and_nothing_else(tiny: Experiment) -> Non
 
 
 def test_codes_are_redrawn_between_the_steps_and_every_iteration(tiny: Experiment) -> None:
+    def inputs(iteration: Iteration, step: int) -> list[Tensor]:
+        iteration.draw(step)
+        return [iteration.codes(i).generator_input.clone() for i in (0, 1)]
+
     iteration = make_iteration(tiny)
-    drawn = [
-        iteration._draw(step, stream)
-        for step in (0, 1)
-        for stream in (Stream.D_STEP, Stream.G_STEP)
-    ]
+    drawn = [*inputs(iteration, 0), *inputs(iteration, 1)]
     for i, one in enumerate(drawn):
         for other in drawn[i + 1 :]:
-            assert not (one.generator_input == other.generator_input).all(dim=1).any()
-    again = make_iteration(tiny)._draw(1, Stream.D_STEP)
-    assert torch.equal(again.generator_input, drawn[2].generator_input)
+            assert not (one == other).all(dim=1).any()
+    assert torch.equal(inputs(make_iteration(tiny), 1)[0], drawn[2])
 
 
 def test_real_and_generated_images_are_separate_batches(tiny: Experiment) -> None:

@@ -60,6 +60,20 @@ def test_neighbours_and_epochs_are_uncorrelated() -> None:
         assert abs(np.corrcoef(here, np.arange(count))[0, 1]) < bound
 
 
+@given(st.integers(1, 60), st.integers(1, 70), st.integers(0, 2**63 - 1))
+def test_every_image_once_per_epoch(count: int, batch: int, seed: int) -> None:
+    steps = 3 * count // batch + 2
+    seen = np.concatenate([shuffle.indices(seed, s * batch, batch, count) for s in range(steps)])
+    for epoch in range(len(seen) // count):
+        assert np.array_equal(np.sort(seen[epoch * count :][:count]), np.arange(count))
+
+
+def test_epochs_and_seeds_shuffle_differently() -> None:
+    first = permutation(100, 1, 0)
+    assert not np.array_equal(first, permutation(100, 1, 1))
+    assert not np.array_equal(first, permutation(100, 2, 0))
+
+
 def test_indices_go_through_epoch_after_epoch() -> None:
     found = shuffle.indices(3, 90, 60, 50)
     expected = np.concatenate([permutation(50, 3, 1)[40:], permutation(50, 3, 2)])

@@ -12,12 +12,12 @@ import torch
 from conftest import made_up_images, settings_of
 
 from fastinfogan import checkpoint
-from fastinfogan.data.augment import Augmentation
 from fastinfogan.engine import Origin, Plan, RunDirectory, Schedule, Trained, Trainer
 from fastinfogan.engine.precision import ComputedIn
 from fastinfogan.engine.run_directory import MetricsLog
 from fastinfogan.errors import InputError, TrainingError
 from fastinfogan.experiments import Experiment
+from fastinfogan.kernels.real_images import Augmentation
 
 CPU = torch.device("cpu")
 

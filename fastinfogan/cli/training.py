@@ -22,7 +22,6 @@ from rich.progress import (
 
 from fastinfogan.cli.report import print_evaluation
 from fastinfogan.data import Source, open_source
-from fastinfogan.data.augment import Augmentation
 from fastinfogan.engine import (
     Plan,
     RunDirectory,
@@ -40,6 +39,7 @@ from fastinfogan.errors import InputError
 from fastinfogan.evaluation import evaluate
 from fastinfogan.experiments import Experiment
 from fastinfogan.figures import draw_all
+from fastinfogan.kernels.real_images import Augmentation
 
 _INTERRUPTED = {signal.SIGINT: 130, signal.SIGTERM: 143}
 

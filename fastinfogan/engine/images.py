@@ -3,14 +3,11 @@
 import torch
 from torch import Tensor
 
-from fastinfogan.data.augment import affine
-
 
 def to_network(
     images: Tensor,
     image_range: tuple[float, float],
     dtype: torch.dtype,
-    matrices: Tensor | None = None,
 ) -> Tensor:
     """Scale images as the experiment has them.
 
@@ -18,14 +15,11 @@ def to_network(
         images: uint8 (B, height, width, channels).
         image_range: what 0 and 255 become.
         dtype: floating point.
-        matrices: (B, 2, 3) of that dtype; how to move each image, see `affine`. None: not at all.
 
     Returns:
         (B, channels, height, width), channels_last.
     """
     scaled = images.permute(0, 3, 1, 2).to(dtype).div_(255.0)
-    if matrices is not None:
-        scaled = affine(scaled, matrices)
     low, high = image_range
     return scaled if (low, high) == (0.0, 1.0) else scaled.mul_(high - low).add_(low)
 

@@ -13,16 +13,14 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from fastinfogan.data import EpochOrder
-from fastinfogan.data.augment import affine_matrices
-from fastinfogan.engine.images import to_network
 from fastinfogan.engine.passes import Pass
 from fastinfogan.engine.precision import BF16, FP32, FP64, narrowed
 from fastinfogan.engine.settings import TrainingSettings
 from fastinfogan.experiments import Experiment
 from fastinfogan.kernels.adversarial import losses_with_gradient
-from fastinfogan.kernels.draw import DrawnCodes, draw_codes
+from fastinfogan.kernels.draw import DrawnCodes, draw_codes, empty_codes
 from fastinfogan.kernels.likelihood import likelihood_with_gradient
+from fastinfogan.kernels.real_images import real_images
 from fastinfogan.networks import InfoGAN
 from fastinfogan.objective import lambdas
 from fastinfogan.optim import Adam
@@ -69,6 +67,9 @@ class Iteration:
         networks: on the device, in training mode; trained in place.
         images: uint8 (N, height, width, channels) on the same device; real images are gathered
             from it and scaled there.
+
+    Attributes:
+        real: the real images of the last `draw`, (B, height, width, channels).
     """
 
     def __init__(
@@ -85,9 +86,14 @@ class Iteration:
         self.device = images.device
         self.precision = _PRECISIONS[settings.precision]
         self._images = images
-        self._order = EpochOrder(len(images), settings.batch_size, settings.seed)
-        computing, copies = narrowed(networks, self.precision.computed)
-        arguments = (computing, e, settings.batch_size, self.precision.computed)
+        rows, computed = settings.batch_size, self.precision.computed
+        # The D step's images: real ones, then generated ones.
+        shape = (2 * rows, e.height, e.width, e.channels)
+        self._both = images.new_empty(shape, dtype=computed)
+        self.real = self._both[:rows]
+        self._codes = empty_codes(e.latents, 2 * rows, self.device, computed)
+        computing, copies = narrowed(networks, computed)
+        arguments = (computing, e, rows, computed)
         self._d_passes = _Passes.of(*arguments, "D")
         self._g_passes = _Passes.of(*arguments, "G")
         betas = (e.beta1, e.beta2)
@@ -116,10 +122,34 @@ class Iteration:
     @torch.no_grad()
     def run(self, step: int) -> None:
         """Run iteration number `step`, counted from 0."""
-        measured_d, _ = self.d_step(self.real_images(step), self._draw(step, Stream.D_STEP))
-        measured_g, bounds = self.g_step(self._draw(step, Stream.G_STEP))
+        self.draw(step)
+        measured_d, _ = self.d_step()
+        measured_g, bounds = self.g_step()
         self.sums += torch.cat([torch.stack([measured_d, measured_g]), bounds])
         self.summed += 1
+
+    def draw(self, step: int) -> None:
+        """Write an iteration's real images, and both steps' noise and code, into their buffers."""
+        s = self.settings
+        real_images(
+            self._images,
+            s.seed,
+            step,
+            self.real,
+            image_range=self.experiment.image_range,
+            augmentation=s.augmentation,
+        )
+        draw_codes(
+            self.experiment.latents,
+            s.seed,
+            step,
+            Stream.D_STEP,
+            s.batch_size,
+            streams=2,  # the G step's is the one behind
+            device=self.device,
+            dtype=self.precision.computed,
+            out=self._codes,
+        )
 
     def read(self) -> dict[str, float]:
         """Means since the last read, and start over. Waits for the device.
@@ -143,31 +173,16 @@ class Iteration:
             **{f"mi_{name}": bound for name, bound in zip(spec.names, bounds, strict=True)},
         }
 
-    def real_images(self, step: int) -> Tensor:
-        """An iteration's real images: (B, C, H, W), channels_last, in the experiment's range."""
-        s, dtype = self.settings, self.precision.dtype
-        index = torch.from_numpy(self._order.indices(step)).to(self.device, non_blocking=True)
-        images, matrices = self._images.index_select(0, index), None
-        if s.augmentation == "affine":
-            drawn = affine_matrices(s.seed, step, s.batch_size, *images.shape[1:3])
-            matrices = torch.from_numpy(drawn).to(self.device, dtype, non_blocking=True)
-        return to_network(images, self.experiment.image_range, dtype, matrices)
-
     @torch.no_grad()
-    def d_step(self, real: Tensor, codes: DrawnCodes) -> tuple[Tensor, Tensor]:
-        """Update trunk, D head and Q head.
-
-        Args:
-            real: (B, C, H, W) real images.
-            codes: B rows of noise and code.
+    def d_step(self) -> tuple[Tensor, Tensor]:
+        """Update trunk, D head and Q head, by what `draw` drew.
 
         Returns:
             The adversarial loss, and the bound on the images generated, (codes,).
         """
-        p, rows = self._d_passes, self.settings.batch_size
-        fake = p.generator.forward(codes.generator_input[:, None, None])
-        both = torch.cat([real.permute(0, 2, 3, 1).to(fake.dtype), fake])
-        features = p.trunk.forward(both)
+        p, codes, rows = self._d_passes, self.codes(0), self.settings.batch_size
+        self._both[rows:] = p.generator.forward(codes.generator_input[:, None, None])
+        features = p.trunk.forward(self._both)
         logits = p.d_head.forward(features)
         q_output = p.q_head.forward(features[rows:])
         loss, logits_gradient = self._adversarial(logits, (_REAL, _GENERATED))
@@ -179,16 +194,13 @@ class Iteration:
         return loss, bounds
 
     @torch.no_grad()
-    def g_step(self, codes: DrawnCodes) -> tuple[Tensor, Tensor]:
-        """Update the generator.
-
-        Args:
-            codes: B rows of noise and code, other ones than the D step's.
+    def g_step(self) -> tuple[Tensor, Tensor]:
+        """Update the generator, by what `draw` drew.
 
         Returns:
             The adversarial loss, and the bound on the images generated, (codes,).
         """
-        p = self._g_passes
+        p, codes = self._g_passes, self.codes(1)
         fake = p.generator.forward(codes.generator_input[:, None, None])
         features = p.trunk.forward(fake)
         logits = p.d_head.forward(features)
@@ -202,6 +214,12 @@ class Iteration:
         p.generator.backward_to_weights(gradient)
         self._update(self.g_adam)
         return loss, bounds
+
+    def codes(self, step: int) -> DrawnCodes:
+        """Noise and code of the last `draw`: of the D step (0) or the G step (1), B rows."""
+        rows = self.settings.batch_size
+        part, c = slice(step * rows, (step + 1) * rows), self._codes
+        return DrawnCodes(c.generator_input[part], c.classes[part], c.continuous[part])
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """All tensors of the state, by kind and name; they are the live ones, not copies.
@@ -242,17 +260,6 @@ class Iteration:
             weights=self._weights,
         )
         return self._entropies + values, gradient.view(q_output.shape)
-
-    def _draw(self, step: int, stream: Stream) -> DrawnCodes:
-        return draw_codes(
-            self.experiment.latents,
-            self.settings.seed,
-            step,
-            stream,
-            self.settings.batch_size,
-            device=self.device,
-            dtype=self.precision.computed,
-        )
 
     @staticmethod
     def _update(adam: Adam) -> None:

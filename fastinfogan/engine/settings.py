@@ -4,9 +4,9 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
-from fastinfogan.data.augment import Augmentation
 from fastinfogan.engine.precision import ComputedIn
 from fastinfogan.errors import InputError, check_fields
+from fastinfogan.kernels.real_images import Augmentation
 from fastinfogan.philox import require_seed
 
 Information = Literal["maximise", "observe"]

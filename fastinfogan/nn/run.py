@@ -121,7 +121,7 @@ def resolve(
     batch: int,
     groups: int,
 ) -> list[Stage]:
-    """What each block in a row computes for a batch of inputs of a shape, with batch norm's tensors.
+    """What each block in a row computes for inputs of a shape, with batch norm's tensors.
 
     Raises:
         InputError: as `describe`.

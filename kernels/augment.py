@@ -1,10 +1,9 @@
-"""Small random shifts, rotations, shears and scalings, for sets of few images.
+"""Small random shifts, rotations, shears and scalings, for sets of few images: the definition.
 
-Drawn from the counter-based generator, applied on the device.
+Drawn from the counter-based generator. `device.real_images` is the twin in Triton.
 """
 
 import math
-from typing import Literal
 
 import numpy as np
 import torch
@@ -14,8 +13,6 @@ from torch.nn import functional as F
 
 from fastinfogan.kernels.draw import by
 from fastinfogan.philox import Stream
-
-Augmentation = Literal["none", "affine"]
 
 MAX_SHIFT = 2.0 / 28.0  # of the image's side
 MAX_ROTATION = math.radians(10.0)

@@ -1,40 +1,9 @@
-"""The order of images, and the augmentation, as functions of (seed, step)."""
+"""The augmentation: affine maps as functions of (seed, step), and what they do to images."""
 
 import numpy as np
-import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from fastinfogan.data import EpochOrder
-from fastinfogan.data.augment import affine, affine_matrices
-from fastinfogan.errors import InputError
-
-
-@given(st.integers(1, 60), st.integers(1, 70), st.integers(0, 2**63 - 1))
-def test_every_image_once_per_epoch(count: int, batch: int, seed: int) -> None:
-    order = EpochOrder(count, batch, seed)
-    seen = np.concatenate([order.indices(step) for step in range(3 * count // batch + 2)])
-    for epoch in range(len(seen) // count):
-        assert np.array_equal(np.sort(seen[epoch * count :][:count]), np.arange(count))
-
-
-def test_a_step_does_not_depend_on_those_before() -> None:
-    walked = EpochOrder(50, 8, 1)
-    steps = [walked.indices(step) for step in range(20)]
-    for step in (19, 3, 7):
-        assert np.array_equal(EpochOrder(50, 8, 1).indices(step), steps[step])
-
-
-def test_epochs_and_seeds_shuffle_differently() -> None:
-    order = EpochOrder(100, 100, 1)
-    assert not np.array_equal(order.indices(0), order.indices(1))
-    assert not np.array_equal(order.indices(0), EpochOrder(100, 100, 2).indices(0))
-
-
-def test_no_images_have_no_order() -> None:
-    with pytest.raises(InputError):
-        EpochOrder(0, 4, 1)
+from fastinfogan.kernels.augment import affine, affine_matrices
 
 
 def test_affine_maps_are_small_and_drawn_by_row() -> None:
