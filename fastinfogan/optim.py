@@ -44,7 +44,8 @@ class Adam(torch.optim.Optimizer):
 
     A parameter may have a copy: a bfloat16 or float16 tensor kept equal to the rounded parameter by
     the same pass, for a network that computes with the copies. Its gradient is then taken from the
-    parameter's .grad, or if that is None from the copy's.
+    parameter's .grad, or if that is None from the copy's; torch.amp.GradScaler knows the former
+    alone.
 
     Args:
         params: fp32 (or fp64) tensors, dense in memory, or groups of them; a group is on one

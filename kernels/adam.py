@@ -115,16 +115,15 @@ class AddressTable:
     none), its elements, the gradient's and the copy's kinds, and whether all addresses are ones of
     16 bytes; then per chunk slot * 2^32 + number.
 
-    A table is never rewritten, because a captured launch reads it at every replay. One that was
-    made or used while a CUDA graph was captured is kept for good, with the pinned memory that it is
-    copied from: the copy is part of the graph.
+    A table is never rewritten, because a captured launch reads it at every replay. One that a CUDA
+    graph reads is kept for good. One that is made while a graph is captured, from pinned memory
+    that is kept likewise, is filled by the graph's replay alone, so nobody else reads it.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._key: tuple[tuple[int, ...], ...] = ()
         self._table = torch.empty(0, dtype=torch.int64, device=device)
-        self._chunks = 0
         self._spare: Tensor | None = None
         self._kept: list[Tensor] = []
 
@@ -136,16 +135,19 @@ class AddressTable:
         """
         key = tuple(_entry(slot) for slot in slots)
         capturing = self._device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+        table = self._table
         if key != self._key:
             for slot in slots:
                 require_alike(slot)
-            made = _layout(key)
-            self._chunks = len(made) - len(key) * FIELDS
-            self._table = self._on_device(made, capturing)
-            self._key = key
-        if capturing and not any(self._table is kept for kept in self._kept):
-            self._kept.append(self._table)
-        return self._table, self._chunks
+            table = self._on_device(_layout(key), capturing)
+            if not capturing:
+                self._key, self._table = key, table
+        if capturing:
+            self._kept.append(table)
+        elif self._device.type == "cuda" and (self._spare is None or len(self._spare) < len(table)):
+            # A capture may not be able to make pinned memory.
+            self._spare = _pinned(len(table))
+        return table, len(table) - len(key) * FIELDS
 
     def _on_device(self, made: NDArray[np.int64], capturing: bool) -> Tensor:
         if self._device.type == "meta":
@@ -153,17 +155,18 @@ class AddressTable:
         source = torch.from_numpy(made)
         if self._device.type != "cuda":
             return source
-        # No pinned memory can be made during capture, so some is made before.
         pinned = self._spare if capturing else None
         if pinned is None or len(pinned) < len(made):
-            pinned = torch.empty(len(made), dtype=torch.int64, pin_memory=True)
+            pinned = _pinned(len(made))
         if capturing:
             self._spare = None
             self._kept.append(pinned)
-        elif self._spare is None or len(self._spare) < len(made):
-            self._spare = torch.empty(len(made), dtype=torch.int64, pin_memory=True)
         pinned = pinned[: len(made)].copy_(source)
         return pinned.to(self._device, non_blocking=True)
+
+
+def _pinned(size: int) -> Tensor:
+    return torch.empty(size, dtype=torch.int64, pin_memory=True)
 
 
 def _entry(slot: Slot) -> tuple[int, ...]:
