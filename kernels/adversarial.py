@@ -140,7 +140,7 @@ def adversarial_losses(
         targets: of each group, 1 for "should be called real", 0 for "generated".
         counted: int32 (2,), zeroed once: rows whose logit is a NaN or an infinity, added to; and
             the kernel's own ticket. Made if None.
-        impl: who computes.
+        impl: who computes; "auto" is plain torch for CPU tensors.
 
     Returns:
         (groups,), nats, means over a group: softplus(-logit) for 1, softplus(logit) for 0; fp32, or
@@ -151,6 +151,8 @@ def adversarial_losses(
     """
     targets = _checked(logits, targets, counted)
     chosen = settle(impl, logits)
+    if impl == "auto" and logits.device.type == "cpu":
+        chosen = "reference"  # a node of our own costs more than the three operations it replaces
     if chosen == "reference":
         if counted is not None:
             counted[:1] += (~logits.isfinite()).sum().to(torch.int32)

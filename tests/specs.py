@@ -1,4 +1,4 @@
-"""Specs of codes, and outputs and codes drawn for them, for the tests of the objective."""
+"""Specs of codes, outputs and codes drawn for them, and a bound on errors: for the objective."""
 
 from dataclasses import dataclass
 
@@ -44,3 +44,11 @@ def drawn(spec: LatentSpec, rows: int, seed: int = 1, spread: float = 2.0) -> Dr
         classes[:, i] = torch.randint(code.classes, (rows,), generator=source)
     continuous = torch.rand(rows, len(spec.continuous), generator=source) * 2 - 1
     return Drawn(spec, output, classes, continuous)
+
+
+def assert_as_good(found: Tensor, torch_at_same: Tensor, truth: Tensor, tolerance: float) -> None:
+    """Per element within twice torch's own error at the same precision, and a tolerance."""
+    error = (found.double() - truth).abs()
+    theirs = (torch_at_same.double() - truth).abs()
+    scale = truth.abs().clamp(min=1.0)
+    assert bool((error <= 2 * theirs + tolerance * scale).all()), (error / scale).max()

@@ -91,6 +91,16 @@ def test_the_bound_of_a_perfect_and_of_an_ignorant_q() -> None:
     assert bound(torch.zeros(10, 10), classes, nothing).bounds.item() == pytest.approx(0, abs=1e-6)
 
 
+def test_a_bound_counts_what_is_wrong_and_does_not_end_the_run() -> None:
+    bound = InformationBound(experiments.get("mnist", ["categorical-only"]))
+    output = torch.zeros(10, 10)
+    output[3, 3] = math.nan
+    classes = torch.arange(10)[:, None] + 1
+    for _ in range(2):
+        assert bound(output, classes, torch.empty(10, 0)).bounds.isnan().all()
+    assert bound.counted[:2].tolist() == [2, 2]
+
+
 def test_each_kind_of_code_has_its_own_lambda() -> None:
     experiment = experiments.get("chairs")
     bound = InformationBound(experiment)

@@ -30,7 +30,7 @@ NONE, MEAN, SUM = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 def count(counter_ptr, found):
     """Add how many are true; integers, so in any order."""
     number = tl.sum(found.to(tl.int32), axis=0)
-    tl.atomic_add(counter_ptr, number, mask=number > 0)
+    tl.atomic_add(counter_ptr, number, mask=number > 0, sem="relaxed")
 
 
 @triton.jit
