@@ -79,9 +79,12 @@ def code_table(spec: LatentSpec, device: torch.device) -> CodeTable:
     if torch.compiler.is_compiling():
         return _make(spec, device)
     key = (spec, device)
-    found = _tables.get(key) or _make(spec, device)
-    if type(found.table) is Tensor:  # not a fake one, of which a cache must hold none
-        _tables[key] = found
+    found = _tables.get(key)
+    if found is None:
+        with torch.inference_mode(False):  # whose tensors autograd could not save
+            found = _make(spec, device)
+        if type(found.table) is Tensor:  # not a fake one, of which a cache must hold none
+            _tables[key] = found
     return found
 
 
@@ -92,7 +95,8 @@ def row_of(values: Sequence[float], device: torch.device, dtype: torch.dtype) ->
     key = (tuple(values), device, dtype)
     found = _rows.get(key)
     if found is None:
-        found = torch.tensor(key[0], dtype=dtype, device=device)
+        with torch.inference_mode(False):
+            found = torch.tensor(key[0], dtype=dtype, device=device)
         if type(found) is Tensor:
             _rows[key] = found
     return found

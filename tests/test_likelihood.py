@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from scipy import special, stats
 from specs import Drawn, any_codes, drawn, spec_of
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastinfogan.errors import InputError
 from fastinfogan.kernels import heads
@@ -332,6 +333,21 @@ def test_a_module_keeps_its_tables_when_it_is_moved_rounded_copied_or_saved(
     ):
         assert torch.equal(other(d.output, d.classes, d.continuous), expected)
         assert not other.counted.any()
+
+
+def test_tables_made_in_inference_or_while_tracing_serve_training() -> None:
+    """Tables are kept; those of inference mode could not be saved, fake ones hold no numbers."""
+    spec = spec_of(Categorical(7), Continuous("clipped", (0.25, 3.0)))
+    d = drawn(spec, 4)
+    with torch.inference_mode():
+        expected = q_head_log_likelihood(d.output, d.classes, d.continuous, spec, weights=(3, 4))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        code_table(spec_of(Categorical(8)), torch.device("cpu"))
+    output = d.output.requires_grad_()
+    values = q_head_log_likelihood(output, d.classes, d.continuous, spec, weights=(3, 4))
+    values.sum().backward()
+    assert torch.equal(values, expected)
+    assert code_table(spec_of(Categorical(8)), torch.device("cpu")).table.tolist() == [[0, 0, 8, 0]]
 
 
 def test_no_codes_at_all() -> None:
