@@ -44,7 +44,8 @@ class Pass:
         self._layers = [stage.layer for stage in stages]
         self._tensors = [stage.tensors for stage in stages]
         device = self._tensors[0].weight.device
-        self._how: Any = triton_chain if device.type == "cuda" else aten_chain
+        # Tensors without storage are for recording the launches.
+        self._how: Any = aten_chain if device.type == "cpu" else triton_chain
         self._source = Source(dtype)
         self._groups = groups
         self._wanted = [
