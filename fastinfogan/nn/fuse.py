@@ -1,44 +1,32 @@
-"""`fuse(model)` puts fused blocks in the place of a model's own layers, `unfuse` takes them out.
+"""`fuse(model)` makes one of a model's layers where it can, `unfuse` makes them what they were.
 
 A convolution, transposed convolution or linear layer with batch norm and / or an activation behind
-it becomes one block, blocks in a row become one chain. Each layer's place in the model stays taken
-by a stand-in that shares its parameters and buffers, so that state_dict keys, optimizers, .to() and
-train() go on as before; the first stand-in computes, the others hand on what they are given.
+it becomes one block, blocks in a row become one chain. The layers stay in their places, the objects
+that they were, so that state_dict keys, optimizers, .to() and train() go on as before; see
+`fused_layers`.
 
 Nothing is guessed. Layers are found in a Sequential, where the order is what it is; and in a module
 whose forward is straight-line code and traces alike in training and in evaluation mode. All else is
 left, and the report says why.
 """
 
-import ast
-import inspect
-import math
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from torch import fx, nn
+from torch import nn
 
 from fastinfogan.nn.blocks import Block
-from fastinfogan.nn.run import Implementation
-from fastinfogan.nn.stand_ins import (
+from fastinfogan.nn.calls import Sources, runs_of
+from fastinfogan.nn.fused_layers import (
     ACTIVATIONS,
     MAPS,
     NORMS,
-    Fused,
-    StandIn,
+    FusedChain,
+    FusedLayer,
     Unit,
-    padding_of,
+    unlike_a_block,
 )
-
-_TRACE_ERRORS = (
-    fx.proxy.TraceError, TypeError, ValueError, AttributeError, RuntimeError, LookupError,
-    NotImplementedError, AssertionError, NameError, OSError,
-)  # fmt: skip
-_BRANCHES = (
-    ast.If, ast.IfExp, ast.While, ast.For, ast.Try, ast.BoolOp, ast.Match, ast.comprehension,
-)  # fmt: skip
-_INSIDES = ("children", "named_children", "modules", "named_modules", "get_submodule", "_modules")
+from fastinfogan.nn.run import Implementation
 
 
 @dataclass
@@ -62,159 +50,56 @@ class FusionReport:
 def fuse(model: nn.Module, *, impl: Implementation = "auto") -> FusionReport:
     """Fuse a model's layers, in place.
 
+    Until `unfuse`, the layers of a chain belong together: code of your own, outside the model, that
+    calls some of them alone, or puts the first few into another Sequential, gets the result of all.
+    What the model's own methods do is read, and a hook on a layer sees what the layer computes.
+
     Args:
-        model: any module; a single layer cannot be replaced in itself.
-        impl: who computes the chains, "auto", "triton" or "reference".
+        model: any module; a single layer has nothing to be fused with.
+        impl: who computes the chains, as of a block.
 
     Returns:
         What was fused, and what was left and why.
     """
     report = FusionReport()
+    sources = Sources(model)
     seen: dict[int, int] = {}
     reached: dict[int, str] = {}
     for _, module in model.named_modules(remove_duplicate=False):
         seen[id(module)] = seen.get(id(module), 0) + 1
         for name, child in module.named_children():
             if type(child).forward is nn.Sequential.forward:
-                why = _reached_into(module, name, whole=True)
+                why = sources.why_reached(module, name, whole=True)
                 reached[id(child)] = reached.get(id(child)) or why
     for prefix, parent in list(model.named_modules()):
-        if isinstance(parent, StandIn | Block):
+        if isinstance(parent, Block) or not any(_is_map(c) for c in parent.children()):
             continue
-        if not any(isinstance(c, MAPS) for c in parent.children()):
-            continue
-        runs, why = _runs(parent, reached.get(id(parent), ""))
+        runs, why = runs_of(parent, sources, (*MAPS, *NORMS, *ACTIVATIONS))
+        if reached.get(id(parent)):
+            runs, why = [], reached[id(parent)]
         for run in runs:
-            for chain in _chains(parent, run, prefix, seen, report):
-                _replace(parent, chain, prefix, impl, report)
+            for units in _chains(parent, run, prefix, seen, report):
+                chain = FusedChain(units, parent._modules, impl)
+                chain.hold()
+                report.fused.append(tuple(_join(prefix, name) for name in chain.names))
         called = {name for run in runs for name in run}
         for name, child in parent.named_children():
-            if isinstance(child, MAPS) and name not in called:
+            if _is_map(child) and name not in called:
                 again = "it is not called exactly once and with its input alone"
                 report.left[_join(prefix, name)] = why or again
     return report
 
 
 def unfuse(model: nn.Module) -> None:
-    """Put the layers that `fuse` replaced back, in place; their state is what it has become."""
-    for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):
-            if isinstance(child, StandIn):
-                parent._modules[name] = child.original
+    """Make the layers that `fuse` made one what they were; their state is what it has become."""
+    for layer in model.modules():
+        if isinstance(layer, FusedLayer) and layer.fused_chain is not None:
+            layer.fused_chain.release()
 
 
-def _runs(parent: nn.Module, reached: str) -> tuple[list[list[str]], str]:
-    """Names of children called one after another, each with the result before; or why not."""
-    if "forward" in vars(parent):
-        return [], "its module's forward was replaced"
-    if type(parent).forward is nn.Sequential.forward:
-        return ([], reached) if reached else ([[name for name, _ in parent.named_children()]], "")
-    if isinstance(parent, nn.ModuleList | nn.ModuleDict):
-        return [], "its container has no order of calls"
-    why = _branches(parent)
-    for name, child in parent.named_children():
-        if not why and isinstance(child, (*MAPS, *NORMS, *ACTIVATIONS)):
-            why = _reached_into(parent, name)
-    if why:
-        return [], why
-    graphs = []
-    mode = parent.training
-    try:
-        for parent.training in (True, False):
-            graphs.append(_Calls().trace(parent))
-    except _TRACE_ERRORS as error:
-        return [], f"its module's forward cannot be traced: {str(error).splitlines()[0]}"
-    finally:
-        parent.training = mode
-    training, evaluation = (_call_runs(graph) for graph in graphs)
-    if training != evaluation:
-        return [], "its module calls its layers otherwise in evaluation mode"
-    return training, ""
-
-
-class _Calls(fx.Tracer):
-    """Traces a module down to its children's calls, and no further."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return True
-
-
-def _branches(parent: nn.Module) -> str:
-    """Why a forward is not straight-line code, or nothing."""
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(type(parent).forward)))
-    except (OSError, TypeError, SyntaxError):
-        return "its module's forward has no source to read"
-    children = {name for name, _ in parent.named_children()}
-    for node in ast.walk(tree):
-        if isinstance(node, _BRANCHES):
-            return "its module's forward branches or loops"
-        if isinstance(node, ast.With):
-            return "its module's forward has a with block, which may be no_grad or autocast"
-        match node:
-            case ast.Call(func=ast.Name(id="super")):
-                return "its module's forward calls its super class's, which may branch"
-            case ast.Call(func=ast.Attribute(value=ast.Name(id="self"), attr=name)):
-                if name not in children:
-                    return f"its module's forward calls self.{name}, which may branch"
-    return ""
-
-
-def _reached_into(parent: nn.Module, name: str, *, whole: bool = False) -> str:
-    """How a module's methods may use a child other than by forward calling it, or nothing.
-
-    What is read of its attributes, its weight say, is as it was; a Sequential's children are not.
-    With `whole` the child may be called by every method, as a Sequential that stays one.
-    """
-    methods = {
-        key: function
-        for kind in reversed(type(parent).__mro__)
-        if not kind.__module__.startswith("torch.")
-        for key, function in vars(kind).items()
-        if inspect.isfunction(function) and key != "__init__"
-    }
-    for method, function in methods.items():
-        try:
-            tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
-        except (OSError, TypeError, SyntaxError):
-            continue
-        harmless = set()
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Attribute) and node.attr not in _INSIDES:
-                harmless.add(node.value)
-            if isinstance(node, ast.Call) and (whole or method == "forward"):
-                harmless.add(node.func)
-        for node in ast.walk(tree):
-            match node:
-                case ast.Attribute(value=ast.Name(id="self"), attr=attr) if attr == name:
-                    if node not in harmless:
-                        return f"its module's {method} may use {name} or its layers one by one"
-    return ""
-
-
-def _call_runs(graph: fx.Graph) -> list[list[str]]:
-    """Chains of calls in which each result is used by the next call and by nothing else."""
-    calls = [node for node in graph.nodes if node.op == "call_module"]
-    targets = [str(node.target) for node in calls]
-    runs: list[list[str]] = []
-    taken: set[fx.Node] = set()
-    for node in calls:
-        if node in taken:
-            continue
-        run = []
-        while True:
-            taken.add(node)
-            once = targets.count(str(node.target)) == 1
-            # A result that is used twice may still end a run, and a call made twice is none.
-            if not once or len(node.args) != 1 or node.kwargs:
-                break
-            run.append(str(node.target))
-            users = list(node.users)
-            if len(users) != 1 or users[0].op != "call_module" or users[0] in taken:
-                break
-            node = users[0]
-        runs.append(run)
-    return runs
+def _is_map(layer: nn.Module) -> bool:
+    """Whether it is a map that is not in a chain yet."""
+    return isinstance(layer, MAPS) and not isinstance(layer, FusedLayer)
 
 
 def _chains(
@@ -231,7 +116,8 @@ def _chains(
     while at < len(names):
         child = parent._modules.get(names[at])
         at += 1
-        if child is None or not isinstance(child, MAPS):
+        if child is None or not _is_map(child):
+            # A fused one keeps what stands behind it.
             chains.append(chain)
             chain = []
             continue
@@ -274,39 +160,7 @@ def _refuse(layer: nn.Module, seen: dict[int, int]) -> str:
         return f"{type(layer).__name__} is a subclass, which may compute something else"
     if seen.get(id(layer), 0) > 1:
         return "it stands in more than one place of the model"
-    hooks = (
-        layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks,
-        layer._backward_pre_hooks, layer._state_dict_hooks, layer._state_dict_pre_hooks,
-        layer._load_state_dict_pre_hooks, layer._load_state_dict_post_hooks,
-    )  # fmt: skip
-    if any(hooks):
-        return "it has hooks"
-    if "forward" in vars(layer):
-        return "its forward was replaced"
-    if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
-        return _refuse_convolution(layer)
-    if isinstance(layer, NORMS) and layer.momentum is None:
-        return "its running statistics are cumulative averages (momentum None)"
-    if isinstance(layer, nn.LeakyReLU) and not 0 <= layer.negative_slope < math.inf:
-        return f"its slope {layer.negative_slope} is negative or not finite"
-    return ""
-
-
-def _refuse_convolution(layer: nn.Conv2d | nn.ConvTranspose2d) -> str:
-    square = (layer.kernel_size, layer.stride, layer.dilation, layer.output_padding)
-    if any(pair[0] != pair[1] for pair in square) or (
-        not isinstance(layer.padding, str) and layer.padding[0] != layer.padding[1]
-    ):
-        return "its kernel, stride or padding is not square"
-    if layer.groups != 1 or layer.dilation[0] != 1:
-        return "it has groups or dilation"
-    if layer.padding_mode != "zeros":
-        return f"its padding is {layer.padding_mode}, not zeros"
-    if isinstance(layer, nn.ConvTranspose2d):
-        before, after = padding_of(layer)
-        if layer.kernel_size[0] - before - after != layer.stride[0] or after < 0:
-            return "its output is not its input's size times the stride"
-    return ""
+    return unlike_a_block(layer)
 
 
 def _misfit(layer: nn.Module, following: nn.Module) -> str:
@@ -320,17 +174,6 @@ def _misfit(layer: nn.Module, following: nn.Module) -> str:
         if channels != following.num_features:
             return f"it normalises {following.num_features} features, {channels} come"
     return ""
-
-
-def _replace(
-    parent: nn.Module, chain: list[Unit], prefix: str, impl: Implementation, report: FusionReport
-) -> None:
-    names = [name for unit in chain for name in unit.names]
-    layers = [layer for unit in chain for layer in unit.layers()]
-    for name, layer in zip(names[1:], layers[1:], strict=True):
-        parent._modules[name] = StandIn(layer)
-    parent._modules[names[0]] = Fused(chain, impl)
-    report.fused.append(tuple(_join(prefix, name) for name in names))
 
 
 def _join(prefix: str, name: str) -> str:

@@ -6,15 +6,11 @@ from contextlib import contextmanager
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fastinfogan.nn.stand_ins import StandIn
-
 
 @contextmanager
 def statistics_frozen(*modules: nn.Module) -> Iterator[None]:
     """Batch norm below these modules uses batch statistics and leaves the running ones alone."""
-    below = [m for module in modules for m in module.modules()]
-    layers = [m.original if isinstance(m, StandIn) else m for m in below]
-    norms = [m for m in layers if isinstance(m, _BatchNorm)]
+    norms = [m for module in modules for m in module.modules() if isinstance(m, _BatchNorm)]
     before = [norm.track_running_stats for norm in norms]
     for norm in norms:
         norm.track_running_stats = False

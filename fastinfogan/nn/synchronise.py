@@ -1,7 +1,8 @@
 """Batch norm over the batches of all ranks: what convert_sync_batchnorm is to torch's layers.
 
-That function looks for torch's batch norms and would drop a fused block's activation, or not find
-its batch norm at all; this one tells the blocks.
+That function replaces torch's batch norms. A block refuses to run with the replacement, which would
+share no statistics; the layers that `fuse` made one compute one by one again. This one tells the
+blocks, which stay whole.
 """
 
 from typing import TypeVar
@@ -10,7 +11,7 @@ from torch import nn
 
 from fastinfogan.kernels.ranks import Group
 from fastinfogan.nn.blocks import Block, Chain
-from fastinfogan.nn.stand_ins import Fused
+from fastinfogan.nn.fused_layers import FusedLayer
 
 _Model = TypeVar("_Model", bound=nn.Module)
 
@@ -26,6 +27,8 @@ def synchronise(model: _Model, process_group: Group = "world") -> _Model:
         The model. Every rank must hand in a batch of the same size.
     """
     for module in model.modules():
-        if isinstance(module, Block | Chain | Fused):
+        if isinstance(module, Block | Chain):
             module.process_group = process_group
+        if isinstance(module, FusedLayer) and module.fused_chain is not None:
+            module.fused_chain.process_group = process_group
     return model
