@@ -52,9 +52,8 @@ def _norm_activation(
     if running_mean is not None and running_var is not None:
         count = y.numel() // variance.numel()
         for group in range(groups):
-            running_mean.lerp_(mean[group].to(running_mean.dtype), momentum)
-            unbiased = variance[group] * (count / (count - 1))
-            running_var.lerp_(unbiased.to(running_var.dtype), momentum)
+            _move(running_mean, mean[group], momentum)
+            _move(running_var, variance[group] * (count / (count - 1)), momentum)
     if native:
         number = ACTIVATIONS.index(activation)
         run_native("norm_apply", y.flatten(1, 2), scale, shift, number, slope, out.flatten(1, 2))
@@ -141,6 +140,12 @@ activation_gradient = register(
     "-> (Tensor, Tensor)",
     _activation_gradient,
 )
+
+
+def _move(running: Tensor, found: Tensor, momentum: float) -> None:
+    """Move running statistics; what is not finite, of a batch that is skipped, leaves them alone."""
+    step = (found - running).mul_(momentum)
+    running += step.nan_to_num_(0.0, 0.0, 0.0).to(running.dtype)
 
 
 def _affine(y: Tensor, scale: Tensor, shift: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """What one iteration does and does not ask of the machine, counted."""
 
+import math
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -12,7 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastinfogan import _native
 from fastinfogan.engine import Iteration
+from fastinfogan.engine.iteration import MAX_SKIPPED
 from fastinfogan.engine.settings import Information
+from fastinfogan.errors import TrainingError
 from fastinfogan.experiments import Experiment
 
 
@@ -62,7 +65,7 @@ def test_no_tensor_is_read_by_python(tiny: Experiment, monkeypatch: pytest.Monke
     iteration.run(1)
     assert not seen
     iteration.read()
-    assert seen["tolist"] == 1
+    assert seen["tolist"] == 2  # the tally and the sums
     one = torch.ones((), dtype=torch.int64)
     assert (one.item(), bool(one), float(one), int(one), [0, 1][one]) == (1, True, 1.0, 1, 1)
     assert one.cpu().numpy() == 1
@@ -192,3 +195,48 @@ def test_convolutions_read_channels_last(tiny: Experiment) -> None:
             image, weight = arguments[:2]
             assert image.is_contiguous(memory_format=torch.channels_last)
             assert weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def spoil(iteration: Iteration) -> None:
+    """Make what the G step's images are made of not finite."""
+    with torch.no_grad():
+        next(iter(iteration.g_adam.copies.values())).fill_(float("nan"))
+
+
+def test_an_iteration_that_is_not_finite_is_skipped_and_counted(tiny: Experiment) -> None:
+    iteration = make_iteration(tiny, precision="bf16")
+    iteration.run(0)
+    before = {name: t.clone() for name, t in iteration.state()["optimizer"].items()}
+    weights = {k: p.detach().clone() for k, p in iteration.networks.named_parameters()}
+    spoil(iteration)
+    iteration.run(1)
+    for name, tensor in iteration.state()["optimizer"].items():
+        assert torch.equal(tensor, before[name]), name
+    for name, parameter in iteration.networks.named_parameters():
+        assert torch.equal(parameter, weights[name]), name
+    assert all(t.isfinite().all() for t in iteration.networks.state_dict().values())
+    iteration.restored()
+    iteration.run(2)
+    line = iteration.read()
+    assert line["skipped"] == 1
+    assert all(math.isfinite(value) for value in line.values())
+    assert iteration.read()["skipped"] == 0
+
+
+def test_three_in_a_row_end_it(tiny: Experiment) -> None:
+    iteration = make_iteration(tiny, precision="bf16")
+    spoil(iteration)
+    for step in range(MAX_SKIPPED):
+        iteration.run(step)
+    with pytest.raises(TrainingError, match=r"the last 3 iterations .* not finite"):
+        iteration.read()
+
+
+def test_two_in_a_row_and_a_good_one_do_not(tiny: Experiment) -> None:
+    iteration = make_iteration(tiny, precision="bf16")
+    for step in range(6):
+        spoil(iteration)
+        if step % 3 == 2:
+            iteration.restored()
+        iteration.run(step)
+    assert iteration.read()["skipped"] == 4

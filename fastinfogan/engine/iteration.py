@@ -16,10 +16,12 @@ from torch import Tensor
 from fastinfogan.engine.passes import Pass
 from fastinfogan.engine.precision import BF16, FP32, FP64, narrowed
 from fastinfogan.engine.settings import TrainingSettings
+from fastinfogan.errors import TrainingError
 from fastinfogan.experiments import Experiment
 from fastinfogan.kernels.adversarial import losses_with_gradient
 from fastinfogan.kernels.draw import DrawnCodes, draw_codes, empty_codes
 from fastinfogan.kernels.likelihood import likelihood_with_gradient
+from fastinfogan.kernels.measures import accumulate
 from fastinfogan.kernels.real_images import real_images
 from fastinfogan.networks import InfoGAN
 from fastinfogan.objective import lambdas
@@ -28,6 +30,8 @@ from fastinfogan.philox import Stream
 
 _PRECISIONS = {p.name: p for p in (FP64, FP32, BF16)}
 _REAL, _GENERATED = 1, 0
+MAX_SKIPPED = 3
+"""Iterations in a row that may be skipped because something in them was not finite."""
 
 
 @dataclass(frozen=True)
@@ -115,18 +119,24 @@ class Iteration:
         self._weights = [-weight for weight in lambdas(e)]
         dtype = self.precision.dtype
         self._entropies = torch.tensor(e.latents.entropies, device=self.device, dtype=dtype)
-        # d_loss, g_loss, then the G step's bound for each code.
+        # d_loss, g_loss, then the G step's bound for each code; see `kernels.measures`.
         self.sums = torch.zeros(2 + len(e.latents.codes), dtype=dtype, device=self.device)
-        self.summed = 0
+        self.tally = torch.zeros(3, dtype=torch.int32, device=self.device)
+        # One counter for both heads' launches, which follow each other: the rows of Q's output and
+        # of D's logits that were not finite. Adam takes it for found_inf.
+        self._counted = torch.zeros(3 + len(e.latents.codes), dtype=torch.int32, device=self.device)
+        self.problems = self._counted[1:2]
+        self.d_adam.found_inf = self.g_adam.found_inf = self.problems
 
     @torch.no_grad()
     def run(self, step: int) -> None:
         """Run iteration number `step`, counted from 0."""
         self.draw(step)
-        measured_d, _ = self.d_step()
-        measured_g, bounds = self.g_step()
-        self.sums += torch.cat([torch.stack([measured_d, measured_g]), bounds])
-        self.summed += 1
+        d_losses, _ = self.d_step()
+        g_losses, values = self.g_step()
+        accumulate(
+            d_losses, g_losses, values, self._entropies, self.problems, self.sums, self.tally
+        )
 
     def draw(self, step: int) -> None:
         """Write an iteration's real images, and both steps' noise and code, into their buffers."""
@@ -156,12 +166,21 @@ class Iteration:
 
         Returns:
             d_loss and g_loss (the adversarial parts, without lambda * MI), and in nats mi_bound
-            and its parts: mi_categorical, mi_continuous, mi_c1, mi_c2, ..., of the G step's images.
+            and its parts: mi_categorical, mi_continuous, mi_c1, mi_c2, ..., of the G step's images;
+            and how many iterations were skipped because something in them was not finite.
+
+        Raises:
+            TrainingError: the last `MAX_SKIPPED` iterations or more were.
         """
         spec = self.experiment.latents
-        means = (self.sums / max(self.summed, 1)).tolist()
+        summed, skipped, broken = self.tally.tolist()
+        means = (self.sums / max(summed, 1)).tolist()
         self.sums.zero_()
-        self.summed = 0
+        self.tally[:2] = 0
+        if broken >= MAX_SKIPPED:
+            raise TrainingError(
+                f"the last {broken} iterations had numbers that are not finite and were skipped"
+            )
         bounds = means[2:]
         categorical = len(spec.categorical)
         return {
@@ -171,6 +190,7 @@ class Iteration:
             "mi_categorical": sum(bounds[:categorical]),
             "mi_continuous": sum(bounds[categorical:]),
             **{f"mi_{name}": bound for name, bound in zip(spec.names, bounds, strict=True)},
+            "skipped": skipped,
         }
 
     @torch.no_grad()
@@ -178,42 +198,43 @@ class Iteration:
         """Update trunk, D head and Q head, by what `draw` drew.
 
         Returns:
-            The adversarial loss, and the bound on the images generated, (codes,).
+            Adversarial losses, of real and of generated images, and the mean log-likelihood of
+            each code on the generated ones.
         """
         p, codes, rows = self._d_passes, self.codes(0), self.settings.batch_size
         self._both[rows:] = p.generator.forward(codes.generator_input[:, None, None])
         features = p.trunk.forward(self._both)
         logits = p.d_head.forward(features)
         q_output = p.q_head.forward(features[rows:])
-        loss, logits_gradient = self._adversarial(logits, (_REAL, _GENERATED))
-        bounds, output_gradient = self._information(q_output, codes)
+        losses, logits_gradient = self._adversarial(logits, (_REAL, _GENERATED))
+        values, output_gradient = self._information(q_output, codes)
         gradient = p.d_head.backward(logits_gradient)
         gradient[rows:] += p.q_head.backward(output_gradient)
         p.trunk.backward_to_weights(gradient)
         self._update(self.d_adam)
-        return loss, bounds
+        return losses, values
 
     @torch.no_grad()
     def g_step(self) -> tuple[Tensor, Tensor]:
         """Update the generator, by what `draw` drew.
 
         Returns:
-            The adversarial loss, and the bound on the images generated, (codes,).
+            The adversarial loss, (1,), and the mean log-likelihood of each code.
         """
         p, codes = self._g_passes, self.codes(1)
         fake = p.generator.forward(codes.generator_input[:, None, None])
         features = p.trunk.forward(fake)
         logits = p.d_head.forward(features)
         q_output = p.q_head.forward(features)
-        loss, logits_gradient = self._adversarial(logits, (_REAL,))
-        bounds, output_gradient = self._information(q_output, codes)
+        losses, logits_gradient = self._adversarial(logits, (_REAL,))
+        values, output_gradient = self._information(q_output, codes)
         gradient = p.d_head.backward(logits_gradient)
         if self.settings.information == "maximise":
             gradient += p.q_head.backward(output_gradient)
         gradient = p.trunk.backward(gradient)
         p.generator.backward_to_weights(gradient)
         self._update(self.g_adam)
-        return loss, bounds
+        return losses, values
 
     def codes(self, step: int) -> DrawnCodes:
         """Noise and code of the last `draw`: of the D step (0) or the G step (1), B rows."""
@@ -237,7 +258,7 @@ class Iteration:
         return {
             "weights": dict(self.networks.state_dict()),
             "optimizer": optimizer,
-            "metrics": {"sums": self.sums},
+            "metrics": {"sums": self.sums, "tally": self.tally},
         }
 
     def restored(self) -> None:
@@ -246,20 +267,23 @@ class Iteration:
         self.g_adam.write_copies()
 
     def _adversarial(self, logits: Tensor, targets: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        """The sum of the losses of groups of rows, one for each target, and its gradient."""
-        losses, gradient = losses_with_gradient(logits.flatten(), targets)
-        return losses.sum(), gradient.view(logits.shape)
+        """The losses of groups of rows, one for each target, and the gradient of their sum."""
+        losses, gradient = losses_with_gradient(
+            logits.flatten(), targets, counted=self._counted[1:3]
+        )
+        return losses, gradient.view(logits.shape)
 
     def _information(self, q_output: Tensor, codes: DrawnCodes) -> tuple[Tensor, Tensor]:
-        """The bound on each code, (codes,), and the gradient of -lambda * bound."""
+        """The log-likelihood of each code, (codes,), and the gradient of -lambda times it."""
         values, gradient = likelihood_with_gradient(
             q_output.flatten(1),
             codes.classes,
             codes.continuous,
             self.experiment.latents,
             weights=self._weights,
+            counted=self._counted[: 2 + max(len(self._weights), 1)],
         )
-        return self._entropies + values, gradient.view(q_output.shape)
+        return values, gradient.view(q_output.shape)
 
     @staticmethod
     def _update(adam: Adam) -> None:

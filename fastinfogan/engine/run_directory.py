@@ -23,7 +23,7 @@ from fastinfogan.engine.settings import Plan, TrainingSettings
 from fastinfogan.errors import InputError
 from fastinfogan.experiments import Experiment
 
-_FORMAT = 2
+_FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,11 @@ class SavedState:
         folder: where it lies.
         tensors: as in `Checkpoint`.
         iteration: how many iterations it has seen.
-        summed: how many of them its sums of metrics hold.
     """
 
     folder: Path
     tensors: checkpoint.Tensors
     iteration: int
-    summed: int
 
     def fit(self, kind: str, into: dict[str, Tensor]) -> None:
         """Copy one kind of tensors into a state; see `checkpoint.fit`.
@@ -203,20 +201,18 @@ class RunDirectory:
                     f"{folder}: written by a run of another {part} than "
                     f"{self.path / 'config.json'} describes; {differs}"
                 )
-        iteration, summed = (found.state.get(name) for name in ("iteration", "summed"))
-        if not isinstance(iteration, int) or not isinstance(summed, int):
+        iteration = found.state.get("iteration")
+        if not isinstance(iteration, int):
             raise InputError(f"{folder}: state.json does not tell its iteration")
-        return SavedState(folder, found.tensors, iteration, summed)
+        return SavedState(folder, found.tensors, iteration)
 
-    def write_checkpoint(
-        self, iteration: int, summed: int, tensors: checkpoint.Tensors, keep: int
-    ) -> Path:
+    def write_checkpoint(self, iteration: int, tensors: checkpoint.Tensors, keep: int) -> Path:
         """Write a checkpoint that says whose it is, and prune older ones.
 
         Raises:
             OSError: it could not be written; older ones are kept.
         """
-        state = {"iteration": iteration, "summed": summed, **self.identity()}
+        state = {"iteration": iteration, **self.identity()}
         folder = checkpoint.save(self.checkpoints, iteration, Checkpoint(tensors, state))
         checkpoint.prune(self.checkpoints, keep)
         return folder

@@ -90,7 +90,6 @@ class Trainer:
         for kind, tensors in self.iteration.state().items():
             saved.fit(kind, tensors)
         self.iteration.restored()
-        self.iteration.summed = saved.summed
         self.done = self._saved = saved.iteration
 
     def take_weights(self, saved: SavedState) -> None:
@@ -119,7 +118,10 @@ class Trainer:
 
         def write_metrics() -> None:
             nonlocal started, since
-            line: dict[str, float] = {"iteration": self.done, **self.iteration.read()}
+            try:
+                line: dict[str, float] = {"iteration": self.done, **self.iteration.read()}
+            except TrainingError as error:
+                self._diverged(str(error))
             self._require_finite(line)
             seconds = time.perf_counter() - started
             line["seconds_per_iteration"] = seconds / (self.done - since)
@@ -165,7 +167,7 @@ class Trainer:
             for name, tensor in tensors.items():
                 if tensor.is_floating_point() and not tensor.isfinite().all():
                     self._diverged(f"{kind} {name} is not finite")
-        folder = self.run.write_checkpoint(self.done, self.iteration.summed, state, keep)
+        folder = self.run.write_checkpoint(self.done, state, keep)
         self._saved = self.done
         return folder
 

@@ -1,0 +1,37 @@
+"""What an iteration measured, added up on the device until somebody reads it."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def accumulate_kernel(
+    d_losses_ptr,  # fp32 (2): of real and of generated images
+    g_losses_ptr,  # fp32 (1)
+    values_ptr,  # fp32 (CODES): mean log-likelihoods
+    entropies_ptr,  # fp32 (CODES)
+    problems_ptr,  # int32 (1): not 0 if the iteration was not finite; 0 afterwards
+    sums_ptr,  # fp32 (2 + CODES), added to
+    tally_ptr,  # int32 (3), added to: iterations summed, skipped, skipped without a break
+    CODES, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Sums += (D's loss, G's loss, each code's bound) if nothing was wrong. Grid: (1,)."""
+    wrong = tl.load(problems_ptr) != 0
+    c = tl.arange(0, BLOCK)
+    ok = c < CODES
+    bounds = tl.load(values_ptr + c, mask=ok, other=0.0)
+    bounds += tl.load(entropies_ptr + c, mask=ok, other=0.0)
+    d_loss = tl.load(d_losses_ptr) + tl.load(d_losses_ptr + 1)
+    g_loss = tl.load(g_losses_ptr)
+    summed, skipped, broken = tl.load(tally_ptr), tl.load(tally_ptr + 1), tl.load(tally_ptr + 2)
+    if wrong:
+        tl.store(tally_ptr + 1, skipped + 1)
+        tl.store(tally_ptr + 2, broken + 1)
+        tl.store(problems_ptr, 0)
+    else:
+        tl.store(sums_ptr, tl.load(sums_ptr) + d_loss)
+        tl.store(sums_ptr + 1, tl.load(sums_ptr + 1) + g_loss)
+        to = sums_ptr + 2 + c
+        tl.store(to, tl.load(to, mask=ok, other=0.0) + bounds, mask=ok)
+        tl.store(tally_ptr, summed + 1)
+        tl.store(tally_ptr + 2, 0)
