@@ -9,12 +9,14 @@ gradient, data gradient (+ tiles' sums of the block before). At the chain's end 
 activation out, and one takes its gradient in.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from fastinfogan.errors import InputError
 from fastinfogan.kernels import candidates, pointwise, ranks
 from fastinfogan.kernels.geometry import Gather, Window
 from fastinfogan.kernels.images import Images, image_block
@@ -39,6 +41,9 @@ class Layer:
         eps: batch norm's.
         momentum: batch norm's.
         shape: (height, width, channels) of the map that a fully connected layer's features form.
+
+    Raises:
+        InputError: the slope is negative or not finite.
     """
 
     gather: Gather
@@ -48,6 +53,12 @@ class Layer:
     eps: float = 1e-5
     momentum: float = 0.1
     shape: tuple[int, int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.slope < math.inf:
+            raise InputError(
+                f"the slope of a leaky ReLU is finite and not negative, not {self.slope}"
+            )
 
     @property
     def flat(self) -> bool:
@@ -118,13 +129,16 @@ def norm_block_across_ranks(
     """As `norm_block`, with the statistics of all ranks' batches; torch.compile stops here."""
     assert t.gamma is not None
     assert t.beta is not None
-    y, tiles = candidates.multiply(operand, t.weight, layer.gather, groups, bias=t.bias, tiles=True)
-    assert tiles is not None
-    tiles = tiles._replace(data=ranks.gather_tiles(tiles.data, ranks_group))
-    count = y.numel() // t.gamma.shape[0] // groups * ranks.size(ranks_group)
-    norm = finalize_forward(
-        tiles, count, t.gamma, t.beta, t.running_mean, t.running_var, layer.eps, layer.momentum
-    )
+    with torch.cuda.device_of(operand.x):  # type: ignore[no-untyped-call]
+        y, tiles = candidates.multiply(
+            operand, t.weight, layer.gather, groups, bias=t.bias, tiles=True
+        )
+        assert tiles is not None
+        tiles = tiles._replace(data=ranks.gather_tiles(tiles.data, ranks_group))
+        count = y.numel() // t.gamma.shape[0] // groups * ranks.size(ranks_group)
+        norm = finalize_forward(
+            tiles, count, t.gamma, t.beta, t.running_mean, t.running_var, layer.eps, layer.momentum
+        )
     return y, norm.params, norm.rstd
 
 

@@ -153,6 +153,16 @@ def _regroup(flat: Sequence[Any]) -> list[LayerTensors]:
     return [LayerTensors(*flat[i : i + _PER_LAYER]) for i in range(0, len(flat), _PER_LAYER)]
 
 
+def _first_that_learns(needs: Sequence[bool]) -> int:
+    """The first layer that backward reaches.
+
+    Args:
+        needs: whether the input, and each layer's tensors in a row, need a gradient.
+    """
+    learns = [any(each) for each in _regroup(needs[1:])]
+    return 0 if needs[0] or True not in learns else learns.index(True)
+
+
 class _Chain(torch.autograd.Function):
     """See `triton_chain` and `aten_chain`. Takes and gives maps, (N, height, width, channels)."""
 
@@ -169,9 +179,17 @@ class _Chain(torch.autograd.Function):
         how = triton_chain if way == "triton" else aten_chain
         out: Tensor
         out, kept = how.forward(x, source, layers, _regroup(flat), groups)
+        # The kernels read the map behind the layer in front, too; ATen's way keeps it once more.
+        first = _first_that_learns(ctx.needs_input_grad[4:])
+        unread = max(first - (way == "triton"), 0) * (len(kept) // len(layers))
+        kept[:unread] = [None] * unread
+        # Backward reads no running statistics, and others may write them until then.
+        parameters = [
+            t for each in _regroup(flat) for t in each._replace(running_mean=None, running_var=None)
+        ]
         ctx.how = way, layers, groups, replace(source, index=None)
         ctx.dtype = out.dtype
-        ctx.save_for_backward(x, source.index, *kept, *flat)
+        ctx.save_for_backward(x, source.index, *kept, *parameters)
         return out
 
     @staticmethod
@@ -208,8 +226,6 @@ def _differentiable_gradients(
         t._replace(
             weight=t.weight.to(source.dtype),
             bias=None if t.bias is None else t.bias.to(source.dtype),
-            running_mean=None,
-            running_var=None,
         )
         for t in _regroup(flat)
     ]

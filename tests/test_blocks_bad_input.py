@@ -12,6 +12,20 @@ from torch import nn
 from fastinfogan.errors import InputError
 from fastinfogan.nn import Block, Chain, ConvBlock, LinearBlock, UpconvBlock
 
+
+def slope_set(slope: float) -> nn.Module:
+    block = ConvBlock(2, 4, 4, 2)
+    block.slope = slope
+    return block
+
+
+def momentum_none() -> nn.Module:
+    block = ConvBlock(2, 4, 4, 2)
+    assert block.norm is not None
+    block.norm.momentum = None
+    return block
+
+
 BAD: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], object], str]] = {
     "triton without a GPU": (
         lambda: ConvBlock(2, 4, 4, 2, impl="triton"), lambda m: m(draw(4, 2, 8, 8).float()),
@@ -60,6 +74,12 @@ BAD: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], object], str
         lambda: Chain(ConvBlock(2, 4, 4, 2), nn.ReLU()),  # type: ignore[arg-type]
         lambda m: m(torch.zeros(4, 2, 8, 8)), "not of ReLU",
     ),
+    "slope set later": (
+        lambda: slope_set(math.nan), lambda m: m(torch.zeros(4, 2, 8, 8)), "slope .*not nan"
+    ),
+    "cumulative statistics": (
+        momentum_none, lambda m: m(torch.zeros(4, 2, 8, 8)), "momentum None"
+    ),
     "no block": (Chain, lambda m: m(torch.zeros(4, 2, 8, 8)), "without blocks"),
 }  # fmt: skip
 
@@ -90,3 +110,10 @@ def test_bad_input_is_refused_before_anything_happens(name: str) -> None:
 def test_bad_blocks_are_not_made(make: Callable[[], Block], message: str) -> None:
     with pytest.raises(InputError, match=message):
         make()
+
+
+def test_cumulative_statistics_can_be_evaluated() -> None:
+    block, twin = momentum_none().eval(), ConvBlock(2, 4, 4, 2).eval()
+    twin.load_state_dict(block.state_dict())
+    x = draw(4, 2, 8, 8).float()
+    torch.testing.assert_close(block(x), twin(x))

@@ -155,10 +155,10 @@ def _with_norm(stage: Stage, per_group: int) -> Stage:
             "this block's batch norm has become a SyncBatchNorm, by convert_sync_batchnorm it "
             "seems; a block shares its statistics by fastinfogan.nn.synchronise"
         )
-    if norm.momentum is None:
-        raise InputError("a block has no cumulative running statistics (momentum None)")
     if not norm.training and norm.running_mean is not None:
         return replace(stage, layer=replace(stage.layer, norm=False), tensors=_folded(stage, norm))
+    if norm.momentum is None:
+        raise InputError("a block has no cumulative running statistics (momentum None)")
     positions = 1 if len(stage.out) == 1 or stage.layer.shape else stage.out[1] * stage.out[2]
     if per_group * positions < 2:
         raise InputError("batch norm cannot train on one value per channel")
