@@ -62,10 +62,8 @@ class Adam(torch.optim.Optimizer):
             torch.optim.Adam that this one has not.
     """
 
-    # Told to torch.amp.GradScaler, which sets both: step() reads them itself.
+    # Told to torch.amp.GradScaler: step() reads grad_scale and found_inf itself.
     _step_supports_amp_scaling = True
-    found_inf: Tensor
-    grad_scale: Tensor
 
     def __init__(
         self,
@@ -168,7 +166,7 @@ class Adam(torch.optim.Optimizer):
 
         As torch's fused Adam, it honours attributes of its own by which torch.amp.GradScaler hands
         over `found_inf` (not 0: nothing is updated, `skipped` goes up) and `grad_scale` (gradients
-        are divided by it), fp32 tensors of one element; the former may be an integer.
+        are divided by it), both fp32 tensors of one element.
 
         Args:
             closure: computes the loss anew, with gradients.

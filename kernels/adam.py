@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -15,8 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastinfogan.errors import InputError
+from fastinfogan.kernels.backend import native_available
 from fastinfogan.kernels.device.adam import adam_kernel
-from fastinfogan.kernels.launch import launch, run_native
+from fastinfogan.kernels.launch import is_recording, launch, run_native
+from fastinfogan.kernels.library import register
 
 CHUNK = 2048
 """Elements that a program updates: 16 a thread, four loads of 16 bytes from each operand."""
@@ -311,3 +314,42 @@ def update_reference(slots: Sequence[Slot], rates: Rates, grad_scale: float) -> 
         s.parameter.addcdiv_(s.exp_avg, denominator, value=-rate)
         if s.copy is not None:
             s.copy.copy_(s.parameter)
+
+
+_launchers: WeakValueDictionary[int, OneLaunch] = WeakValueDictionary()
+
+
+def launcher_of(device: torch.device) -> tuple[OneLaunch, int]:
+    """A new launcher for a list of parameters, to be kept, and the number `update` knows it by."""
+    launcher = OneLaunch(device)
+    number = id(launcher)
+    _launchers[number] = launcher
+    return launcher, number
+
+
+def _update(
+    parameters: list[Tensor], exp_avgs: list[Tensor], exp_avg_sqs: list[Tensor],
+    steps: list[Tensor], copies: list[Tensor], copied: list[int], gradients: list[Tensor],
+    found_inf: Tensor | None, lr: float, beta1: float, beta2: float, eps: float, launcher: int,
+) -> None:  # fmt: skip
+    device = parameters[0].device
+    if is_recording() and device.type != "meta":
+        return  # a fake of torch.compile's, in which no number can be read
+    of = dict(zip(copied, copies, strict=True))
+    lists = zip(parameters, gradients, exp_avgs, exp_avg_sqs, steps, strict=True)
+    slots = [Slot(*each, of.get(i)) for i, each in enumerate(lists)]
+    rates = Rates(lr, beta1, beta2, eps)
+    if device.type != "cpu":
+        _launchers[launcher].update(slots, rates, Scaling(found_inf))
+    elif found_inf is None or found_inf.item() == 0:
+        narrow = parameters[0].dtype == torch.float32 and native_available()
+        (update_native if narrow else update_reference)(slots, rates, 1.0)
+
+
+update = register(
+    "adam(Tensor(a!)[] parameters, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, "
+    "Tensor(d!)[] steps, Tensor(e!)[] copies, int[] copied, Tensor[] gradients, "
+    "Tensor? found_inf, float lr, float beta1, float beta2, float eps, int launcher) -> ()",
+    _update,
+)
+"""The operation, on lists: `copied` tells whose the copies are, `launcher` is `launcher_of`'s."""

@@ -117,5 +117,5 @@ def _make(spec: LatentSpec, device: torch.device) -> CodeTable:
         torch.tensor(bounds, dtype=torch.float32, device=device).view(-1, 2),
         torch.tensor(owners, dtype=torch.int64, device=device),
         torch.ones(len(rows), dtype=torch.float32, device=device),
-        max((row.width for row in rows if row.kind == CATEGORICAL), default=1),
+        max([1, *[row.width for row in rows if row.kind == CATEGORICAL]]),
     )

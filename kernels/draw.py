@@ -144,24 +144,15 @@ def draw_codes(
     wide = dtype == torch.float64
     narrow = torch.empty_like(out.generator_input, dtype=torch.float32) if wide else None
     target = out.generator_input if narrow is None else narrow
+    counter, number = (step, 0) if isinstance(step, Tensor) else (None, step)
+    where = (seed & 0xFFFFFFFF, seed >> 32, int(stream), streams, first_row)
+    counts, normal = [code.classes for code in spec.categorical], spec.noise.prior == "normal"
+    codes = (target, out.classes, out.continuous)
     if chosen == "native":
-        number, normal = _number(step), spec.noise.prior == "normal"
-        for i in range(streams):
-            part = slice(i * rows, (i + 1) * rows)
-            run_native(
-                "draw_codes", seed, number, stream + i, first_row, spec.noise.size, normal,
-                [code.classes for code in spec.categorical],
-                target[part], out.classes[part], out.continuous[part],
-            )  # fmt: skip
+        _draw_natively(*codes, counter, number, *where, spec.noise.size, counts, normal)
     else:
-        counts = tuple(code.classes for code in spec.categorical)
-        table = column_table(spec.noise.size, counts, len(spec.continuous), device)
-        on_device = isinstance(step, Tensor)
-        _draw(
-            target, out.classes, out.continuous, table, step if on_device else None,
-            0 if on_device else step, seed & 0xFFFFFFFF, seed >> 32, int(stream), streams,
-            first_row, spec.noise.prior == "normal",
-        )  # fmt: skip
+        table = column_table(spec.noise.size, tuple(counts), len(spec.continuous), device)
+        _draw(*codes, table, counter, number, *where, normal)
     if narrow is not None:
         out.generator_input.copy_(narrow)
     return out
@@ -243,6 +234,31 @@ _draw = register(
     "Tensor table, Tensor? counter, int step, int seed_low, int seed_high, int stream, "
     "int streams, int first_row, bool normal) -> ()",
     _draw_kernel,
+)
+
+
+def _draw_in_cpp(
+    generator_input: Tensor, classes: Tensor, continuous: Tensor, counter: Tensor | None,
+    step: int, seed_low: int, seed_high: int, stream: int, streams: int, first_row: int,
+    noise_size: int, counts: list[int], normal: bool,
+) -> None:  # fmt: skip
+    if is_recording():
+        return
+    number, seed = step if counter is None else _number(counter), seed_low | seed_high << 32
+    rows = classes.shape[0] // streams
+    for i in range(streams):
+        part = slice(i * rows, (i + 1) * rows)
+        run_native(
+            "draw_codes", seed, number, stream + i, first_row, noise_size, normal, counts,
+            generator_input[part], classes[part], continuous[part],
+        )  # fmt: skip
+
+
+_draw_natively = register(
+    "draw_codes_in_cpp(Tensor(a!) generator_input, Tensor(b!) classes, Tensor(c!) continuous, "
+    "Tensor? counter, int step, int seed_low, int seed_high, int stream, int streams, "
+    "int first_row, int noise_size, int[] counts, bool normal) -> ()",
+    _draw_in_cpp,
 )
 
 

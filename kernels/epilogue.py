@@ -143,7 +143,7 @@ activation_gradient = register(
 
 
 def _move(running: Tensor, found: Tensor, momentum: float) -> None:
-    """Move running statistics; what is not finite, of a batch that is skipped, leaves them alone."""
+    """Move running statistics; those of a batch that is not finite leave them alone."""
     step = (found - running).mul_(momentum)
     running += step.nan_to_num_(0.0, 0.0, 0.0).to(running.dtype)
 

@@ -1,9 +1,10 @@
 """What every test may use: tiny images, tiny networks, a folder of its own, a session's cache."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -115,6 +116,25 @@ def make_iteration(
     if precision == "fp64":
         networks = networks.double()
     return Iteration(experiment, settings, networks, torch.from_numpy(source.images))
+
+
+def watch_gradients(
+    iteration: Iteration, keep: Callable[[str, Sequence[torch.Tensor]], object]
+) -> None:
+    """Hand each step's gradients, "D" or "G", to `keep` before they are used."""
+    for step in ("D", "G"):
+        name = f"_{step.lower()}_update"
+        update = getattr(iteration, name)
+
+        def watched(
+            gradients: Sequence[torch.Tensor],
+            step: str = step,
+            update: Any = update,  # noqa: ANN401
+        ) -> None:
+            keep(step, gradients)
+            update(gradients)
+
+        setattr(iteration, name, watched)
 
 
 @pytest.fixture(scope="session")

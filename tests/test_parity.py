@@ -1,11 +1,11 @@
 """The product against the reference: losses, gradients, ten iterations, from the same seed."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import pytest
 import torch
-from conftest import made_up_images, make_iteration, narrowed
+from conftest import made_up_images, make_iteration, narrowed, watch_gradients
 from torch import Tensor, nn
 
 from fastinfogan import experiments, shuffle
@@ -106,19 +106,21 @@ def test_losses_and_gradients_in_fp32(name: str) -> None:
     truth = Reference(experiment, 3, torch.float64)
     n = ours.networks
     seen: dict[str, list[Tensor]] = {"ours": [], "reference": [], "truth": []}
-    for side, networks, adams in (
-        (seen["ours"], [n.generator, n.trunk, n.d_head, n.q_head], [ours.d_adam, ours.g_adam]),
-        (seen["reference"], reference.networks, [reference.d_adam, reference.g_adam]),
-        (seen["truth"], truth.networks, [truth.d_adam, truth.g_adam]),
-    ):
+    for networks in (
+        [n.generator, n.trunk, n.d_head, n.q_head], reference.networks, truth.networks
+    ):  # fmt: skip
         widen(networks)
-        for adam in adams:
+    for each in (ours, reference, truth):
+        for adam in (each.d_adam, each.g_adam):
             adam.param_groups[0]["lr"] = 0.0  # both steps on the same weights, in all three
+    for side, one in ((seen["reference"], reference), (seen["truth"], truth)):
+        for adam in (one.d_adam, one.g_adam):
 
             def keep(optimizer: torch.optim.Optimizer, *_: object, to: list[Tensor] = side) -> None:
                 to += [p.grad.double() for p in optimizer.param_groups[0]["params"]]
 
             adam.register_step_pre_hook(keep)
+    watch_gradients(ours, lambda _, found: seen["ours"].extend(g.double() for g in found))
     ours.run(0)
     for side, one in ((seen["reference"], reference), (seen["truth"], truth)):
         losses, _, bounds = step_reference(one, ours, 0)
@@ -153,17 +155,18 @@ def test_the_mi_term_teaches_trunk_and_q_in_the_d_step_and_only_g_in_the_g_step(
         iteration = make_iteration(
             replace(tiny, lambda_categorical=scale, lambda_continuous=scale), precision="fp64"
         )
-        names = {p: name for name, p in iteration.networks.named_parameters()}
+        n = iteration.networks
+        names = {
+            step: [name for name, _ in named]
+            for step, named in (("D", n.d_parameters()), ("G", n.g_parameters()))
+        }
         seen: dict[str, Tensor] = {}
-        for step, adam in (("D", iteration.d_adam), ("G", iteration.g_adam)):
 
-            def keep(optimizer: torch.optim.Optimizer, *_: object, step: str = step) -> None:
-                every = iteration.networks.parameters()
-                seen.update(
-                    {f"{step} {names[p]}": p.grad.clone() for p in every if p.grad is not None}
-                )
+        def keep(step: str, gradients: Sequence[Tensor]) -> None:
+            for name, gradient in zip(names[step], gradients, strict=True):
+                seen[f"{step} {name}"] = gradient.clone()
 
-            adam.register_step_pre_hook(keep)
+        watch_gradients(iteration, keep)
         iteration.draw(0)
         iteration.d_step()
         # The same networks for the G step in both, whatever the D step did.

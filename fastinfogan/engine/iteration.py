@@ -16,6 +16,7 @@ from torch import Tensor
 from fastinfogan.engine.passes import Pass
 from fastinfogan.engine.precision import BF16, FP32, FP64, narrowed
 from fastinfogan.engine.settings import TrainingSettings
+from fastinfogan.engine.update import Update
 from fastinfogan.errors import TrainingError
 from fastinfogan.experiments import Experiment
 from fastinfogan.kernels.adversarial import losses_with_gradient
@@ -73,6 +74,7 @@ class Iteration:
             from it and scaled there.
 
     Attributes:
+        counter: int64 (), the number of the iteration that `program` runs next.
         real: the real images of the last `draw`, (B, height, width, channels).
     """
 
@@ -115,6 +117,7 @@ class Iteration:
             for _, parameter in parameters:
                 if parameter in copies:
                     adam.keep_copy(parameter, copies[parameter])
+        self.counter = torch.zeros((), dtype=torch.int64, device=self.device)
         # The objective is the adversarial loss less lambda times each bound.
         self._weights = [-weight for weight in lambdas(e)]
         dtype = self.precision.dtype
@@ -123,14 +126,23 @@ class Iteration:
         self.sums = torch.zeros(2 + len(e.latents.codes), dtype=dtype, device=self.device)
         self.tally = torch.zeros(3, dtype=torch.int32, device=self.device)
         # One counter for both heads' launches, which follow each other: the rows of Q's output and
-        # of D's logits that were not finite. Adam takes it for found_inf.
+        # of D's logits that were not finite. Adam updates nothing while it is not 0.
         self._counted = torch.zeros(3 + len(e.latents.codes), dtype=torch.int32, device=self.device)
         self.problems = self._counted[1:2]
-        self.d_adam.found_inf = self.g_adam.found_inf = self.problems
+        self._d_update = Update(self.d_adam, self.problems)
+        self._g_update = Update(self.g_adam, self.problems)
 
     @torch.no_grad()
     def run(self, step: int) -> None:
         """Run iteration number `step`, counted from 0."""
+        self._run(step)
+
+    def program(self) -> None:
+        """Run the iteration that `counter` tells, and count on: the whole without a host."""
+        self._run(self.counter)
+        self.counter += 1
+
+    def _run(self, step: int | Tensor) -> None:
         self.draw(step)
         d_losses, _ = self.d_step()
         g_losses, values = self.g_step()
@@ -138,7 +150,7 @@ class Iteration:
             d_losses, g_losses, values, self._entropies, self.problems, self.sums, self.tally
         )
 
-    def draw(self, step: int) -> None:
+    def draw(self, step: int | Tensor) -> None:
         """Write an iteration's real images, and both steps' noise and code, into their buffers."""
         s = self.settings
         real_images(
@@ -211,7 +223,7 @@ class Iteration:
         gradient = p.d_head.backward(logits_gradient)
         gradient[rows:] += p.q_head.backward(output_gradient)
         p.trunk.backward_to_weights(gradient)
-        self._update(self.d_adam)
+        self._d_update([*p.trunk.gradients, *p.d_head.gradients, *p.q_head.gradients])
         return losses, values
 
     @torch.no_grad()
@@ -233,7 +245,7 @@ class Iteration:
             gradient += p.q_head.backward(output_gradient)
         gradient = p.trunk.backward(gradient)
         p.generator.backward_to_weights(gradient)
-        self._update(self.g_adam)
+        self._g_update(p.generator.gradients)
         return losses, values
 
     def codes(self, step: int) -> DrawnCodes:
@@ -284,8 +296,3 @@ class Iteration:
             counted=self._counted[: 2 + max(len(self._weights), 1)],
         )
         return values, gradient.view(q_output.shape)
-
-    @staticmethod
-    def _update(adam: Adam) -> None:
-        adam.step()
-        adam.zero_grad(set_to_none=True)

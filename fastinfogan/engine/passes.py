@@ -14,7 +14,7 @@ from fastinfogan.nn.run import resolve
 
 
 class Pass:
-    """One network on batches of one shape, by batch statistics.
+    """One network on batches of one shape, by batch statistics; traceable and capturable.
 
     Args:
         network: in training mode; its tensors must stay where they are.
@@ -22,9 +22,10 @@ class Pass:
         batch: inputs.
         groups: equal parts of the batch with statistics of their own.
         dtype: of the maps.
-        trained: whether its parameters are given gradients and its running statistics move.
+        trained: whether its parameters have gradients and its running statistics move.
 
     Attributes:
+        gradients: of the trained parameters, in the network's order, of the last way back.
         out: shape of an output, (C, H, W) or (features,).
     """
 
@@ -54,6 +55,7 @@ class Pass:
         ]
         norms = [stage.norm for stage in stages if trained and stage.norm is not None]
         self._counters = [n.num_batches_tracked for n in norms if n.num_batches_tracked is not None]
+        self.gradients: list[Tensor] = []
         self._kept: tuple[Tensor, list[Tensor | None]] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -73,7 +75,7 @@ class Pass:
         return out
 
     def backward(self, dout: Tensor) -> Tensor:
-        """The gradient of the last forward's input; the parameters' are left in their .grad.
+        """The gradient of the last forward's input; the parameters' are left in `gradients`.
 
         Args:
             dout: of its result, of the same shape and dtype.
@@ -94,8 +96,5 @@ class Pass:
             x, self._source, self._layers, self._tensors, self._groups, kept, dout, self._wanted,
             input_gradient=input_gradient,
         )  # fmt: skip
-        flat = (t for layer in self._tensors for t in layer)
-        for tensor, gradient in zip(flat, gradients, strict=True):
-            if tensor is not None and gradient is not None:
-                tensor.grad = gradient
+        self.gradients = [g for g in gradients if g is not None]
         return dx

@@ -1,0 +1,132 @@
+"""Who drives the iteration: Python call by call, torch.compile's program, or a replayed CUDA graph.
+
+All run the same program and give the same numbers; they differ in what the host does meanwhile.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Literal, get_args
+
+import torch
+
+from fastinfogan.engine.iteration import Iteration
+from fastinfogan.errors import InputError
+
+RunnerName = Literal["auto", "eager", "compiled", "graph"]
+_PER_GRAPH = 10
+"""Iterations of one replay, at the most."""
+
+
+class Runner(ABC):
+    """Runs iterations.
+
+    Args:
+        iteration: what is run.
+
+    Attributes:
+        at_once: iterations that one call of `run` does without coming back to the host.
+    """
+
+    at_once = 1
+
+    def __init__(self, iteration: Iteration) -> None:
+        self.iteration = iteration
+
+    @abstractmethod
+    def run(self, first: int, count: int) -> None:
+        """Run iterations first, first + 1, ..., `count` of them."""
+
+
+class EagerRunner(Runner):
+    """Calls one operation after the other."""
+
+    def run(self, first: int, count: int) -> None:
+        """See the base class."""
+        for step in range(first, first + count):
+            self.iteration.run(step)
+
+
+class CompiledRunner(Runner):
+    """Runs what torch.compile makes of the whole iteration: one graph, with no break in it."""
+
+    def __init__(self, iteration: Iteration) -> None:
+        super().__init__(iteration)
+        self._program = torch.compile(iteration.program, fullgraph=True, dynamic=False)
+
+    def run(self, first: int, count: int) -> None:
+        """See the base class."""
+        self.iteration.counter.fill_(first)
+        with torch.no_grad():
+            for _ in range(count):
+                self._program()
+
+
+class GraphRunner(Runner):
+    """Replays CUDA graphs, of one iteration and of several.
+
+    The program counts its own iterations on the device, so a replay needs nothing of the host. It
+    is captured at the first run, after a warm-up whose traces are undone: launches compile kernels
+    and fill tables of addresses, and train the networks, before they can be captured.
+    """
+
+    at_once = _PER_GRAPH
+
+    def __init__(self, iteration: Iteration) -> None:
+        super().__init__(iteration)
+        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+
+    def run(self, first: int, count: int) -> None:
+        """See the base class."""
+        if not self._graphs:
+            self._capture()
+        self.iteration.counter.fill_(first)
+        for size in sorted(self._graphs, reverse=True):
+            for _ in range(count // size):
+                self._graphs[size].replay()
+            count %= size
+
+    @torch.no_grad()
+    def _capture(self) -> None:
+        iteration = self.iteration
+        state = [t for kind in iteration.state().values() for t in kind.values()]
+        state.append(iteration.counter)
+        before = [t.clone() for t in state]
+        stream = torch.cuda.Stream(iteration.device)  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream(iteration.device))
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                iteration.program()
+        torch.cuda.current_stream(iteration.device).wait_stream(stream)
+        for size in (1, _PER_GRAPH):
+            graph = torch.cuda.CUDAGraph()
+            # Other threads, a decoder's for one, may call CUDA meanwhile.
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                for _ in range(size):
+                    iteration.program()
+            self._graphs[size] = graph
+        for tensor, value in zip(state, before, strict=True):
+            tensor.copy_(value)
+        iteration.restored()
+
+
+def choose_runner(name: RunnerName, device: torch.device) -> tuple[type[Runner], str]:
+    """Settle a runner for a device.
+
+    Returns:
+        The runner and, in a few words, why.
+
+    Raises:
+        InputError: no such runner, or it cannot work on this device.
+    """
+    if name not in get_args(RunnerName):
+        known = ", ".join(get_args(RunnerName))
+        raise InputError(f"no runner {name!r}; there are {known}")
+    if name == "graph" and device.type != "cuda":
+        raise InputError(f"--runner graph replays CUDA graphs; this run is on {device.type}")
+    if name == "auto":
+        if device.type == "cuda":
+            return GraphRunner, "a GPU replays it with no host in the loop"
+        return EagerRunner, "on a CPU launches cost nothing that another runner would save"
+    runners: dict[str, type[Runner]] = {
+        "eager": EagerRunner, "compiled": CompiledRunner, "graph": GraphRunner,
+    }  # fmt: skip
+    return runners[name], "asked for"

@@ -1,0 +1,41 @@
+"""An optimizer's step as one fixed operation: by gradients that are handed over, not looked up."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from fastinfogan.kernels.adam import launcher_of, update
+from fastinfogan.optim import Adam
+
+
+class Update:
+    """One group of an Adam, of whose parameters all have gradients; traceable and capturable.
+
+    Args:
+        adam: with its state made and its copies kept; both must stay where they are.
+        found_inf: one element: not 0, and nothing is updated.
+    """
+
+    def __init__(self, adam: Adam, found_inf: Tensor) -> None:
+        (self._group,) = adam.param_groups
+        parameters = self._group["params"]
+        state = [adam.state[p] for p in parameters]
+        moments = ([each[name] for each in state] for name in ("exp_avg", "exp_avg_sq", "step"))
+        copied = [i for i, p in enumerate(parameters) if p in adam.copies]
+        copies = [adam.copies[parameters[i]] for i in copied]
+        self._written = (parameters, *moments, copies, copied)
+        self._found_inf = found_inf
+        self._launcher, self._number = launcher_of(parameters[0].device)
+
+    def __call__(self, gradients: Sequence[Tensor]) -> None:
+        """Update by one gradient for each parameter, in the group's order."""
+        group = self._group
+        update(
+            *self._written,
+            gradients,
+            self._found_inf,
+            group["lr"],
+            *group["betas"],
+            group["eps"],
+            self._number,
+        )
