@@ -5,7 +5,7 @@ INSTALLED := .venv/installed
 CONSTRAINTS := $(CURDIR)/.ci/constraints.txt
 # What builds the C++ part is installed apart from .venv and asks the environment for its versions.
 PINNED := PIP_CONSTRAINT=$(CONSTRAINTS) PIP_BUILD_CONSTRAINT=$(CONSTRAINTS)
-SOURCES := pyproject.toml CMakeLists.txt .ci/constraints.txt $(wildcard kernels/native/*)
+SOURCES := pyproject.toml CMakeLists.txt .ci/constraints.txt $(wildcard kernels/native/*.cpp kernels/native/*.h)
 
 .PHONY: help demo test lint unit bench clean
 

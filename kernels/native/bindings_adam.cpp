@@ -32,7 +32,8 @@ void bind_adam(nb::handle parameters, nb::handle gradients, nb::handle exp_avgs,
       static_cast<float>(b2),
       static_cast<float>(1 / std::sqrt(1 - std::pow(b2, t))),
       static_cast<float>(check.number(eps, "eps")),
-      static_cast<float>(divisor)};
+      static_cast<float>(divisor),
+      false};
   std::vector<Tensor> alive;  // owners of memory that came by the slow way
   std::vector<AdamTask> tasks;
   alive.reserve(5 * p.size());

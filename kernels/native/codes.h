@@ -23,12 +23,12 @@ inline void words(std::uint64_t seed, std::uint32_t step, std::uint32_t stream,
 
 template <typename Function>
 inline void map_words(const std::uint32_t* drawn, Index size, float* out, Function function) {
-  for (Index i = 0; i < size; i += kLanes) {
-    const Index n = size - i < kLanes ? size - i : kLanes;
-    std::uint32_t lanes[kLanes] = {};
-    __builtin_memcpy(lanes, drawn + i, static_cast<std::size_t>(n) * 4);
-    store(out + i, function(read<Words>(lanes)), n);
-  }
+  Index i = 0;
+  for (; i + kLanes <= size; i += kLanes) store(out + i, function(read<Words>(drawn + i)));
+  if (i == size) return;
+  std::uint32_t lanes[kLanes] = {};
+  __builtin_memcpy(lanes, drawn + i, static_cast<std::size_t>(size - i) * 4);
+  store(out + i, function(read<Words>(lanes)), size - i);
 }
 inline void uniform(const std::uint32_t* drawn, Index size, float* out) {
   map_words(drawn, size, out, [](Words w) { return philox::uniform(w); });

@@ -17,7 +17,7 @@ inline void statistics_tile(const T* y, const Tile& tile, float* mean, float* m2
   for (Index c = 0; c < tile.channels; c += kLanes) {
     store(shift + c, load(y + c, tile.channels - c));
   }
-  for_strips(tile, [&](Index row, Index rows, Index c, Index n) {
+  for_strips(tile, [&](Index row, auto rows, Index c, auto n) {
     const T* p = y + row * tile.stride + c;
     const Floats origin = load(shift + c);
     Floats sum1{}, sum2{};
@@ -46,7 +46,7 @@ inline void apply_tile(const ApplyTask& task, const Tile& tile) {
   T* out = static_cast<T*>(task.out) + origin;
   const float* scale = task.scale + tile.group * task.channels + tile.first_channel;
   const float* shift = task.shift + tile.group * task.channels + tile.first_channel;
-  for_strips(tile, [&](Index row, Index rows, Index c, Index n) {
+  for_strips(tile, [&](Index row, auto rows, Index c, auto n) {
     const Floats a = load(scale + c, n), b = load(shift + c, n);
     for (Index r = row; r < row + rows; ++r) {
       const Index i = r * tile.stride + c;
@@ -64,7 +64,7 @@ inline void gradient_sums_tile(const NormGradientTask& task, const Tile& tile, f
   const T* dout = static_cast<const T*>(task.dout) + origin;
   const T* y = static_cast<const T*>(task.y) + origin;
   const Index channel = tile.group * task.channels + tile.first_channel;
-  for_strips(tile, [&](Index row, Index rows, Index c, Index n) {
+  for_strips(tile, [&](Index row, auto rows, Index c, auto n) {
     const Floats a = load(task.scale + channel + c, n), b = load(task.shift + channel + c, n);
     const Floats mean = load(task.mean + channel + c, n);
     Floats sum1{}, sum2{};
@@ -82,8 +82,9 @@ inline void gradient_sums_tile(const NormGradientTask& task, const Tile& tile, f
   __builtin_memcpy(sum_gy, total_gy, static_cast<std::size_t>(tile.channels) * 4);
 }
 
-// dy = factor * (g - offset - (y - mean) * slant), with per channel
-// factor = gamma * rstd, offset = S_g / M, slant = rstd^2 * S_gy / M: (3, groups, channels).
+// dy = factor * (g - S_g / M - (y - mean) * rstd^2 * S_gy / M) as factor * g + offset + (y - mean) *
+// slant, so that nothing cancels where the mean is large; factor = gamma * rstd. factors: factor,
+// offset and slant, (3, groups, channels).
 template <typename T, Act act>
 inline void gradient_tile(const NormGradientTask& task, const float* factors, const Tile& tile) {
   const Index origin = tile.first_row * tile.stride + tile.first_channel;
@@ -92,7 +93,7 @@ inline void gradient_tile(const NormGradientTask& task, const float* factors, co
   T* dy = static_cast<T*>(task.dy) + origin;
   const Index channel = tile.group * task.channels + tile.first_channel;
   const Index plane = task.groups * task.channels;
-  for_strips(tile, [&](Index row, Index rows, Index c, Index n) {
+  for_strips(tile, [&](Index row, auto rows, Index c, auto n) {
     const Floats a = load(task.scale + channel + c, n), b = load(task.shift + channel + c, n);
     const Floats mean = load(task.mean + channel + c, n);
     const Floats factor = load(factors + channel + c, n);
@@ -102,7 +103,7 @@ inline void gradient_tile(const NormGradientTask& task, const float* factors, co
       const Index i = r * tile.stride + c;
       const Floats x = load(y + i, n);
       const Floats g = backward_from_input<act>(load(dout + i, n), fma(a, x, b), task.slope);
-      store(dy + i, factor * fma(mean - x, slant, g - offset), n);
+      store(dy + i, fma(x - mean, slant, fma(g, factor, offset)), n);
     }
   });
 }
@@ -115,7 +116,7 @@ inline void bias_gradient_tile(const ActivationGradientTask& task, const Tile& t
   const T* dout = static_cast<const T*>(task.dout) + origin;
   const T* saved = static_cast<const T*>(task.saved) + origin;
   T* dz = static_cast<T*>(task.dz) + origin;
-  for_strips(tile, [&](Index row, Index rows, Index c, Index n) {
+  for_strips(tile, [&](Index row, auto rows, Index c, auto n) {
     Floats sum1{};
     for (Index r = row; r < row + rows; ++r) {
       const Index i = r * tile.stride + c;

@@ -66,7 +66,7 @@ void norm_statistics(const StatisticsTask& task) {
     const Tile tile = tiles[i];
     const Index place = tiles.place(tile, i);
     table.statistics(task, tile, means.data() + place, m2s.data() + place);
-  });
+  }, Order::down);
   const auto count = static_cast<double>(task.rows);
   by_channels(tiles, [&](Index first, Index last) {
     const Index n = last - first;
@@ -114,7 +114,7 @@ void norm_gradient(const NormGradientTask& task) {
     const Tile tile = tiles[i];
     const Index place = tiles.place(tile, i);
     table.gradient_sums(task, tile, sums_g.data() + place, sums_gy.data() + place);
-  });
+  }, Order::down);
   const auto count = static_cast<double>(task.rows);
   by_channels(tiles, [&](Index first, Index last) {
     const Index n = last - first;
@@ -131,9 +131,10 @@ void norm_gradient(const NormGradientTask& task) {
         const auto rstd = static_cast<double>(task.rstd[place]);
         dbeta[c] += sum_g[c];
         dgamma[c] += sum_gy[c] * rstd;
-        factors[place] = task.gamma[first + c] * task.rstd[place];
-        factors[plane + place] = static_cast<float>(sum_g[c] / count);
-        factors[2 * plane + place] = static_cast<float>(rstd * rstd * sum_gy[c] / count);
+        const double factor = static_cast<double>(task.gamma[first + c]) * rstd;
+        factors[place] = static_cast<float>(factor);
+        factors[plane + place] = static_cast<float>(-factor * sum_g[c] / count);
+        factors[2 * plane + place] = static_cast<float>(-factor * rstd * rstd * sum_gy[c] / count);
       }
     }
     for (Index c = 0; c < n; ++c) {

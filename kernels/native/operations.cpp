@@ -17,6 +17,7 @@ std::array<std::uint32_t, 4> encrypt(const std::array<std::uint32_t, 4>& counter
 
 void words(std::uint64_t seed, std::uint32_t step, std::uint32_t stream, std::uint32_t first_row,
            Index rows, Index columns, std::uint32_t* out) {
+  if (rows == 0 || columns == 0) return;
   std::vector<std::uint32_t> scratch(4 * (pieces_of(columns, 4) + kMaxLanes));
   leaves().words(seed, step, stream, first_row, rows, columns, scratch.data(), out);
 }
@@ -90,7 +91,7 @@ void d_head_objective(const HeadTask& head, const AdversarialTask& losses) {
   adversarial_losses(losses);
 }
 
-void adam(const std::vector<AdamTask>& parameters, const AdamStep& step) {
+void adam(const std::vector<AdamTask>& parameters, AdamStep step) {
   constexpr Index size = 16384;  // a multiple of every vector width
   struct Piece {
     const AdamTask* parameter;
@@ -104,6 +105,8 @@ void adam(const std::vector<AdamTask>& parameters, const AdamStep& step) {
       pieces.push_back({&p, first, std::min(p.size, first + size)});
     }
   }
+  // More than caches hold, so that keeping the copies there would only push out something else.
+  step.stream_copies = elements >= Index{1} << 20;
   const Leaves& table = leaves();
   for_pieces(static_cast<Index>(pieces.size()), elements, [&](Index i) {
     table.adam(*pieces[i].parameter, step, pieces[i].first, pieces[i].last);

@@ -21,7 +21,7 @@ void q_head_log_likelihood(const LikelihoodTask&);
 void adversarial_losses(const AdversarialTask&);
 void d_head_objective(const HeadTask&, const AdversarialTask&);
 
-void adam(const std::vector<AdamTask>&, const AdamStep&);
+void adam(const std::vector<AdamTask>&, AdamStep);  // sets stream_copies itself
 
 void norm_statistics(const StatisticsTask&);
 void norm_apply(const ApplyTask&);

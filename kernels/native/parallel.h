@@ -31,17 +31,28 @@ inline int thread() {
 
 constexpr Index pieces_of(Index size, Index piece) { return (size + piece - 1) / piece; }
 
-// Calls function(i) for i from 0 to pieces - 1. `elements` is the whole work. The function must not
-// throw: it runs in threads that have no one to catch.
+enum class Order { up, down };
+
+// Calls function(i) for i from 0 to pieces - 1; every thread takes a run of them, upwards or
+// downwards. Of two passes over the same memory the first goes down and the second up: so each begins
+// with what the one before (a product, too, writes upwards) has left in the thread's cache.
+// `elements` is the whole work. The function must not throw: it runs in threads that have no one to
+// catch.
 template <typename Function>
-void for_pieces(Index pieces, Index elements, Function function) {
+void for_pieces(Index pieces, Index elements, Function function, Order order = Order::up) {
 #ifdef _OPENMP
   const bool worth = pieces > 1 && elements >= kWorthThreads;
-#pragma omp parallel for schedule(static) if (worth)
+#pragma omp parallel if (worth)
+  {
+    const Index team = omp_get_num_threads(), self = omp_get_thread_num();
+    const Index first = pieces * self / team, last = pieces * (self + 1) / team;
 #else
-  (void)elements;
+  {
+    (void)elements;
+    const Index first = 0, last = pieces;
 #endif
-  for (Index i = 0; i < pieces; ++i) function(i);
+    for (Index i = first; i < last; ++i) function(order == Order::up ? i : first + last - 1 - i);
+  }
 }
 
 }  // namespace fastinfogan

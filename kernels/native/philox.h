@@ -52,32 +52,63 @@ inline Block encrypt(Block c, std::uint32_t k0, std::uint32_t k1, int rounds = 1
   return c;
 }
 
+// Which of kLanes consecutive counters stands in each lane: the order in which store_blocks() leaves
+// their words in the order of the counters.
+struct CounterOfLane {
+  std::uint32_t at[kLanes];
+  constexpr CounterOfLane() : at() {
+    for (int i = 0; i < kLanes; ++i) {
+      at[i] = static_cast<std::uint32_t>(kLanes / 4 * (i % 4) + i / 4);
+    }
+  }
+};
+constexpr CounterOfLane counter_of_lane;
+
+// Transposes (word, lane) within each 128 bits: 4 * kLanes words.
+inline void store_blocks(const Block& block, std::uint32_t* out) {
+#if defined(__AVX512F__)
+  const __m512i a = (__m512i)block.word[0], b = (__m512i)block.word[1],
+                c = (__m512i)block.word[2], d = (__m512i)block.word[3];
+  const __m512i ab_low = _mm512_unpacklo_epi32(a, b), ab_high = _mm512_unpackhi_epi32(a, b);
+  const __m512i cd_low = _mm512_unpacklo_epi32(c, d), cd_high = _mm512_unpackhi_epi32(c, d);
+  write(out, _mm512_unpacklo_epi64(ab_low, cd_low));
+  write(out + 16, _mm512_unpackhi_epi64(ab_low, cd_low));
+  write(out + 32, _mm512_unpacklo_epi64(ab_high, cd_high));
+  write(out + 48, _mm512_unpackhi_epi64(ab_high, cd_high));
+#elif defined(__AVX2__)
+  const __m256i a = (__m256i)block.word[0], b = (__m256i)block.word[1],
+                c = (__m256i)block.word[2], d = (__m256i)block.word[3];
+  const __m256i ab_low = _mm256_unpacklo_epi32(a, b), ab_high = _mm256_unpackhi_epi32(a, b);
+  const __m256i cd_low = _mm256_unpacklo_epi32(c, d), cd_high = _mm256_unpackhi_epi32(c, d);
+  write(out, _mm256_unpacklo_epi64(ab_low, cd_low));
+  write(out + 8, _mm256_unpackhi_epi64(ab_low, cd_low));
+  write(out + 16, _mm256_unpacklo_epi64(ab_high, cd_high));
+  write(out + 24, _mm256_unpackhi_epi64(ab_high, cd_high));
+#else
+  for (int i = 0; i < kLanes; ++i) {
+    for (int w = 0; w < 4; ++w) out[4 * i + w] = block.word[w][i];
+  }
+#endif
+}
+
 // The words of `blocks` counters per row, of rows first_row .. first_row + rows - 1.
 // out: uint32 (rows, 4 * blocks) and room for 4 * kLanes more.
 inline void fill(std::uint64_t seed, std::uint32_t step, std::uint32_t stream,
                  std::uint32_t first_row, Index rows, Index blocks, std::uint32_t* out) {
   const auto low = static_cast<std::uint32_t>(seed);
   const auto high = static_cast<std::uint32_t>(seed >> 32);
-  Index block = 0;
-  std::uint32_t row = first_row;
+  const auto per_row = static_cast<std::uint32_t>(blocks);
+  Words block = read<Words>(counter_of_lane.at);
+  Words row = broadcast(first_row);
   for (Index done = 0; done < rows * blocks; done += kLanes) {
-    std::uint32_t block_of[kLanes], row_of[kLanes];
-    for (int i = 0; i < kLanes; ++i) {
-      block_of[i] = static_cast<std::uint32_t>(block);
-      row_of[i] = row;
-      if (++block == blocks) {
-        block = 0;
-        ++row;
-      }
+    for (Index wrapped = 0; wrapped < kLanes; wrapped += blocks) {
+      const Words past = (Words)(block >= per_row);  // all ones where true
+      block -= past & per_row;
+      row -= past;
     }
-    const Block drawn = encrypt({{read<Words>(block_of), read<Words>(row_of), broadcast(step),
-                                  broadcast(stream)}},
-                                low, high);
-    std::uint32_t columns[4][kLanes];
-    for (int w = 0; w < 4; ++w) write(columns[w], drawn.word[w]);
-    for (int i = 0; i < kLanes; ++i) {
-      for (int w = 0; w < 4; ++w) out[4 * (done + i) + w] = columns[w][i];
-    }
+    store_blocks(encrypt({{block, row, broadcast(step), broadcast(stream)}}, low, high),
+                 out + 4 * done);
+    block += static_cast<std::uint32_t>(kLanes);
   }
 }
 
@@ -131,9 +162,12 @@ inline Floats normal(Words word) {
                             0.00943887047f, 1.00167406f, 2.83297682f};
   const Floats x = uniform(word);
   const Floats w = -detail::log((1.0f - x) * (1.0f + x));
-  const Floats near = detail::horner(centre, w - 2.5f);
-  const Floats far = detail::horner(tail, sqrt(w) - 3.0f);
-  return (w < 5.0f ? near : far) * x * 1.41421356f;
+  Floats erfinv = detail::horner(centre, w - 2.5f);
+  const auto central = w < 5.0f;
+  if (!all(central)) {  // one lane in 300
+    erfinv = central ? erfinv : detail::horner(tail, sqrt(w) - 3.0f);
+  }
+  return erfinv * x * 1.41421356f;
 }
 
 }  // namespace fastinfogan::FASTINFOGAN_ISA::philox

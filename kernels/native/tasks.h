@@ -103,6 +103,7 @@ struct AdamStep {
   float root_correction;   // 1 / sqrt(1 - beta2^t)
   float eps;
   float gradient_divisor;  // 1: none
+  bool stream_copies;      // write the copies past the caches
 };
 
 // A map y of (groups * rows, channels): rows are the pixels of the images of one statistics group.

@@ -10,16 +10,16 @@ namespace fastinfogan::FASTINFOGAN_ISA {
 
 constexpr int kStrip = 8;
 
-// Calls function(row, rows, column, columns): rows = kStrip and columns = kLanes except at the edges.
+// Calls function(row, rows, column, columns), with Fixed sizes except at the edges.
 template <typename Function>
 inline void for_strips(const Tile& tile, Function function) {
   Index row = 0;
   for (; row + kStrip <= tile.rows; row += kStrip) {
     Index column = 0;
     for (; column + kLanes <= tile.channels; column += kLanes) {
-      function(row, kStrip, column, kLanes);
+      function(row, Fixed<kStrip>{}, column, Fixed<kLanes>{});
     }
-    if (column < tile.channels) function(row, kStrip, column, tile.channels - column);
+    if (column < tile.channels) function(row, Fixed<kStrip>{}, column, tile.channels - column);
   }
   if (row == tile.rows) return;
   for (Index column = 0; column < tile.channels; column += kLanes) {
