@@ -68,6 +68,9 @@ class Train:
     ] = None
     """maximise is InfoGAN; observe is a GAN with Q observing (Figure 1): D and Q are trained as in
     InfoGAN, the generator is not told what Q can read."""
+    runner: Literal["auto", "eager", "compiled", "graph"] = "auto"
+    """Who drives the iteration, with the same numbers: auto replays CUDA graphs on a GPU and is
+    eager on a CPU; compiled runs torch.compile's program."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes the GPU if there is one."""
     log_every: Annotated[int | None, _open("INT", "10")] = None
@@ -96,7 +99,7 @@ class Train:
             run = RunDirectory.open(self.resume)
             self._agree_with(run)
             plan = replace(run.plan, device=device, **given)
-            trainer, source = training.go_on(run, plan, self.data)
+            trainer, source = training.go_on(run, plan, self.data, self.runner)
         else:
             trainer, source = self._start(device, given)
         return training.train_with_progress(trainer, source, new=not self.resume)
@@ -156,4 +159,4 @@ class Train:
             information=self.information or "maximise",
             log_every=10 if self.log_every is None else self.log_every,
         )
-        return training.start(run, source, weights), source
+        return training.start(run, source, weights, self.runner), source

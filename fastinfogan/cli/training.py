@@ -2,7 +2,7 @@
 
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +34,7 @@ from fastinfogan.engine import (
 )
 from fastinfogan.engine.memory import OutOfMemoryError, told_in_one_line
 from fastinfogan.engine.precision import PrecisionName
+from fastinfogan.engine.runners import RunnerName
 from fastinfogan.engine.settings import Information
 from fastinfogan.errors import InputError
 from fastinfogan.evaluation import evaluate
@@ -83,7 +84,12 @@ def describe_run(
     return RunDirectory(path, experiment, settings, plan), source
 
 
-def start(run: RunDirectory, source: Source, weights: SavedState | None = None) -> Trainer:
+def start(
+    run: RunDirectory,
+    source: Source,
+    weights: SavedState | None = None,
+    runner: RunnerName = "auto",
+) -> Trainer:
     """Set a new run up, then make its folder; with weights, they are its first checkpoint.
 
     Raises:
@@ -91,7 +97,7 @@ def start(run: RunDirectory, source: Source, weights: SavedState | None = None) 
         OSError: the first checkpoint could not be written; no folder is left.
     """
     with told_in_one_line("train on fewer images"):
-        trainer = Trainer(run, source, torch.device(run.plan.device))
+        trainer = Trainer(run, source, torch.device(run.plan.device), runner)
     if weights:
         trainer.take_weights(weights)
     run.make()
@@ -104,13 +110,16 @@ def start(run: RunDirectory, source: Source, weights: SavedState | None = None) 
     return trainer
 
 
-def go_on(run: RunDirectory, plan: Plan, data: Path | None = None) -> tuple[Trainer, Source]:
+def go_on(
+    run: RunDirectory, plan: Plan, data: Path | None = None, runner: RunnerName = "auto"
+) -> tuple[Trainer, Source]:
     """Take a run up where its newest checkpoint is, or from its seed if it came to none.
 
     Args:
         run: which.
         plan: what is asked of it from now on; recorded.
         data: where its images are now, if elsewhere; recorded.
+        runner: who drives its iterations.
 
     Raises:
         InputError: it cannot go on, or not to that iteration; nothing was changed.
@@ -130,7 +139,7 @@ def go_on(run: RunDirectory, plan: Plan, data: Path | None = None) -> tuple[Trai
         )
     source = images_of(run, data)
     with told_in_one_line("this run was started on a larger machine"):
-        trainer = Trainer(run, source, torch.device(plan.device))
+        trainer = Trainer(run, source, torch.device(plan.device), runner)
     if saved:
         trainer.resume(saved)
     settings = run.settings
@@ -149,7 +158,8 @@ def train_with_progress(
 ) -> int:
     """Train as the run's plan says, showing how it goes; then evaluate and draw.
 
-    SIGINT and SIGTERM end the run at the next iteration boundary, with a checkpoint.
+    SIGINT and SIGTERM end the run at the next iteration boundary, with a checkpoint; SIGUSR1 has a
+    checkpoint written there, and the run goes on.
 
     Args:
         trainer: at its first or at a later iteration.
@@ -173,7 +183,11 @@ def train_with_progress(
         with Trained.borrowed(run.experiment, trainer.networks, trainer.done) as trained:
             draw_all(trained, run.pictures)
 
-    with _progress(console, trainer, goal) as show, _stop_on_signal() as signals:
+    with (
+        _progress(console, trainer, goal) as show,
+        _stop_on_signal() as signals,
+        _save_on_signal() as save_now,
+    ):
         schedule = Schedule(
             checkpoint_every=run.plan.checkpoint_every,
             pictures_every=run.plan.pictures_every,
@@ -181,6 +195,7 @@ def train_with_progress(
             on_pictures=draw,
             on_warning=lambda text: console.print(f"[yellow]{escape(text)}[/yellow]"),
             stop=lambda: bool(signals),
+            save_now=save_now,
         )
         try:
             with told_in_one_line("take a smaller --batch-size"):
@@ -255,6 +270,23 @@ def _stop_on_signal() -> Iterator[list[signal.Signals]]:
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
+
+
+@contextmanager
+def _save_on_signal() -> Iterator[Callable[[], bool]]:
+    """Gives a function that tells whether SIGUSR1 came since it was last asked."""
+    asked: list[int] = []
+
+    def was_asked() -> bool:
+        found = bool(asked)
+        asked.clear()
+        return found
+
+    before = signal.signal(signal.SIGUSR1, lambda number, _: asked.append(number))
+    try:
+        yield was_asked
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 def free_name(stem: str) -> Path:

@@ -3,6 +3,7 @@
 from fastinfogan.engine.iteration import Iteration
 from fastinfogan.engine.precision import Precision, choose_precision
 from fastinfogan.engine.run_directory import RunDirectory, SavedState
+from fastinfogan.engine.runners import choose_runner
 from fastinfogan.engine.settings import Origin, Plan, TrainingSettings
 from fastinfogan.engine.trained import Trained
 from fastinfogan.engine.trainer import Schedule, Trainer
@@ -19,4 +20,5 @@ __all__ = [
     "Trainer",
     "TrainingSettings",
     "choose_precision",
+    "choose_runner",
 ]

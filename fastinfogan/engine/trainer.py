@@ -12,6 +12,7 @@ import torch
 from fastinfogan.data import Source
 from fastinfogan.engine.iteration import Iteration
 from fastinfogan.engine.run_directory import MetricsLog, RunDirectory, SavedState
+from fastinfogan.engine.runners import RunnerName, choose_runner
 from fastinfogan.errors import InputError, TrainingError
 from fastinfogan.networks import InfoGAN
 
@@ -33,6 +34,7 @@ class Schedule:
             in training mode.
         on_warning: called with a line about something that did not stop the run.
         stop: asked at every boundary; a true answer ends the run there.
+        save_now: asked at every boundary; a true answer writes a checkpoint there.
     """
 
     checkpoint_every: int = 500
@@ -42,6 +44,7 @@ class Schedule:
     on_pictures: Callable[[], None] = _nothing
     on_warning: Callable[[str], None] = _nothing
     stop: Callable[[], bool] = lambda: False
+    save_now: Callable[[], bool] = lambda: False
 
 
 class Trainer:
@@ -51,16 +54,24 @@ class Trainer:
         run: where it lives, or will live: nothing is written before `save` or `train`.
         source: the images.
         device: where to train.
+        runner: who drives the iteration.
 
     Attributes:
         iteration: the two steps and their state.
+        runner: who drives it.
         done: how many iterations the state has seen.
 
     Raises:
         InputError: the images are not those that the run was started with.
     """
 
-    def __init__(self, run: RunDirectory, source: Source, device: torch.device) -> None:
+    def __init__(
+        self,
+        run: RunDirectory,
+        source: Source,
+        device: torch.device,
+        runner: RunnerName = "auto",
+    ) -> None:
         if source.fingerprint != run.settings.data_fingerprint:
             raise InputError(
                 f"{source.name}: these are not the images that {run.path} was started with "
@@ -74,6 +85,7 @@ class Trainer:
             networks = networks.double()
         images = torch.from_numpy(source.images).to(device)
         self.iteration = Iteration(run.experiment, run.settings, networks, images)
+        self.runner = choose_runner(runner, device)[0](self.iteration)
 
     @property
     def networks(self) -> InfoGAN:
@@ -138,12 +150,13 @@ class Trainer:
 
         try:
             while self.done < until and not schedule.stop():
-                self.iteration.run(self.done)
-                self.done += 1
+                count = self._to_next_boundary(until, schedule)
+                self.runner.run(self.done, count)
+                self.done += count
                 if self.done % settings.log_every == 0 or self.done == until:
                     write_metrics()
                 begun = time.perf_counter()
-                if self.done % schedule.checkpoint_every == 0:
+                if self.done % schedule.checkpoint_every == 0 or schedule.save_now():
                     attempt("checkpoint", lambda: self.save(schedule.keep))
                 if schedule.pictures_every and self.done % schedule.pictures_every == 0:
                     attempt("pictures", schedule.on_pictures)
@@ -152,6 +165,12 @@ class Trainer:
             attempt("pictures", schedule.on_pictures)
         finally:
             attempt("TensorBoard events", log.close)
+
+    def _to_next_boundary(self, until: int, schedule: Schedule) -> int:
+        """How many iterations may run before something is due."""
+        every = (self.run.settings.log_every, schedule.checkpoint_every, schedule.pictures_every)
+        due = [n - self.done % n for n in every if n]
+        return min(self.runner.at_once, until - self.done, *due)
 
     def save(self, keep: int = 3) -> Path:
         """Write a checkpoint of the present state, if there is none yet, and prune older ones.
