@@ -101,6 +101,7 @@ def make_iteration(
     precision: ComputedIn = "fp32",
     augmentation: Augmentation = "none",
     information: Information = "maximise",
+    device: str = "cpu",
 ) -> Iteration:
     """The product's iteration on made-up images."""
     source = made_up_images(experiment)
@@ -115,7 +116,8 @@ def make_iteration(
     networks = InfoGAN(experiment, seed)
     if precision == "fp64":
         networks = networks.double()
-    return Iteration(experiment, settings, networks, torch.from_numpy(source.images))
+    images = torch.from_numpy(source.images).to(device)
+    return Iteration(experiment, settings, networks.to(device), images)
 
 
 def watch_gradients(

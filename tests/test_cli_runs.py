@@ -93,7 +93,7 @@ def config_of(run: str) -> dict[str, Any]:
 
 
 def checkpoints_of(run: str) -> list[str]:
-    return sorted(folder.name for folder in Path(run, "checkpoints").iterdir())
+    return sorted(folder.name for folder in Path(run, "checkpoints").glob("iteration-*"))
 
 
 def test_a_resume_takes_the_recorded_goal_and_records_another(digits: str) -> None:
@@ -301,10 +301,8 @@ def test_figure1_goes_on_and_is_drawn_again(
     assert "holds files already" in fails(*again, capsys=capsys)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_stops_at_a_boundary_and_the_run_goes_on(
-    number: signal.Signals, code: int, tiny: Experiment
-) -> None:
+def started(tiny: Experiment) -> "subprocess.Popen[str]":
+    """A run with no end in sight that has done its first iterations."""
     np.savez("digits.npz", images=made_up_images(tiny).images)
     command = ["train", "mnist", "--iterations", "100000", "--data", "digits.npz", "--out", "run"]
     process = subprocess.Popen(
@@ -318,6 +316,14 @@ def test_a_signal_stops_at_a_boundary_and_the_run_goes_on(
         time.sleep(0.05)
     while time.monotonic() < deadline and len(Path("run/metrics.jsonl").read_text()) < 10:
         time.sleep(0.05)
+    return process
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_at_a_boundary_and_the_run_goes_on(
+    number: signal.Signals, code: int, tiny: Experiment
+) -> None:
+    process = started(tiny)
     process.send_signal(number)
     told, _ = process.communicate(timeout=60)
     assert process.returncode == code
@@ -327,3 +333,23 @@ def test_a_signal_stops_at_a_boundary_and_the_run_goes_on(
     assert 1 <= done < 100_000
     again = [sys.executable, "-m", "fastinfogan", "train", "--resume", "run"]
     subprocess.run([*again, "--iterations", str(done + 1)], check=True, capture_output=True)
+
+
+def test_sigusr1_saves_and_goes_on(tiny: Experiment) -> None:
+    process = started(tiny)
+    process.send_signal(signal.SIGUSR1)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not checkpoints_of("run"):
+        time.sleep(0.05)
+    (first,) = checkpoints_of("run")
+    lines = len(Path("run/metrics.jsonl").read_text().splitlines())
+    while time.monotonic() < deadline:
+        if len(Path("run/metrics.jsonl").read_text().splitlines()) > lines + 3:
+            break
+        time.sleep(0.05)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert checkpoints_of("run")[0] == first
+    assert len(checkpoints_of("run")) == 2

@@ -75,10 +75,8 @@ def test_graphs_of_several_iterations_are_replayed_first(tiny: Experiment) -> No
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_a_captured_iteration_is_the_eager_one_to_the_last_bit(tiny: Experiment) -> None:
-    with torch.device("cuda"):
-        graph, eager = (
-            left_by(kind, tiny, precision="bf16") for kind in (GraphRunner, EagerRunner)
-        )
+    more = {"precision": "bf16", "device": "cuda"}
+    graph, eager = (left_by(kind, tiny, **more) for kind in (GraphRunner, EagerRunner))
     for name, tensor in eager.items():
         assert torch.equal(tensor, graph[name]), name
 

