@@ -283,11 +283,11 @@ def update_native(slots: Sequence[Slot], rates: Rates, grad_scale: float) -> Non
     for step, alike in by_step.items():
         run_native(
             "adam",
-            [s.parameter for s in alike],
+            [s.parameter.detach() for s in alike],
             [s.gradient for s in alike],
             [s.exp_avg for s in alike],
             [s.exp_avg_sq for s in alike],
-            [s.copy for s in alike],
+            [None if s.copy is None else s.copy.detach() for s in alike],
             float(rates.lr),
             rates.beta1,
             rates.beta2,

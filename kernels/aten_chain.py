@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastinfogan.kernels import aten, epilogue
 from fastinfogan.kernels.chain import Layer, LayerTensors
+from fastinfogan.kernels.maps import Deferred
 from fastinfogan.kernels.source import Source
 
 _KEPT = 3
@@ -48,6 +49,24 @@ def forward(
     return x, kept
 
 
+def features(
+    x: Tensor,
+    source: Source,
+    layers: Sequence[Layer],
+    tensors: Sequence[LayerTensors],
+    groups: int,
+) -> tuple[Deferred, list[Tensor | None]]:
+    """As `triton_chain.features`; the values are written out."""
+    out, kept = forward(x, source, layers, tensors, groups)
+    rows = out.flatten(1)
+    return Deferred(rows), [*kept, rows[:, None, None]]
+
+
+def keep(kept: list[Tensor | None], gradient: Tensor) -> list[Tensor | None]:
+    """As `triton_chain.keep`."""
+    return [*kept, gradient, None]
+
+
 def backward(
     x: Tensor,
     source: Source,
@@ -59,6 +78,7 @@ def backward(
     wanted: Sequence[Sequence[bool]],
     *,
     input_gradient: bool,
+    bias_gradient: Tensor | None = None,
 ) -> tuple[Tensor | None, list[Tensor | None]]:
     """As `triton_chain.backward`."""
     gradients: list[Tensor | None] = []
@@ -76,6 +96,8 @@ def backward(
             # In front of batch norm a bias changes nothing.
             if want.bias and t.bias is not None:
                 here["bias"] = torch.zeros_like(t.bias)
+        elif bias_gradient is not None and i == len(layers) - 1:
+            here["bias"] = bias_gradient
         elif _acts(layer) or want.bias:
             dout, here["bias"] = epilogue.activation_gradient(
                 dout, y, layer.activation, layer.loaded_slope, t.bias if want.bias else None

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 
 from fastinfogan.errors import InputError
+from fastinfogan.kernels.launch import is_recording
 
 Implementation = Literal["auto", "reference", "native", "triton"]
 Chosen = Literal["reference", "native", "triton"]
@@ -72,7 +73,8 @@ def choose(implementation: Implementation, device: torch.device | str = "cpu") -
             f"impl is 'auto', 'reference', 'native' or 'triton', not {implementation!r}"
         )
     if implementation == "auto":
-        if device.type == "cuda":
+        # Tensors without storage stand for a GPU's while launches are recorded.
+        if device.type == "cuda" or (device.type == "meta" and is_recording()):
             return "triton"
         return "native" if native_available() and device.type == "cpu" else "reference"
     if implementation == "native":

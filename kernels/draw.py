@@ -129,8 +129,7 @@ def draw_codes(
     _require_step(step, device)
     if dtype not in DTYPES:
         raise InputError(f"G's input is {_names(DTYPES)}, not {dtype}")
-    # Tensors without storage are for recording the launch.
-    chosen = "triton" if device.type == "meta" and is_recording() else choose(impl, device)
+    chosen = choose(impl, device)
     if out is None:
         out = empty_codes(spec, streams * rows, device, dtype)
     else:

@@ -68,6 +68,8 @@ class DHead(NamedTuple):
 
 def _activated(y: Deferred) -> Tensor:
     """The rows that a deferred map of rows stands for, in plain torch."""
+    if y.params is None and y.slope == 1.0:
+        return y.x
     wide = y.x.to(torch.promote_types(y.x.dtype, torch.float32))
     if y.params is not None:
         groups, _, features = y.params.shape
@@ -84,9 +86,16 @@ def _multiplied(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def _q_head(
     y: Tensor, params: Tensor | None, slope: float, weight: Tensor, bias: Tensor | None,
     classes: Tensor, continuous: Tensor, table: Tensor, bounds: Tensor, weights: Tensor,
-    counted: Tensor, with_output: bool,
+    counted: Tensor, widest: int, with_output: bool, impl: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     (rows, depth), (width, _), codes = y.shape, weight.shape, table.shape[0]
+    if impl == "native":
+        output = _multiplied(_activated(Deferred(y, params, slope)), weight, bias)
+        values, gradient = likelihood.evaluate(
+            output, classes, continuous, table, bounds, weights, counted, widest, "mean", impl
+        )
+        sums = gradient.sum(0, dtype=torch.float32)
+        return output if with_output else y.new_empty(0), values, gradient, sums
     output = y.new_empty((rows, width) if with_output else 0)
     gradient = y.new_empty((rows, width))
     values, bias_gradient = (y.new_empty(n, dtype=torch.float32) for n in (codes, width))
@@ -136,10 +145,12 @@ def _q_head(
 fused_q_head = register(
     "q_head_objective(Tensor y, Tensor? params, float slope, Tensor weight, Tensor? bias, "
     "Tensor classes, Tensor continuous, Tensor table, Tensor bounds, Tensor weights, "
-    "Tensor(a!) counters, bool with_output) -> (Tensor, Tensor, Tensor, Tensor)",
+    "Tensor(a!) counters, int widest, bool with_output, str impl) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
     _q_head,
 )
-"""The operation, by Triton: output (empty if not wanted), values, gradient, bias gradient."""
+"""The operation: output (empty if not wanted), values, gradient, bias gradient; "native", which is
+ATen's product and the likelihood in C++, or "triton"."""
 
 
 def q_head_objective(
@@ -180,7 +191,7 @@ def q_head_objective(
     if y.params is not None and y.params.shape[0] != 1:
         raise InputError(f"Q's head reads one statistics group, not {y.params.shape[0]}")
     chosen = settle(impl, y.x)
-    if chosen == "triton" and 0 < weight.shape[0] <= WIDEST:
+    if spec.codes and (chosen == "native" or (chosen == "triton" and len(weight) <= WIDEST)):
         weighted = (1.0,) * len(spec.codes) if weights is None else check_weights(weights, spec)
         device = y.x.device
         if counted is not None:
@@ -190,7 +201,8 @@ def q_head_objective(
             y.x, y.params, y.slope, weight, bias, classes.long().contiguous(),
             continuous.float().contiguous(), table.table, table.bounds,
             row_of(weighted, device, torch.float32),
-            counters(spec, device) if counted is None else counted, with_output,
+            counters(spec, device) if counted is None else counted, table.widest, with_output,
+            chosen,
         )  # fmt: skip
         return QHead(output if with_output else None, values, gradient, bias_gradient)
     if chosen == "triton":
@@ -374,7 +386,7 @@ def objective_launches(
         if width <= WIDEST:
             fused_q_head(
                 empty(batch, of_q, of=dtype), empty(1, 3, of_q), 0.1, empty(width, of_q),
-                empty(width), *codes, False,
+                empty(width), *codes, table.widest, False, "triton",
             )  # fmt: skip
         for groups in (2, 1):
             rows, targets = groups * batch, empty(groups, of=torch.int32)

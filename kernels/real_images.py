@@ -74,7 +74,7 @@ def real_images(
     if not 0 < len(images) <= shuffle.MAX_COUNT:
         raise InputError(f"a set has 1 to {shuffle.MAX_COUNT:,} images, not {len(images)}")
     rows = len(out)
-    chosen = "triton" if images.is_meta and is_recording() else choose(impl, images.device)
+    chosen = choose(impl, images.device)
     if chosen == "native" and impl == "native":
         raise InputError("real images have no implementation in C++; use impl='auto'")
     counter = step if isinstance(step, Tensor) else None

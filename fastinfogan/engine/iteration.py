@@ -13,15 +13,13 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from fastinfogan.engine.passes import Pass
+from fastinfogan.engine.passes import DHead, Pass, QHead
 from fastinfogan.engine.precision import BF16, FP32, FP64, narrowed
 from fastinfogan.engine.settings import TrainingSettings
 from fastinfogan.engine.update import Update
 from fastinfogan.errors import TrainingError
 from fastinfogan.experiments import Experiment
-from fastinfogan.kernels.adversarial import losses_with_gradient
 from fastinfogan.kernels.draw import DrawnCodes, draw_codes, empty_codes
-from fastinfogan.kernels.likelihood import likelihood_with_gradient
 from fastinfogan.kernels.measures import accumulate
 from fastinfogan.kernels.real_images import real_images
 from fastinfogan.networks import InfoGAN
@@ -41,8 +39,8 @@ class _Passes:
 
     generator: Pass
     trunk: Pass
-    d_head: Pass
-    q_head: Pass
+    d_head: DHead
+    q_head: QHead
 
     @classmethod
     def of(cls, networks: InfoGAN, e: Experiment, rows: int, dtype: torch.dtype, step: str) -> Self:
@@ -58,8 +56,8 @@ class _Passes:
         return cls(
             generator,
             trunk,
-            Pass(networks.d_head, trunk.out, groups * rows, dtype=dtype, trained=d),
-            Pass(networks.q_head, trunk.out, rows, dtype=dtype, trained=d),
+            DHead(networks.d_head, trunk.out, groups * rows, groups=groups, dtype=dtype, trained=d),
+            QHead(networks.q_head, trunk.out, rows, dtype=dtype, trained=d),
         )
 
 
@@ -136,11 +134,22 @@ class Iteration:
     def run(self, step: int) -> None:
         """Run iteration number `step`, counted from 0."""
         self._run(step)
+        self.count_batches(1)
 
     def program(self) -> None:
-        """Run the iteration that `counter` tells, and count on: the whole without a host."""
+        """Run the iteration that `counter` tells, and count on: the whole without a host.
+
+        What it leaves to the host is `count_batches`.
+        """
         self._run(self.counter)
         self.counter += 1
+
+    @torch.no_grad()
+    def count_batches(self, iterations: int) -> None:
+        """Count the batches that so many iterations have put into running statistics."""
+        for network in (*vars(self._d_passes).values(), *vars(self._g_passes).values()):
+            if network.counters:
+                torch._foreach_add_(network.counters, network.groups * iterations)
 
     def _run(self, step: int | Tensor) -> None:
         self.draw(step)
@@ -214,14 +223,12 @@ class Iteration:
             each code on the generated ones.
         """
         p, codes, rows = self._d_passes, self.codes(0), self.settings.batch_size
-        self._both[rows:] = p.generator.forward(codes.generator_input[:, None, None])
+        self._both[rows:].copy_(p.generator.forward(codes.generator_input[:, None, None]))
         features = p.trunk.forward(self._both)
-        logits = p.d_head.forward(features)
-        q_output = p.q_head.forward(features[rows:])
-        losses, logits_gradient = self._adversarial(logits, (_REAL, _GENERATED))
-        values, output_gradient = self._information(q_output, codes)
-        gradient = p.d_head.backward(logits_gradient)
-        gradient[rows:] += p.q_head.backward(output_gradient)
+        losses = p.d_head.losses(features, (_REAL, _GENERATED), self._counted[1:3])
+        values = self._log_likelihood(p.q_head, features[rows:], codes)
+        gradient = p.d_head.backward()
+        gradient[rows:].add_(p.q_head.backward())
         p.trunk.backward_to_weights(gradient)
         self._d_update([*p.trunk.gradients, *p.d_head.gradients, *p.q_head.gradients])
         return losses, values
@@ -234,17 +241,13 @@ class Iteration:
             The adversarial loss, (1,), and the mean log-likelihood of each code.
         """
         p, codes = self._g_passes, self.codes(1)
-        fake = p.generator.forward(codes.generator_input[:, None, None])
-        features = p.trunk.forward(fake)
-        logits = p.d_head.forward(features)
-        q_output = p.q_head.forward(features)
-        losses, logits_gradient = self._adversarial(logits, (_REAL,))
-        values, output_gradient = self._information(q_output, codes)
-        gradient = p.d_head.backward(logits_gradient)
+        features = p.trunk.forward(p.generator.forward(codes.generator_input[:, None, None]))
+        losses = p.d_head.losses(features, (_REAL,), self._counted[1:3])
+        values = self._log_likelihood(p.q_head, features, codes)
+        gradient = p.d_head.backward()
         if self.settings.information == "maximise":
-            gradient += p.q_head.backward(output_gradient)
-        gradient = p.trunk.backward(gradient)
-        p.generator.backward_to_weights(gradient)
+            gradient.add_(p.q_head.backward())
+        p.generator.backward_to_weights(p.trunk.backward(gradient))
         self._g_update(p.generator.gradients)
         return losses, values
 
@@ -278,21 +281,9 @@ class Iteration:
         self.d_adam.write_copies()
         self.g_adam.write_copies()
 
-    def _adversarial(self, logits: Tensor, targets: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        """The losses of groups of rows, one for each target, and the gradient of their sum."""
-        losses, gradient = losses_with_gradient(
-            logits.flatten(), targets, counted=self._counted[1:3]
+    def _log_likelihood(self, q_head: QHead, features: Tensor, codes: DrawnCodes) -> Tensor:
+        """Of each code, (codes,); what `backward` differentiates is -lambda times it, summed."""
+        counted = self._counted[: 2 + max(len(self._weights), 1)]
+        return q_head.log_likelihood(
+            features, codes, self.experiment.latents, self._weights, counted
         )
-        return losses, gradient.view(logits.shape)
-
-    def _information(self, q_output: Tensor, codes: DrawnCodes) -> tuple[Tensor, Tensor]:
-        """The log-likelihood of each code, (codes,), and the gradient of -lambda times it."""
-        values, gradient = likelihood_with_gradient(
-            q_output.flatten(1),
-            codes.classes,
-            codes.continuous,
-            self.experiment.latents,
-            weights=self._weights,
-            counted=self._counted[: 2 + max(len(self._weights), 1)],
-        )
-        return values, gradient.view(q_output.shape)

@@ -1,5 +1,6 @@
 """A network's way forward and back, written out: no autograd, and only the gradients wanted."""
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -8,12 +9,17 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from fastinfogan.kernels import aten_chain, triton_chain
+from fastinfogan.kernels.backend import choose
+from fastinfogan.kernels.draw import DrawnCodes
+from fastinfogan.kernels.heads import d_head_objective, q_head_objective
+from fastinfogan.kernels.maps import Deferred
 from fastinfogan.kernels.source import Source
+from fastinfogan.latents import LatentSpec
 from fastinfogan.nn import Chain, statistics_frozen
 from fastinfogan.nn.run import resolve
 
 
-class Pass:
+class Network:
     """One network on batches of one shape, by batch statistics; traceable and capturable.
 
     Args:
@@ -25,8 +31,10 @@ class Pass:
         trained: whether its parameters have gradients and its running statistics move.
 
     Attributes:
-        gradients: of the trained parameters, in the network's order, of the last way back.
         out: shape of an output, (C, H, W) or (features,).
+        gradients: of the trained parameters, in the network's order, of the last way back.
+        counters: of the batches that running statistics have taken in; each run takes in `groups`.
+        groups: as given.
     """
 
     def __init__(
@@ -42,21 +50,37 @@ class Pass:
         with nullcontext() if trained else statistics_frozen(network):
             stages = resolve(network.stages(), shape, batch, groups)
         self.out = stages[-1].out
+        self.groups = groups
         self._layers = [stage.layer for stage in stages]
         self._tensors = [stage.tensors for stage in stages]
         device = self._tensors[0].weight.device
-        # Tensors without storage are for recording the launches.
-        self._how: Any = aten_chain if device.type == "cpu" else triton_chain
+        self._how: Any = triton_chain if choose("auto", device) == "triton" else aten_chain
         self._source = Source(dtype)
-        self._groups = groups
         self._wanted = [
             [trained and isinstance(t, Parameter) and t.requires_grad for t in layer]
             for layer in self._tensors
         ]
         norms = [stage.norm for stage in stages if trained and stage.norm is not None]
-        self._counters = [n.num_batches_tracked for n in norms if n.num_batches_tracked is not None]
+        self.counters = [n.num_batches_tracked for n in norms if n.num_batches_tracked is not None]
         self.gradients: list[Tensor] = []
         self._kept: tuple[Tensor, list[Tensor | None]] | None = None
+
+    def _back(
+        self, dout: Tensor, *, input_gradient: bool = True, bias_gradient: Tensor | None = None
+    ) -> Tensor | None:
+        assert self._kept is not None, "the way back follows one forward"
+        (x, kept), self._kept = self._kept, None
+        dx: Tensor | None
+        dx, gradients = self._how.backward(
+            x, self._source, self._layers, self._tensors, self.groups, kept, dout, self._wanted,
+            input_gradient=input_gradient, bias_gradient=bias_gradient,
+        )  # fmt: skip
+        self.gradients = [g for g in gradients if g is not None]
+        return dx
+
+
+class Pass(Network):
+    """A network that makes maps of maps."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the network.
@@ -67,10 +91,8 @@ class Pass:
         Returns:
             Its last block's maps.
         """
-        for counter in self._counters:
-            counter += self._groups
         out: Tensor
-        out, kept = self._how.forward(x, self._source, self._layers, self._tensors, self._groups)
+        out, kept = self._how.forward(x, self._source, self._layers, self._tensors, self.groups)
         self._kept = (x, kept)
         return out
 
@@ -80,21 +102,90 @@ class Pass:
         Args:
             dout: of its result, of the same shape and dtype.
         """
-        dx = self._backward(dout, input_gradient=True)
+        dx = self._back(dout)
         assert dx is not None
         return dx
 
     def backward_to_weights(self, dout: Tensor) -> None:
         """As `backward`, for a network whose input needs no gradient."""
-        self._backward(dout, input_gradient=False)
+        self._back(dout, input_gradient=False)
 
-    def _backward(self, dout: Tensor, *, input_gradient: bool) -> Tensor | None:
-        assert self._kept is not None, "backward follows forward"
-        (x, kept), self._kept = self._kept, None
-        dx: Tensor | None
-        dx, gradients = self._how.backward(
-            x, self._source, self._layers, self._tensors, self._groups, kept, dout, self._wanted,
-            input_gradient=input_gradient,
-        )  # fmt: skip
-        self.gradients = [g for g in gradients if g is not None]
+
+class _Head(Network):
+    """A network whose last layer ends in its part of the objective, in one operation with it."""
+
+    def _features(self, x: Tensor) -> tuple[Deferred, list[Tensor | None]]:
+        """What the last layer reads."""
+        before = (self._layers[:-1], self._tensors[:-1])
+        found: tuple[Deferred, list[Tensor | None]] = self._how.features(
+            x, self._source, *before, self.groups
+        )
+        return found
+
+    def _keep(
+        self, x: Tensor, kept: list[Tensor | None], gradient: Tensor, bias_gradient: Tensor
+    ) -> None:
+        """Keep what the objective left: the gradients of the last layer's result and bias."""
+        self._from = (gradient[:, None, None], bias_gradient)
+        self._kept = (x, self._how.keep(kept, self._from[0]))
+
+    def backward(self) -> Tensor:
+        """The gradient of the maps read last; the parameters' are left in `gradients`."""
+        gradient, bias_gradient = self._from
+        dx = self._back(gradient, bias_gradient=bias_gradient)
+        assert dx is not None
         return dx
+
+
+class DHead(_Head):
+    """D's head, up to its losses."""
+
+    def losses(self, x: Tensor, targets: Sequence[int], counted: Tensor) -> Tensor:
+        """Compute the losses; `backward` differentiates their sum.
+
+        Args:
+            x: the trunk's maps, (batch, height, width, channels).
+            targets: of each group of rows, 1 for "should be called real", 0 for "generated".
+            counted: int32 (2,): rows that are not finite, and the kernel's own.
+
+        Returns:
+            (groups,), means over a group, in nats.
+        """
+        last = self._tensors[-1]
+        features, kept = self._features(x)
+        found = d_head_objective(features, last.weight, last.bias, targets, counted=counted)
+        self._keep(x, kept, found.gradient[:, None], found.bias_gradient)
+        return found.losses
+
+
+class QHead(_Head):
+    """Q's head, up to the log-likelihood of the codes."""
+
+    def log_likelihood(
+        self,
+        x: Tensor,
+        codes: DrawnCodes,
+        spec: LatentSpec,
+        weights: Sequence[float],
+        counted: Tensor,
+    ) -> Tensor:
+        """Compute the log-likelihoods; `backward` differentiates their weighted sum.
+
+        Args:
+            x: the trunk's maps, (batch, height, width, channels).
+            codes: that the images were generated from.
+            spec: what stands where.
+            weights: of each code in the sum.
+            counted: int32 (2 + codes,), see `kernels.targets.counters`.
+
+        Returns:
+            (codes,), means over the batch, in nats.
+        """
+        last = self._tensors[-1]
+        features, kept = self._features(x)
+        found = q_head_objective(
+            features, last.weight, last.bias, codes.classes, codes.continuous, spec,
+            weights=weights, counted=counted,
+        )  # fmt: skip
+        self._keep(x, kept, found.gradient, found.bias_gradient)
+        return found.values

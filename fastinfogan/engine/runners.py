@@ -58,6 +58,7 @@ class CompiledRunner(Runner):
         with torch.no_grad():
             for _ in range(count):
                 self._program()
+        self.iteration.count_batches(count)
 
 
 class GraphRunner(Runner):
@@ -79,6 +80,7 @@ class GraphRunner(Runner):
         if not self._graphs:
             self._capture()
         self.iteration.counter.fill_(first)
+        self.iteration.count_batches(count)
         for size in sorted(self._graphs, reverse=True):
             for _ in range(count // size):
                 self._graphs[size].replay()

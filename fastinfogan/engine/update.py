@@ -22,8 +22,8 @@ class Update:
         state = [adam.state[p] for p in parameters]
         moments = ([each[name] for each in state] for name in ("exp_avg", "exp_avg_sq", "step"))
         copied = [i for i, p in enumerate(parameters) if p in adam.copies]
-        copies = [adam.copies[parameters[i]] for i in copied]
-        self._written = (parameters, *moments, copies, copied)
+        copies = [adam.copies[parameters[i]].detach() for i in copied]
+        self._written = ([p.detach() for p in parameters], *moments, copies, copied)
         self._found_inf = found_inf
         self._launcher, self._number = launcher_of(parameters[0].device)
 
