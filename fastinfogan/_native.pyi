@@ -1,9 +1,9 @@
 """Types of the C++ part (kernels/native); absent where no compiler was at hand.
 
-Tensors are on the CPU, contiguous unless said otherwise, and do not require grad. They are read and
-written in place, without a copy and without telling autograd. "Floating" is float32, bfloat16 or
-float16; arithmetic is float32 whatever the tensors are. Results do not depend on the number of
-threads. A wrong argument raises ValueError or TypeError, in one line that names it.
+Tensors are on the CPU and contiguous unless said otherwise, and those written into do not require
+grad. All are used in place, without a copy and without telling autograd. "Floating" is float32,
+bfloat16 or float16; arithmetic is float32 whatever the tensors are. Results do not depend on the
+number of threads. A wrong argument raises ValueError or TypeError, in one line that names it.
 """
 
 from collections.abc import Sequence
@@ -104,7 +104,8 @@ def adversarial_losses(
 
     Args:
         logits: floating (R,).
-        targets: int32 (groups,): 1 to be called real, softplus(-logit); 0 generated, softplus(logit).
+        targets: int32 (groups,): 1 to be called real, so softplus(-logit); 0 to be called
+            generated, so softplus(logit).
         scale: what the gradient is multiplied by.
         losses: written, float32 (groups,), means over the group's rows.
         gradient: written, as logits: scale * d(loss of the group) / d(logit).
@@ -189,7 +190,7 @@ def norm_apply(
     slope: float,
     out: Tensor,
 ) -> None:
-    """out = act(scale * y + shift), or act(y).
+    """Write act(scale * y + shift), or act(y).
 
     Args:
         y: floating (images, pixels, channels).
@@ -240,7 +241,7 @@ def activation_gradient(
     dz: Tensor,
     dbias: Tensor | None,
 ) -> None:
-    """dz = dout * act'(z), for layers without batch norm.
+    """Write dout * act'(z): the backward of layers without batch norm.
 
     Args:
         dout: floating (images, pixels, channels).

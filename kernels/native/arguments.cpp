@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <utility>
 
 namespace fastinfogan {
 namespace {
@@ -81,9 +82,7 @@ std::string text_of(const Shape& shape) {
   return text + ")";
 }
 
-std::string class_of(nb::handle object) {
-  return nb::cast<std::string>(nb::str(object.type().attr("__name__")));
-}
+std::string class_of(nb::handle object) { return nb::str(object.type().attr("__name__")).c_str(); }
 
 }  // namespace
 
@@ -106,27 +105,30 @@ Tensor Arguments::read(nb::handle object, const std::string& name, unsigned type
                        bool written) const {
   Tensor tensor;
   nb::dlpack::dltensor view;
+  if (written && nb::getattr(object, "requires_grad", nb::none()).is(nb::handle(Py_True))) {
+    wrong_type(name + " is written into and must not require grad: detach it");
+  }
   if (const ExchangeApi* api = exchange_api(Py_TYPE(object.ptr()))) {
     if (api->tensor_from_object(object.ptr(), &view) != 0) {
       PyErr_Clear();
       wrong_type(name + " has no memory that can be shared");
     }
   } else {
+    nb::ndarray<nb::ro> shared;
     nb::ndarray<> writable;
-    const bool shared = written ? nb::try_cast(object, writable, false)
-                                : nb::try_cast(object, tensor.owner, false);
-    if (!shared) {
-      wrong_type(name + " must be a CPU tensor" + (written ? " to write into" : "") +
-                 " that does not require grad, not " + class_of(object));
+    if (!(written ? nb::try_cast(object, writable, false) : nb::try_cast(object, shared, false))) {
+      wrong_type(name + " must be a CPU tensor" + (written ? " to write into" : "") + ", not " +
+                 class_of(object));
     }
-    if (written) tensor.owner = nb::ndarray<nb::ro>(writable);
-    view.data = const_cast<void*>(static_cast<const void*>(tensor.owner.data()));
-    view.device = {tensor.owner.device_type(), tensor.owner.device_id()};
-    view.ndim = static_cast<std::int32_t>(tensor.owner.ndim());
-    view.dtype = tensor.owner.dtype();
-    view.shape = const_cast<std::int64_t*>(tensor.owner.shape_ptr());
-    view.strides = const_cast<std::int64_t*>(tensor.owner.stride_ptr());
+    if (written) shared = nb::ndarray<nb::ro>(writable);
+    view.data = const_cast<void*>(shared.data());
+    view.device = {shared.device_type(), shared.device_id()};
+    view.ndim = static_cast<std::int32_t>(shared.ndim());
+    view.dtype = shared.dtype();
+    view.shape = const_cast<std::int64_t*>(shared.shape_ptr());
+    view.strides = const_cast<std::int64_t*>(shared.stride_ptr());
     view.byte_offset = 0;
+    owners_.push_back(std::move(shared));
   }
   if (view.device.device_type != nb::device::cpu::value) wrong(name + " must be on the CPU");
   tensor.type = type_of(view.dtype);

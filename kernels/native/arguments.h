@@ -25,12 +25,11 @@ enum : unsigned {
 };
 constexpr Index kAny = -1;
 
-// A tensor's memory, zero-copy through DLPack; valid while the call that it was passed to lasts.
+// A tensor's memory, zero-copy through DLPack; valid while the Arguments that read it live.
 struct Tensor {
   void* data = nullptr;
   unsigned type = 0;  // one of the bits above
   std::vector<Index> shape, strides;
-  nb::ndarray<nb::ro> owner;  // of memory that no Python argument holds
 
   Index size() const;
   Index itemsize() const { return type == kInt64 ? 8 : type & (kBFloat16 | kFloat16) ? 2 : 4; }
@@ -72,6 +71,7 @@ class Arguments {
                     std::initializer_list<Index> shape, bool written) const;
 
   const char* function_;
+  mutable std::vector<nb::ndarray<nb::ro>> owners_;  // of what came by __dlpack__ or as a buffer
 };
 
 }  // namespace fastinfogan

@@ -9,6 +9,9 @@ namespace fastinfogan {
 namespace nb = nanobind;
 using namespace nb::literals;
 
+// An argument that may be None as far as nanobind is concerned: Arguments complains better.
+inline auto operator""_any(const char* name, std::size_t) { return nb::arg(name).none(); }
+
 template <typename Operation>
 void without_gil(Operation operation) {
   nb::gil_scoped_release released;

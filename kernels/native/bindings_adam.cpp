@@ -25,29 +25,21 @@ void bind_adam(nb::handle parameters, nb::handle gradients, nb::handle exp_avgs,
   if (!(b2 >= 0 && b2 < 1)) check.wrong("beta2 must be from 0 to less than 1");
   if (!(t >= 1)) check.wrong("step must be 1 or more");
   if (divisor == 0) check.wrong("grad_scale must not be 0");
-  const AdamStep how{
-      static_cast<float>(check.number(lr, "lr") / (1 - std::pow(b1, t))),
-      static_cast<float>(1 - b1),
-      static_cast<float>(1 - b2),
-      static_cast<float>(b2),
-      static_cast<float>(1 / std::sqrt(1 - std::pow(b2, t))),
-      static_cast<float>(check.number(eps, "eps")),
-      static_cast<float>(divisor),
-      false};
-  std::vector<Tensor> alive;  // owners of memory that came by the slow way
+  const AdamStep how{static_cast<float>(check.number(lr, "lr") / (1 - std::pow(b1, t))),
+                     static_cast<float>(1 - b1),
+                     static_cast<float>(1 - b2),
+                     static_cast<float>(b2),
+                     static_cast<float>(1 / std::sqrt(1 - std::pow(b2, t))),
+                     static_cast<float>(check.number(eps, "eps")),
+                     static_cast<float>(divisor),
+                     false};
   std::vector<AdamTask> tasks;
-  alive.reserve(5 * p.size());
   for (std::size_t i = 0; i < p.size(); ++i) {
     const std::string index = "[" + std::to_string(i) + "]";
-    const auto tensor = [&](nb::handle object, const char* name, unsigned types,
-                            bool written) -> const Tensor& {
-      alive.push_back(check.dense(object, name + index, types, written));
-      return alive.back();
-    };
-    const Tensor& parameter = tensor(p[i], "parameters", kFloat32, true);
-    const auto like = [&](nb::handle object, const char* name, unsigned types,
-                          bool written) -> const Tensor& {
-      const Tensor& other = tensor(object, name, types, written);
+    const Tensor parameter = check.dense(p[i], "parameters" + index, kFloat32, true);
+    const auto like = [&](nb::handle object, const std::string& name, unsigned types,
+                          bool written) {
+      const Tensor other = check.dense(object, name + index, types, written);
       bool same = other.shape == parameter.shape;
       for (std::size_t d = 0; same && d < other.shape.size(); ++d) {
         same = other.shape[d] == 1 || other.strides[d] == parameter.strides[d];
@@ -57,7 +49,7 @@ void bind_adam(nb::handle parameters, nb::handle gradients, nb::handle exp_avgs,
       }
       return other;
     };
-    const Tensor& gradient = like(g[i], "gradients", kFloating, false);
+    const Tensor gradient = like(g[i], "gradients", kFloating, false);
     AdamTask task{parameter.size(),
                   parameter.as<float>(),
                   gradient.data,
@@ -67,7 +59,7 @@ void bind_adam(nb::handle parameters, nb::handle gradients, nb::handle exp_avgs,
                   nullptr,
                   Dtype::float32};
     if (!c[i].is_none()) {
-      const Tensor& copy = like(c[i], "copies", kBFloat16 | kFloat16, true);
+      const Tensor copy = like(c[i], "copies", kBFloat16 | kFloat16, true);
       task.copy = copy.data;
       task.copy_dtype = copy.dtype();
     }
@@ -79,8 +71,8 @@ void bind_adam(nb::handle parameters, nb::handle gradients, nb::handle exp_avgs,
 }  // namespace
 
 void bind_optimizer(nb::module_& m) {
-  m.def("adam", &bind_adam, "parameters"_a, "gradients"_a, "exp_avgs"_a, "exp_avg_sqs"_a,
-        "copies"_a, "lr"_a, "beta1"_a, "beta2"_a, "eps"_a, "step"_a, "grad_scale"_a);
+  m.def("adam", &bind_adam, "parameters"_any, "gradients"_any, "exp_avgs"_any, "exp_avg_sqs"_any,
+        "copies"_any, "lr"_any, "beta1"_any, "beta2"_any, "eps"_any, "step"_any, "grad_scale"_any);
 }
 
 }  // namespace fastinfogan

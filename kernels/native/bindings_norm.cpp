@@ -36,7 +36,8 @@ Index groups_of(const Arguments& check, nb::handle object, const char* name) {
 void bind_norm_statistics(nb::handle y, nb::handle groups, nb::handle mean, nb::handle rstd,
                           nb::handle variance, nb::handle eps) {
   const Arguments check("norm_statistics");
-  const Map map = map_of(check, y, check.integer(groups, "groups", 1, std::numeric_limits<Index>::max()));
+  const Map map =
+      map_of(check, y, check.integer(groups, "groups", 1, std::numeric_limits<Index>::max()));
   const auto per_channel = [&](nb::handle object, const char* name) {
     return check.output(object, name, kFloat32, {map.groups, map.channels}).as<float>();
   };
@@ -97,23 +98,22 @@ void bind_norm_gradient(nb::handle dout, nb::handle y, nb::handle scale, nb::han
                weight = check.input(gamma, "gamma", kFloat32, {map.channels});
   Tensor wanted;
   if (!dy.is_none()) wanted = like_y(dy, "dy", true);
-  const NormGradientTask task{
-      map.groups,
-      map.rows,
-      map.channels,
-      given.data,
-      map.tensor.data,
-      wanted.data,
-      map.tensor.dtype(),
-      a.as<float>(),
-      b.as<float>(),
-      mu.as<float>(),
-      r.as<float>(),
-      weight.as<float>(),
-      check.activation(activation),
-      static_cast<float>(check.number(slope, "slope")),
-      check.output(dgamma, "dgamma", kFloat32, {map.channels}).as<float>(),
-      check.output(dbeta, "dbeta", kFloat32, {map.channels}).as<float>()};
+  const NormGradientTask task{map.groups,
+                              map.rows,
+                              map.channels,
+                              given.data,
+                              map.tensor.data,
+                              wanted.data,
+                              map.tensor.dtype(),
+                              a.as<float>(),
+                              b.as<float>(),
+                              mu.as<float>(),
+                              r.as<float>(),
+                              weight.as<float>(),
+                              check.activation(activation),
+                              static_cast<float>(check.number(slope, "slope")),
+                              check.output(dgamma, "dgamma", kFloat32, {map.channels}).as<float>(),
+                              check.output(dbeta, "dbeta", kFloat32, {map.channels}).as<float>()};
   without_gil([&] { norm_gradient(task); });
 }
 
@@ -147,15 +147,15 @@ void bind_activation_gradient(nb::handle dout, nb::handle saved, nb::handle from
 }  // namespace
 
 void bind_norm(nb::module_& m) {
-  m.def("norm_statistics", &bind_norm_statistics, "y"_a, "groups"_a, "mean"_a, "rstd"_a,
-        "variance"_a, "eps"_a);
-  m.def("norm_apply", &bind_norm_apply, "y"_a, "scale"_a.none(), "shift"_a.none(),
-        "activation"_a, "slope"_a, "out"_a);
-  m.def("norm_gradient", &bind_norm_gradient, "dout"_a, "y"_a, "scale"_a, "shift"_a,
-        "mean"_a, "rstd"_a, "gamma"_a, "activation"_a, "slope"_a, "dy"_a.none(), "dgamma"_a,
-        "dbeta"_a);
-  m.def("activation_gradient", &bind_activation_gradient, "dout"_a, "out_or_z"_a,
-        "from_output"_a, "activation"_a, "slope"_a, "dz"_a, "dbias"_a.none());
+  m.def("norm_statistics", &bind_norm_statistics, "y"_any, "groups"_any, "mean"_any, "rstd"_any,
+        "variance"_any, "eps"_any);
+  m.def("norm_apply", &bind_norm_apply, "y"_any, "scale"_any, "shift"_any, "activation"_any,
+        "slope"_any, "out"_any);
+  m.def("norm_gradient", &bind_norm_gradient, "dout"_any, "y"_any, "scale"_any, "shift"_any,
+        "mean"_any, "rstd"_any, "gamma"_any, "activation"_any, "slope"_any, "dy"_any, "dgamma"_any,
+        "dbeta"_any);
+  m.def("activation_gradient", &bind_activation_gradient, "dout"_any, "out_or_z"_any,
+        "from_output"_any, "activation"_any, "slope"_any, "dz"_any, "dbias"_any);
 }
 
 }  // namespace fastinfogan

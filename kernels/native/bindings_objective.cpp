@@ -68,7 +68,8 @@ void bind_likelihood(nb::handle output, nb::handle classes, nb::handle continuou
     if (code.kind < 0 || code.kind > 2 || code.column < 0 || code.column >= width ||
         code.width < (categorical ? 1 : 0) || code.width > width - (categorical ? 0 : 1) ||
         last > width || code.index < 0 || code.index >= columns) {
-      check.wrong("table's row " + std::to_string(i) + " does not fit output, classes and continuous");
+      check.wrong("table's row " + std::to_string(i) +
+                  " does not fit output, classes and continuous");
     }
   }
   const LikelihoodTask task{batch,
@@ -129,28 +130,28 @@ void bind_d_head(nb::handle features, nb::handle weight, nb::handle bias, nb::ha
   const Arguments check("d_head_objective");
   const Tensor x = check.input(features, "features", kFloating, {kAny, kAny});
   const Tensor w = check.input(weight, "weight", x.type | kFloat32, {x.shape[1]});
-  const float b =
-      bias.is_none() ? 0.0f : *check.input(bias, "bias", kFloat32, {1}).as<float>();
+  const float b = bias.is_none() ? 0.0f : *check.input(bias, "bias", kFloat32, {1}).as<float>();
   const Tensor out = check.output(logits, "logits", kFloat32, {x.shape[0]});
   const AdversarialTask task =
       adversarial_task(check, out, targets, scale, losses, gradient, problems);
-  const HeadTask head{x.shape[0], x.shape[1], x.data,         x.dtype(),
-                      w.data,     w.dtype(),  b, out.as<float>()};
+  const HeadTask head{x.shape[0], x.shape[1], x.data, x.dtype(),
+                      w.data,     w.dtype(),  b,      out.as<float>()};
   without_gil([&] { d_head_objective(head, task); });
 }
 
 }  // namespace
 
 void bind_objective(nb::module_& m) {
-  m.def("draw_codes", &bind_draw_codes, "seed"_a, "step"_a, "stream"_a, "first_row"_a,
-        "noise_size"_a, "normal"_a, "class_counts"_a, "generator_input"_a, "classes"_a,
-        "continuous"_a);
-  m.def("q_head_log_likelihood", &bind_likelihood, "output"_a, "classes"_a, "continuous"_a,
-        "table"_a, "bounds"_a, "scales"_a, "rows"_a.none(), "values"_a, "gradient"_a, "problems"_a);
-  m.def("adversarial_losses", &bind_adversarial, "logits"_a, "targets"_a, "scale"_a,
-        "losses"_a, "gradient"_a, "problems"_a);
-  m.def("d_head_objective", &bind_d_head, "features"_a, "weight"_a, "bias"_a.none(),
-        "targets"_a, "scale"_a, "logits"_a, "losses"_a, "gradient"_a, "problems"_a);
+  m.def("draw_codes", &bind_draw_codes, "seed"_any, "step"_any, "stream"_any, "first_row"_any,
+        "noise_size"_any, "normal"_any, "class_counts"_any, "generator_input"_any, "classes"_any,
+        "continuous"_any);
+  m.def("q_head_log_likelihood", &bind_likelihood, "output"_any, "classes"_any, "continuous"_any,
+        "table"_any, "bounds"_any, "scales"_any, "rows"_any, "values"_any, "gradient"_any,
+        "problems"_any);
+  m.def("adversarial_losses", &bind_adversarial, "logits"_any, "targets"_any, "scale"_any,
+        "losses"_any, "gradient"_any, "problems"_any);
+  m.def("d_head_objective", &bind_d_head, "features"_any, "weight"_any, "bias"_any, "targets"_any,
+        "scale"_any, "logits"_any, "losses"_any, "gradient"_any, "problems"_any);
 }
 
 }  // namespace fastinfogan

@@ -58,23 +58,17 @@ void bind_random(nb::module_& m) {
         return encrypt(counter, k0, k1, rounds);
       },
       "counter"_a, "k0"_a, "k1"_a, "rounds"_a = 10);
-  m.def("words", &bind_words, "seed"_a, "step"_a, "stream"_a, "rows"_a, "columns"_a,
+  m.def("words", &bind_words, "seed"_any, "step"_any, "stream"_any, "rows"_any, "columns"_any,
         "first_row"_a = 0);
-  m.def(
-      "uniform",
-      [](Words drawn) { return map<float>(drawn, leaves().uniform); },
-      "drawn"_a);
-  m.def(
-      "normal",
-      [](Words drawn) { return map<float>(drawn, leaves().normal); },
-      "drawn"_a);
+  m.def("uniform", [](Words drawn) { return map<float>(drawn, leaves().uniform); }, "drawn"_a);
+  m.def("normal", [](Words drawn) { return map<float>(drawn, leaves().normal); }, "drawn"_a);
   m.def(
       "below",
       [](Words drawn, std::uint32_t bound) {
-        return map<std::int64_t>(
-            drawn, [bound](const std::uint32_t* in, Index size, std::int64_t* out) {
-              leaves().below(in, size, bound, out);
-            });
+        return map<std::int64_t>(drawn,
+                                 [bound](const std::uint32_t* in, Index size, std::int64_t* out) {
+                                   leaves().below(in, size, bound, out);
+                                 });
       },
       "drawn"_a, "bound"_a);
 }

@@ -42,8 +42,9 @@ void draw_codes(const CodesTask& task, Index first, Index last, std::uint32_t* s
 
 void likelihood(const LikelihoodTask& task, Index first, Index last, float* scratch, double* sums,
                 std::int32_t* problems) {
-  by_dtype(task.dtype,
-           [&](auto t) { likelihood_rows<decltype(t)>(task, first, last, scratch, sums, problems); });
+  by_dtype(task.dtype, [&](auto t) {
+    likelihood_rows<decltype(t)>(task, first, last, scratch, sums, problems);
+  });
 }
 
 void head(const HeadTask& task, Index first, Index last) {
@@ -81,12 +82,14 @@ void statistics(const StatisticsTask& task, const Tile& tile, float* mean, float
 }
 
 void apply(const ApplyTask& task, const Tile& tile) {
-  by_dtype_and_activation(task, [&](auto t, auto act) { apply_tile<decltype(t), act.value>(task, tile); });
+  by_dtype_and_activation(
+      task, [&](auto t, auto act) { apply_tile<decltype(t), act.value>(task, tile); });
 }
 
 void activation(const ApplyTask& task, Index first, Index last) {
-  by_dtype_and_activation(
-      task, [&](auto t, auto act) { activation_elements<decltype(t), act.value>(task, first, last); });
+  by_dtype_and_activation(task, [&](auto t, auto act) {
+    activation_elements<decltype(t), act.value>(task, first, last);
+  });
 }
 
 void gradient_sums(const NormGradientTask& task, const Tile& tile, float* sum_g, float* sum_gy) {
@@ -126,8 +129,23 @@ void bias_gradient(const ActivationGradientTask& task, const Tile& tile, float* 
 }  // namespace
 
 extern const Leaves leaves = {
-    NAME(FASTINFOGAN_ISA), encrypt, words, uniform, normal, below, draw_codes, likelihood, head,
-    adversarial, adam, statistics, apply, activation, gradient_sums, gradient, activation_gradient,
+    NAME(FASTINFOGAN_ISA),
+    encrypt,
+    words,
+    uniform,
+    normal,
+    below,
+    draw_codes,
+    likelihood,
+    head,
+    adversarial,
+    adam,
+    statistics,
+    apply,
+    activation,
+    gradient_sums,
+    gradient,
+    activation_gradient,
     bias_gradient,
 };
 

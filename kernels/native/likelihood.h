@@ -81,9 +81,9 @@ template <typename T>
 inline void likelihood_rows(const LikelihoodTask& task, Index first, Index last, float* scratch,
                             double* sums, std::int32_t* problems) {
   const Index width = task.width;
-  float* x = scratch;                          // (width, kLanes)
-  float* gradient = x + width * kLanes;        // (width, kLanes)
-  float* line = gradient + width * kLanes;     // (width,), and the vector that ends in it
+  float* x = scratch;                       // (width, kLanes)
+  float* gradient = x + width * kLanes;     // (width, kLanes)
+  float* line = gradient + width * kLanes;  // (width,), and the vector that ends in it
   const T* output = static_cast<const T*>(task.output);
   T* gradient_out = static_cast<T*>(task.gradient);
   for (Index row = first; row < last; row += kLanes) {

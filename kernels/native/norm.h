@@ -70,8 +70,8 @@ inline void gradient_sums_tile(const NormGradientTask& task, const Tile& tile, f
     Floats sum1{}, sum2{};
     for (Index r = row; r < row + rows; ++r) {
       const Floats x = load(y + r * tile.stride + c, n);
-      const Floats g = backward_from_input<act>(load(dout + r * tile.stride + c, n),
-                                                fma(a, x, b), task.slope);
+      const Floats g =
+          backward_from_input<act>(load(dout + r * tile.stride + c, n), fma(a, x, b), task.slope);
       sum1 += g;
       sum2 = fma(g, x - mean, sum2);
     }
@@ -82,8 +82,8 @@ inline void gradient_sums_tile(const NormGradientTask& task, const Tile& tile, f
   __builtin_memcpy(sum_gy, total_gy, static_cast<std::size_t>(tile.channels) * 4);
 }
 
-// dy = factor * (g - S_g / M - (y - mean) * rstd^2 * S_gy / M) as factor * g + offset + (y - mean) *
-// slant, so that nothing cancels where the mean is large; factor = gamma * rstd. factors: factor,
+// dy = factor * (g - S_g / M - (y - mean) * rstd^2 * S_gy / M) as factor * g + offset + (y - mean)
+// * slant, so that nothing cancels where the mean is large; factor = gamma * rstd. factors: factor,
 // offset and slant, (3, groups, channels).
 template <typename T, Act act>
 inline void gradient_tile(const NormGradientTask& task, const float* factors, const Tile& tile) {

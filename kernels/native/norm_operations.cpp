@@ -27,7 +27,7 @@ struct Tiles {
   Tile operator[](Index i) const {
     const Index c = chunk(i), group = c / row_chunks;
     const Index channel = (i % channel_tiles) * kTileChannels;
-    return {group,   group * rows + (c % row_chunks) * kTileRows,       rows_of(c),
+    return {group,   group * rows + (c % row_chunks) * kTileRows,        rows_of(c),
             channel, std::min<Index>(kTileChannels, channels - channel), channels};
   }
   // Where tile i leaves its sums in (chunks, channels).
@@ -50,9 +50,8 @@ void accumulate(const float* __restrict values, double weight, Index n, double* 
 template <typename Leaf, typename Task>
 void by_elements(Leaf leaf, const Task& task, Index size) {
   constexpr Index piece = 16384;  // a multiple of every vector width
-  for_pieces(pieces_of(size, piece), size, [&](Index i) {
-    leaf(task, i * piece, std::min(size, (i + 1) * piece));
-  });
+  for_pieces(pieces_of(size, piece), size,
+             [&](Index i) { leaf(task, i * piece, std::min(size, (i + 1) * piece)); });
 }
 
 }  // namespace
@@ -62,11 +61,12 @@ void norm_statistics(const StatisticsTask& task) {
   const Tiles tiles{task.groups, task.rows, task.channels};
   std::vector<float> means(tiles.chunks() * task.channels), m2s(tiles.chunks() * task.channels);
   const Leaves& table = leaves();
-  for_pieces(tiles.count(), tiles.elements(), [&](Index i) {
+  const auto sum = [&](Index i) {
     const Tile tile = tiles[i];
     const Index place = tiles.place(tile, i);
     table.statistics(task, tile, means.data() + place, m2s.data() + place);
-  }, Order::down);
+  };
+  for_pieces(tiles.count(), tiles.elements(), sum, Order::down);
   const auto count = static_cast<double>(task.rows);
   by_channels(tiles, [&](Index first, Index last) {
     const Index n = last - first;
@@ -107,14 +107,16 @@ void norm_apply(const ApplyTask& task) {
 void norm_gradient(const NormGradientTask& task) {
   const Tiles tiles{task.groups, task.rows, task.channels};
   const Index plane = task.groups * task.channels;
-  std::vector<float> sums_g(tiles.chunks() * task.channels), sums_gy(tiles.chunks() * task.channels);
+  std::vector<float> sums_g(tiles.chunks() * task.channels),
+      sums_gy(tiles.chunks() * task.channels);
   std::vector<float> factors(3 * plane);  // factor, offset, slant: see norm.h
   const Leaves& table = leaves();
-  for_pieces(tiles.count(), tiles.elements(), [&](Index i) {
+  const auto sum = [&](Index i) {
     const Tile tile = tiles[i];
     const Index place = tiles.place(tile, i);
     table.gradient_sums(task, tile, sums_g.data() + place, sums_gy.data() + place);
-  }, Order::down);
+  };
+  for_pieces(tiles.count(), tiles.elements(), sum, Order::down);
   const auto count = static_cast<double>(task.rows);
   by_channels(tiles, [&](Index first, Index last) {
     const Index n = last - first;

@@ -85,9 +85,8 @@ void adversarial_losses(const AdversarialTask& task) {
 void d_head_objective(const HeadTask& head, const AdversarialTask& losses) {
   constexpr Index rows = 16;
   const Leaves& table = leaves();
-  for_pieces(pieces_of(head.rows, rows), head.rows * head.features, [&](Index i) {
-    table.head(head, i * rows, std::min(head.rows, (i + 1) * rows));
-  });
+  for_pieces(pieces_of(head.rows, rows), head.rows * head.features,
+             [&](Index i) { table.head(head, i * rows, std::min(head.rows, (i + 1) * rows)); });
   adversarial_losses(losses);
 }
 

@@ -1,6 +1,7 @@
-// The operations: each cuts its task (tasks.h) into pieces of fixed size, has leaves compute them in
-// threads, and merges what they leave in a fixed order. Results do not depend on the number of
-// threads. Tasks are trusted: module.cpp checks what comes from Python. All may throw std::bad_alloc.
+// The operations: each cuts its task (tasks.h) into pieces of fixed size, has leaves compute them
+// in threads, and merges what they leave in a fixed order. Results do not depend on the number of
+// threads. Tasks are trusted: module.cpp checks what comes from Python. All may throw
+// std::bad_alloc.
 #pragma once
 
 #include <array>

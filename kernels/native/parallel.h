@@ -34,8 +34,8 @@ constexpr Index pieces_of(Index size, Index piece) { return (size + piece - 1) /
 enum class Order { up, down };
 
 // Calls function(i) for i from 0 to pieces - 1; every thread takes a run of them, upwards or
-// downwards. Of two passes over the same memory the first goes down and the second up: so each begins
-// with what the one before (a product, too, writes upwards) has left in the thread's cache.
+// downwards. Of two passes over the same memory the first goes down and the second up: so each
+// begins with what the one before (a product, too, writes upwards) has left in the thread's cache.
 // `elements` is the whole work. The function must not throw: it runs in threads that have no one to
 // catch.
 template <typename Function>

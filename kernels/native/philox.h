@@ -1,6 +1,7 @@
-// Philox4x32-10 and the three shapes its words take: the C++ twin of fastinfogan/philox.py, where the
-// layout of key and counter is told. Both agree bit for bit, so every operation here stands in the
-// order of the NumPy one, and all C++ of this project is compiled without contraction of a * b + c.
+// Philox4x32-10 and the three shapes its words take: the C++ twin of fastinfogan/philox.py, where
+// the layout of key and counter is told. Both agree bit for bit, so every operation here stands in
+// the order of the NumPy one, and all C++ of this project is compiled without contraction of a * b
+// + c.
 #pragma once
 
 #include "simd.h"
@@ -52,8 +53,8 @@ inline Block encrypt(Block c, std::uint32_t k0, std::uint32_t k1, int rounds = 1
   return c;
 }
 
-// Which of kLanes consecutive counters stands in each lane: the order in which store_blocks() leaves
-// their words in the order of the counters.
+// Which of kLanes consecutive counters stands in each lane: the order in which store_blocks()
+// leaves their words in the order of the counters.
 struct CounterOfLane {
   std::uint32_t at[kLanes];
   constexpr CounterOfLane() : at() {
@@ -67,8 +68,8 @@ constexpr CounterOfLane counter_of_lane;
 // Transposes (word, lane) within each 128 bits: 4 * kLanes words.
 inline void store_blocks(const Block& block, std::uint32_t* out) {
 #if defined(__AVX512F__)
-  const __m512i a = (__m512i)block.word[0], b = (__m512i)block.word[1],
-                c = (__m512i)block.word[2], d = (__m512i)block.word[3];
+  const __m512i a = (__m512i)block.word[0], b = (__m512i)block.word[1], c = (__m512i)block.word[2],
+                d = (__m512i)block.word[3];
   const __m512i ab_low = _mm512_unpacklo_epi32(a, b), ab_high = _mm512_unpackhi_epi32(a, b);
   const __m512i cd_low = _mm512_unpacklo_epi32(c, d), cd_high = _mm512_unpackhi_epi32(c, d);
   write(out, _mm512_unpacklo_epi64(ab_low, cd_low));
@@ -76,8 +77,8 @@ inline void store_blocks(const Block& block, std::uint32_t* out) {
   write(out + 32, _mm512_unpacklo_epi64(ab_high, cd_high));
   write(out + 48, _mm512_unpackhi_epi64(ab_high, cd_high));
 #elif defined(__AVX2__)
-  const __m256i a = (__m256i)block.word[0], b = (__m256i)block.word[1],
-                c = (__m256i)block.word[2], d = (__m256i)block.word[3];
+  const __m256i a = (__m256i)block.word[0], b = (__m256i)block.word[1], c = (__m256i)block.word[2],
+                d = (__m256i)block.word[3];
   const __m256i ab_low = _mm256_unpacklo_epi32(a, b), ab_high = _mm256_unpackhi_epi32(a, b);
   const __m256i cd_low = _mm256_unpacklo_epi32(c, d), cd_high = _mm256_unpackhi_epi32(c, d);
   write(out, _mm256_unpacklo_epi64(ab_low, cd_low));
@@ -134,9 +135,9 @@ inline Floats horner(const float (&coefficients)[N], Floats x) {
 }
 
 inline Floats log(Floats x) {
-  constexpr float series[] = {7.0376836292e-2f, -1.1514610310e-1f, 1.1676998740e-1f,
-                              -1.2420140846e-1f, 1.4249322787e-1f, -1.6668057665e-1f,
-                              2.0000714765e-1f, -2.4999993993e-1f, 3.3333331174e-1f};
+  constexpr float series[] = {7.0376836292e-2f,  -1.1514610310e-1f, 1.1676998740e-1f,
+                              -1.2420140846e-1f, 1.4249322787e-1f,  -1.6668057665e-1f,
+                              2.0000714765e-1f,  -2.4999993993e-1f, 3.3333331174e-1f};
   const Words bits = (Words)x;
   const Floats mantissa = (Floats)((bits & 0x007FFFFFu) | 0x3F000000u);
   const auto small = mantissa < 0.707106781f;
@@ -154,12 +155,12 @@ inline Floats log(Floats x) {
 
 // N(0, 1) by inversion of uniform().
 inline Floats normal(Words word) {
-  constexpr float centre[] = {2.81022636e-08f, 3.43273939e-07f, -3.5233877e-06f,
-                              -4.39150654e-06f, 0.00021858087f, -0.00125372503f,
-                              -0.00417768164f, 0.246640727f, 1.50140941f};
+  constexpr float centre[] = {2.81022636e-08f,  3.43273939e-07f, -3.5233877e-06f,
+                              -4.39150654e-06f, 0.00021858087f,  -0.00125372503f,
+                              -0.00417768164f,  0.246640727f,    1.50140941f};
   constexpr float tail[] = {-0.000200214257f, 0.000100950558f, 0.00134934322f,
-                            -0.00367342844f, 0.00573950773f, -0.0076224613f,
-                            0.00943887047f, 1.00167406f, 2.83297682f};
+                            -0.00367342844f,  0.00573950773f,  -0.0076224613f,
+                            0.00943887047f,   1.00167406f,     2.83297682f};
   const Floats x = uniform(word);
   const Floats w = -detail::log((1.0f - x) * (1.0f + x));
   Floats erfinv = detail::horner(centre, w - 2.5f);

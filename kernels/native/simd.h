@@ -3,8 +3,9 @@
 // function template or an inline function of the standard library: the linker would keep one of
 // several copies, perhaps the one that this processor cannot run.
 //
-// Errors, found by trying float32 of the whole range against float64 (test/simd.cpp): exp is within 1.1
-// units in the last place, log, log1p_unit and tanh within 2, softplus and sigmoid within 3.
+// Errors, found by trying float32 of the whole range against float64 (test/simd.cpp): exp is
+// within 1.1 units in the last place, log, log1p_unit and tanh within 2, softplus and sigmoid
+// within 3.
 #pragma once
 
 #include <cstdint>
@@ -137,8 +138,7 @@ inline Floats load(const Float16* p) {
   const Words normal = (magnitude << 13) + (112u << 23);
   const Words subnormal = (Words)(__builtin_convertvector((Ints)magnitude, Floats) * 0x1p-24f);
   const Words special = (magnitude << 13) | 0x7F800000u;
-  const Words bits =
-      magnitude < 0x0400u ? subnormal : (magnitude < 0x7C00u ? normal : special);
+  const Words bits = magnitude < 0x0400u ? subnormal : (magnitude < 0x7C00u ? normal : special);
   return (Floats)(bits | ((half & 0x8000u) << 16));
 }
 inline Halves rounded(Float16, Floats x) {
@@ -155,8 +155,8 @@ inline Halves rounded(Float16, Floats x) {
 inline void store(BFloat16* p, Floats x) { write(p, rounded(BFloat16{}, x)); }
 inline void store(Float16* p, Floats x) { write(p, rounded(Float16{}, x)); }
 
-// Past the caches, for what nobody reads soon; the pointer stands at a multiple of the vector's size.
-// Whoever streamed calls end_stream() before others may read.
+// Past the caches, for what nobody reads soon; the pointer stands at a multiple of the vector's
+// size. Whoever streamed calls end_stream() before others may read.
 template <typename T>
 inline void stream(T* p, Floats x) {
 #if defined(__AVX512F__)
@@ -237,20 +237,20 @@ inline Floats exp(Floats x) {
 // ln(1 + t) as 2 atanh(t / (2 + t)), for t in [sqrt(1/2) - 1, 1]; the polynomial is the minimax one
 // of (atanh(s) - s) / s^3 in s^2 up to 1/9.
 inline Floats log1p_unit(Floats t) {
-  constexpr float series[] = {0.121508352f, 0.107137389f, 0.143084496f, 0.199994385f,
-                              0.333333373f};
+  constexpr float series[] = {0.121508352f, 0.107137389f, 0.143084496f, 0.199994385f, 0.333333373f};
   const Floats s = t / (t + 2.0f);
   const Floats square = s * s;
   return 2.0f * fma(polynomial(series, square) * square, s, s);
 }
 
-// ln x for normal, positive x.
+// ln x for normal, positive x and infinity.
 inline Floats log(Floats x) {
   const Words bits = (Words)x - 0x3F3504F3u;  // the bits of sqrt(1/2)
   const Floats n = __builtin_convertvector((Ints)bits >> 23, Floats);
   const Floats m = (Floats)((bits & 0x007FFFFFu) + 0x3F3504F3u);
   const Floats value = log1p_unit(m - 1.0f);
-  return fma(n, broadcast(0x1.62e4p-1f), fma(n, broadcast(1.42860677e-6f), value));
+  const Floats finite = fma(n, broadcast(0x1.62e4p-1f), fma(n, broadcast(1.42860677e-6f), value));
+  return x < __builtin_inff() ? finite : x;
 }
 
 // ln(1 + e^x), and its derivative 1 / (1 + e^-x).

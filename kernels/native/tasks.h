@@ -54,16 +54,17 @@ struct LikelihoodTask {
   Index categorical;
   const float* continuous_codes;  // (rows, continuous)
   Index continuous;
-  const Code* table;            // (codes,)
-  const float* bounds;          // (codes, 2): low and high end of the log-deviation
-  const float* scales;          // (codes,): what the gradient is multiplied by
-  float* row_values;            // (rows, codes) or null
-  float* values;                // (codes,): means over the rows
-  void* gradient;               // (rows, width) of dtype
-  std::int32_t* problems;       // (2,): classes out of range, rows that are not finite
+  const Code* table;       // (codes,)
+  const float* bounds;     // (codes, 2): low and high end of the log-deviation
+  const float* scales;     // (codes,): what the gradient is multiplied by
+  float* row_values;       // (rows, codes) or null
+  float* values;           // (codes,): means over the rows
+  void* gradient;          // (rows, width) of dtype
+  std::int32_t* problems;  // (2,): classes out of range, rows that are not finite
 };
 
-// D's two losses from logits: softplus(-logit) where the target is 1, softplus(logit) where it is 0.
+// D's two losses from logits: softplus(-logit) where the target is 1, softplus(logit) where it is
+// 0.
 struct AdversarialTask {
   Index rows, groups;
   const void* logits;  // (rows,) of dtype
@@ -97,10 +98,10 @@ struct AdamTask {
   Dtype copy_dtype;
 };
 struct AdamStep {
-  float step_size;         // lr / (1 - beta1^t)
-  float decay1, decay2;    // 1 - beta1, 1 - beta2
+  float step_size;       // lr / (1 - beta1^t)
+  float decay1, decay2;  // 1 - beta1, 1 - beta2
   float beta2;
-  float root_correction;   // 1 / sqrt(1 - beta2^t)
+  float root_correction;  // 1 / sqrt(1 - beta2^t)
   float eps;
   float gradient_divisor;  // 1: none
   bool stream_copies;      // write the copies past the caches

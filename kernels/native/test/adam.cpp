@@ -28,18 +28,20 @@ TEST(adam_follows_its_formula) {
           std::vector<AdamTask> tasks;
           for (std::size_t i = 0; i < p.size(); ++i) {
             std::vector<double> x;
-            for (Index k = 0; k < sizes[i]; ++k) x.push_back(k % 7 == 0 ? 0 : random.normal(0, 0.1f));
+            for (Index k = 0; k < sizes[i]; ++k)
+              x.push_back(k % 7 == 0 ? 0 : random.normal(0, 0.1f));
             g.emplace_back(gradients, x);
           }
           for (std::size_t i = 0; i < p.size(); ++i) {
-            tasks.push_back({sizes[i], p[i].data(), g[i].data(), gradients, m[i].data(), v[i].data(),
-                             copies ? copy[i].data() : nullptr, copy[i].dtype()});
+            tasks.push_back({sizes[i], p[i].data(), g[i].data(), gradients, m[i].data(),
+                             v[i].data(), copies ? copy[i].data() : nullptr, copy[i].dtype()});
           }
           adam(tasks, {static_cast<float>(lr / (1 - std::pow(b1, t))), static_cast<float>(1 - b1),
                        static_cast<float>(1 - b2), static_cast<float>(b2),
                        static_cast<float>(1 / std::sqrt(1 - std::pow(b2, t))),
                        static_cast<float>(eps), static_cast<float>(divisor), false});
-          const double step_size = lr / (1 - std::pow(b1, t)), root = std::sqrt(1 - std::pow(b2, t));
+          const double step_size = lr / (1 - std::pow(b1, t)),
+                       root = std::sqrt(1 - std::pow(b2, t));
           for (std::size_t i = 0; i < p.size(); ++i) {
             for (Index k = 0; k < sizes[i]; ++k) {
               const double x = g[i][k] / divisor;

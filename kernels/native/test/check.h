@@ -1,6 +1,6 @@
-// The test's harness. Each TEST runs for every instruction set with 1, 2 and 3 threads, and what it
-// gives to same_bits() must not change with the number of threads; TEST_ONE_THREAD is for what has
-// no threads. Truth is always a plain formula in double precision, written in the tests and not
+// The test's harness. Each TEST runs for every instruction set with 1 and with 3 threads, and what
+// it gives to same_bits() must not change with the number of threads; TEST_ONE_THREAD is for what
+// has no threads. Truth is always a plain formula in double precision, written in the tests and not
 // shared with the kernels.
 #pragma once
 
@@ -33,9 +33,9 @@ void same_bits(const std::string& name, const std::vector<T>& values) {
 struct Registration {
   Registration(const char* name, int most_threads, void (*run)());
 };
-#define TEST_WITH(name, most_threads)                                                          \
-  static void name();                                                                          \
-  static ::fastinfogan::test::Registration register_##name(#name, most_threads, name);         \
+#define TEST_WITH(name, most_threads)                                                  \
+  static void name();                                                                  \
+  static ::fastinfogan::test::Registration register_##name(#name, most_threads, name); \
   static void name()
 #define TEST(name) TEST_WITH(name, 3)
 #define TEST_ONE_THREAD(name) TEST_WITH(name, 1)
@@ -64,8 +64,8 @@ class Random {
   std::uint64_t state_;
 };
 
-// To the nearest even, as defined by the formats and not by bit tricks: every float of the format has
-// `digits` significant bits, and its exponent is `lowest` or more.
+// To the nearest even, as defined by the formats and not by bit tricks: every float of the format
+// has `digits` significant bits, and its exponent is `lowest` or more.
 double round_to(double x, int digits, int lowest, double largest);
 
 // A tensor of one of the three types, kept with the double of every element.

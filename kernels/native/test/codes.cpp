@@ -29,7 +29,8 @@ double uniform(std::uint32_t word) { return (2.0 * (word >> 8) + 1 - 0x1p24) * 0
 double normal(double u) {
   double x = 0;
   for (double step = 1; std::abs(step) > 1e-9;) {
-    step = (std::erf(x / std::sqrt(2.0)) - u) / (std::sqrt(2 / std::acos(-1.0)) * std::exp(-x * x / 2));
+    step = (std::erf(x / std::sqrt(2.0)) - u) /
+           (std::sqrt(2 / std::acos(-1.0)) * std::exp(-x * x / 2));
     step = std::fmax(-0.5, std::fmin(0.5, step));
     x -= step;
   }
@@ -40,8 +41,7 @@ double normal(double u) {
 
 TEST_ONE_THREAD(philox_gives_the_published_vectors) {
   using Block = std::array<std::uint32_t, 4>;
-  CHECK((encrypt({0, 0, 0, 0}, 0, 0, 10) ==
-         Block{0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8}));
+  CHECK((encrypt({0, 0, 0, 0}, 0, 0, 10) == Block{0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8}));
   CHECK((encrypt({~0u, ~0u, ~0u, ~0u}, ~0u, ~0u, 10) ==
          Block{0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD}));
   CHECK((encrypt({0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344}, 0xA4093822, 0x299F31D0, 10) ==
@@ -78,8 +78,8 @@ TEST(codes_are_laid_out_as_drawn) {
     std::vector<std::uint32_t> counts;
     Index continuous;
   };
-  const Spec specs[] = {{62, {10}, 2}, {0, {2, 1000, 3}, 0}, {128, {}, 5}, {1, {7}, 33}, {0, {}, 1},
-                        {2000, {10, 10}, 1}};
+  const Spec specs[] = {{62, {10}, 2}, {0, {2, 1000, 3}, 0}, {128, {}, 5},
+                        {1, {7}, 33},  {0, {}, 1},           {2000, {10, 10}, 1}};
   for (const Spec& spec : specs) {
     for (Index rows : {1, 21}) {
       for (Dtype dtype : kDtypes) {
@@ -107,8 +107,8 @@ TEST(codes_are_laid_out_as_drawn) {
               CLOSE(input[place], gaussian ? normal(u) : u, input.tolerance());
             }
             for (Index k = 0; k < categorical; ++k) {
-              const auto chosen = static_cast<Index>(
-                  (std::uint64_t{at(spec.noise + k)} * spec.counts[k]) >> 32);
+              const auto chosen =
+                  static_cast<Index>((std::uint64_t{at(spec.noise + k)} * spec.counts[k]) >> 32);
               CHECK(classes[row * categorical + k] == chosen);
               for (Index j = 0; j < spec.counts[k]; ++j, ++place) {
                 CHECK(input[place] == (j == chosen ? 1.0 : 0.0));

@@ -27,14 +27,16 @@ double derivative(Activation activation, double slope, double z) {
 struct Shape {
   Index groups, rows, channels;
 };
-constexpr Shape kShapes[] = {{1, 1, 1},   {2, 130, 3}, {1, 257, 16},
+constexpr Shape kShapes[] = {{1, 1, 1},   {2, 130, 3},  {1, 257, 16},
                              {3, 9, 100}, {2, 260, 70}, {1, 40, 850}};
 struct Kind {
   Activation activation;
   float slope;
 };
-constexpr Kind kKinds[] = {{Activation::none, 0},        {Activation::rectifier, 0},
-                           {Activation::rectifier, 0.1f}, {Activation::sigmoid, 0},
+constexpr Kind kKinds[] = {{Activation::none, 0},
+                           {Activation::rectifier, 0},
+                           {Activation::rectifier, 0.1f},
+                           {Activation::sigmoid, 0},
                            {Activation::tanh, 0}};
 
 std::vector<double> numbers(unsigned seed, Index size, float mean, float deviation) {
@@ -118,10 +120,11 @@ TEST(norm_forward_and_backward) {
         }
         norm_apply({s.groups, s.rows, s.channels, y.data(), out.data(), dtype, scale.data(),
                     shift.data(), kind.activation, kind.slope});
-        NormGradientTask task{s.groups,          s.rows,           s.channels,        dout.data(),
-                              y.data(),          dy.data(),        dtype,             scale.data(),
-                              shift.data(),      stats.mean.data(), stats.rstd.data(), gamma.data(),
-                              kind.activation,   kind.slope,       dgamma.data(),     dbeta.data()};
+        NormGradientTask task{
+            s.groups,          s.rows,       s.channels,      dout.data(),  y.data(),
+            dy.data(),         dtype,        scale.data(),    shift.data(), stats.mean.data(),
+            stats.rstd.data(), gamma.data(), kind.activation, kind.slope,   dgamma.data(),
+            dbeta.data()};
         norm_gradient(task);
         task.dy = nullptr;
         task.dgamma = dgamma_alone.data();
@@ -140,8 +143,8 @@ TEST(norm_forward_and_backward) {
           std::vector<double> g(s.rows);
           for (Index row = 0; row < s.rows; ++row) {
             const float z = std::fma(scale[i], static_cast<float>(y[at(row)]), shift[i]);
-            g[row] = dout[at(row)] *
-                     derivative(kind.activation, kind.slope, static_cast<double>(z));
+            g[row] =
+                dout[at(row)] * derivative(kind.activation, kind.slope, static_cast<double>(z));
             sum_g += g[row];
             sum_gy += g[row] * (y[at(row)] - mean);
           }
@@ -151,8 +154,9 @@ TEST(norm_forward_and_backward) {
             const double x = y[at(row)];
             CLOSE(out[at(row)], act(kind.activation, kind.slope, a * x + b),
                   out.tolerance() + 2e-6);
-            const double want = gamma[c] * rstd *
-                                (g[row] - sum_g / s.rows - (x - mean) * rstd * rstd * sum_gy / s.rows);
+            const double want =
+                gamma[c] * rstd *
+                (g[row] - sum_g / s.rows - (x - mean) * rstd * rstd * sum_gy / s.rows);
             CLOSE(dy[at(row)], want, dy.tolerance() + 2e-5 * gamma[c] * rstd);
           }
         }

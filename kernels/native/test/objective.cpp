@@ -23,7 +23,7 @@ Likelihood truth(const LikelihoodTask& task, const Tensor& output) {
       double& value = result.values[row * task.codes + i];
       if (code.kind == Code::categorical) {
         double largest = -INFINITY, total = 0;
-        for (int j = 0; j < code.width; ++j) largest = std::fmax(largest, x(code.column + j));
+        for (int j = 0; j < code.width; ++j) largest = std::max(largest, x(code.column + j));
         for (int j = 0; j < code.width; ++j) total += std::exp(x(code.column + j) - largest);
         const std::int64_t k = task.classes[row * task.categorical + code.index];
         const bool bad = k < 0 || k >= code.width;
@@ -99,11 +99,11 @@ void try_likelihood(const Case& c, Dtype dtype, bool spoil) {
   const auto n = static_cast<Index>(table.size());
   std::vector<float> rows(c.rows * n), values(n);
   std::int32_t problems[2] = {5, 7};
-  const LikelihoodTask task{c.rows,          width,         n,
-                            output.data(),   dtype,         classes.data(),
-                            categorical,     codes.data(),  continuous,
-                            table.data(),    bounds.data(), scales.data(),
-                            rows.data(),     values.data(), gradient.data(),
+  const LikelihoodTask task{c.rows,        width,         n,
+                            output.data(), dtype,         classes.data(),
+                            categorical,   codes.data(),  continuous,
+                            table.data(),  bounds.data(), scales.data(),
+                            rows.data(),   values.data(), gradient.data(),
                             problems};
   q_head_log_likelihood(task);
   const std::string name = "likelihood " + std::to_string(c.rows) + " " + std::to_string(width) +
@@ -115,7 +115,14 @@ void try_likelihood(const Case& c, Dtype dtype, bool spoil) {
   for (Index row = 0; row < c.rows; ++row) {
     bool finite = true;
     for (Index i = 0; i < width; ++i) finite = finite && std::isfinite(output[row * width + i]);
-    if (!finite) continue;
+    if (!finite) {
+      // Not a number in any code that the bad element belongs to.
+      for (Index i = 0; i < n; ++i) {
+        const double value = want.values[row * n + i];
+        if (std::isnan(value)) CHECK(std::isnan(rows[row * n + i]));
+      }
+      continue;
+    }
     for (Index i = 0; i < n; ++i) {
       CLOSE(rows[row * n + i], want.values[row * n + i], 5e-7 * want.terms[row * n + i]);
     }
@@ -127,7 +134,8 @@ void try_likelihood(const Case& c, Dtype dtype, bool spoil) {
   }
   for (Index i = 0; i < n; ++i) {
     double mean = 0;
-    for (Index row = 0; row < c.rows; ++row) mean += static_cast<double>(rows[row * n + i]) / c.rows;
+    for (Index row = 0; row < c.rows; ++row)
+      mean += static_cast<double>(rows[row * n + i]) / c.rows;
     CLOSE(values[i], mean, 2e-7);
   }
 }
@@ -164,8 +172,8 @@ TEST(adversarial_losses_of_any_logits) {
       const std::int32_t targets[] = {1, 0, 1};
       float losses[3];
       std::int32_t problems = 2;
-      adversarial_losses({rows, groups, logits.data(), gradient.data(), dtype, targets, 3.0f, losses,
-                          &problems});
+      adversarial_losses(
+          {rows, groups, logits.data(), gradient.data(), dtype, targets, 3.0f, losses, &problems});
       CHECK(problems == 2);
       same_bits("adversarial " + std::to_string(rows) + std::to_string(static_cast<int>(dtype)),
                 losses, sizeof losses);
@@ -190,8 +198,8 @@ TEST(bad_logits_are_counted_and_shown) {
   const std::int32_t targets[] = {1, 0};
   float losses[2];
   std::int32_t problems = 0;
-  adversarial_losses({40, 2, logits.data(), gradient.data(), Dtype::float32, targets, 1.0f, losses,
-                      &problems});
+  adversarial_losses(
+      {40, 2, logits.data(), gradient.data(), Dtype::float32, targets, 1.0f, losses, &problems});
   CHECK(problems == 3);
   CHECK(std::isnan(losses[0]) && losses[1] == INFINITY && std::isnan(gradient[3]));
   CHECK(gradient[39] == 0 && std::isfinite(gradient[38]));

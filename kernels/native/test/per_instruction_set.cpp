@@ -8,7 +8,8 @@ namespace {
 
 template <Floats (*function)(Floats)>
 void map(const float* in, Index size, float* out) {
-  for (Index i = 0; i < size; i += kLanes) store(out + i, function(load(in + i, size - i)), size - i);
+  for (Index i = 0; i < size; i += kLanes)
+    store(out + i, function(load(in + i, size - i)), size - i);
 }
 
 Floats softplus_value(Floats x) { return softplus(x).value; }
@@ -37,7 +38,7 @@ void convert(const void* in, Dtype from, Index size, void* out, Dtype to) {
 
 extern const test::Functions functions;
 const test::Functions functions = {
-    NAME(FASTINFOGAN_ISA), map<exp>,     map<log>,  map<log1p_unit>, map<softplus_value>,
+    NAME(FASTINFOGAN_ISA),    map<exp>,     map<log>,  map<log1p_unit>, map<softplus_value>,
     map<softplus_derivative>, map<sigmoid>, map<tanh>, convert};
 
 }  // namespace fastinfogan::FASTINFOGAN_ISA

@@ -45,8 +45,9 @@ void try_floats(const char* name, Function function, float low, float high, doub
   }
   flush();
   if (!(worst <= units)) {
-    fail(__FILE__, __LINE__, std::string(name) + " is off by " + std::to_string(worst) +
-                                 " units at " + std::to_string(where));
+    fail(__FILE__, __LINE__,
+         std::string(name) + " is off by " + std::to_string(worst) + " units at " +
+             std::to_string(where));
   }
 }
 
@@ -57,7 +58,9 @@ TEST_ONE_THREAD(functions_are_accurate) {
   try_floats("exp", f.exp, -103.9f, 88.72f, 1.1, [](double x) { return std::exp(x); });
   try_floats("log", f.log, 1.1754944e-38f, 3.4e38f, 2.0, [](double x) { return std::log(x); });
   try_floats("log1p", f.log1p_unit, 0.0f, 1.0f, 2.0, [](double x) { return std::log1p(x); });
-  const auto softplus = [](double x) { return std::fmax(x, 0) + std::log1p(std::exp(-std::fabs(x))); };
+  const auto softplus = [](double x) {
+    return std::fmax(x, 0) + std::log1p(std::exp(-std::fabs(x)));
+  };
   const auto sigmoid = [](double x) {
     return x > 0 ? 1 / (1 + std::exp(-x)) : std::exp(x) / (1 + std::exp(x));
   };
@@ -74,6 +77,8 @@ TEST_ONE_THREAD(functions_at_their_ends) {
   f.exp(x, 6, y);
   CHECK(std::isnan(y[0]) && y[1] == INFINITY && y[2] == 0 && y[3] == 1 && y[4] == INFINITY &&
         y[5] == 0);
+  f.log(x, 2, y);
+  CHECK(std::isnan(y[0]) && y[1] == INFINITY);
   f.softplus(x, 6, y);
   CHECK(std::isnan(y[0]) && y[1] == INFINITY && y[2] == 0 && y[4] == 1e30f && y[5] == 0);
   f.sigmoid(x, 6, y);
@@ -98,12 +103,10 @@ TEST_ONE_THREAD(narrow_types_round_to_nearest_even) {
       functions().convert(one.data(), dtype, 1, &back, Dtype::float32);
       CHECK(back == value || (std::isnan(back) && std::isnan(value)));
       if (!std::isfinite(value)) continue;
-      const auto middle =
-          static_cast<float>(value + 0.5 * (round_to(value, digits, lowest, INFINITY) == 0
-                                                ? std::ldexp(1.0, lowest - digits)
-                                                : std::ldexp(1.0, std::max(std::ilogb(value) + 1,
-                                                                           lowest) -
-                                                                      digits)));
+      const auto middle = static_cast<float>(
+          value + 0.5 * (round_to(value, digits, lowest, INFINITY) == 0
+                             ? std::ldexp(1.0, lowest - digits)
+                             : std::ldexp(1.0, std::max(std::ilogb(value) + 1, lowest) - digits)));
       x.insert(x.end(), {value, middle, std::nextafter(middle, INFINITY),
                          std::nextafter(middle, -INFINITY), -middle});
     }
