@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from fastinfogan.kernels import gather_gemm, pointwise
 from fastinfogan.kernels.geometry import Gather
 from fastinfogan.kernels.maps import Deferred, Tiles
+from fastinfogan.kernels.statistics import Backward, Forward
 from fastinfogan.kernels.tuning import choose
 from fastinfogan.kernels.weight_gradient import weight_gradient as our_weight_gradient
 
@@ -29,6 +30,7 @@ def multiply(
     activation: str = "none",
     slope: float = 1.0,
     before: Deferred | None = None,
+    into: Forward | Backward | None = None,
 ) -> tuple[Tensor, Tiles | None]:
     """As `gather_gemm.multiply`, by the candidate that the launch table names."""
     chosen = choose("data_gradient" if backward else "forward", operand.x, weight, gather)
@@ -44,21 +46,27 @@ def multiply(
             activation=activation,
             slope=slope,
             before=before,
+            into=into,
             tile=chosen.tile,
         )
     if not backward:
         y = _convolve(operand.materialize(groups), weight, bias, gather)
         if activation != "none":
             return pointwise.materialize(Deferred(y, None, slope), groups, activation), None
-        return y, pointwise.tile_statistics(y, y.shape[3], groups) if tiles else None
+        if not tiles and into is None:
+            return y, None
+        found = pointwise.tile_statistics(y, y.shape[3], groups)
+        if isinstance(into, Forward):
+            into.finalize(found, y.numel() // y.shape[3] // groups)
+        return y, found
     images = operand.x.shape[0]
     channels = weight.shape[0 if gather.transposed else 1]
     shape = (images, *gather.source, channels)
     dx = _gradient_of(operand.materialize(groups), shape, None, weight, gather)
     if before is None:
         return dx, None
-    g, sums = pointwise.enter_gradient(dx, before, groups)
-    return g, Tiles(sums, 0, 0, 0)
+    back = into if isinstance(into, Backward) else None
+    return pointwise.enter_gradient(dx, before, groups, into=back)
 
 
 def weight_gradient(

@@ -4,9 +4,9 @@ Across separate nodes autograd would have to write every dy = A * g + B * y + C 
 the next kernels form it while loading. The operations are registered with torch.library, so that
 torch.compile sees each as one call; the engine may call them on its own.
 
-Forward, a block: product (+ tiles' statistics), finalize. Backward, a block: finalize, weight
-gradient, data gradient (+ tiles' sums of the block before). At the chain's end one pass writes the
-activation out, and one takes its gradient in.
+Forward, a block is one launch: the product, its statistics and what becomes of them. Backward it is
+two: the weight gradient, and the data gradient with all that the block before needs of it. At the
+chain's end one pass writes the activation out, and one takes its gradient in.
 """
 
 import math
@@ -23,7 +23,7 @@ from fastinfogan.kernels.images import Images, image_block
 from fastinfogan.kernels.images import image_weight_gradient as image_weight_gradient_of
 from fastinfogan.kernels.library import register
 from fastinfogan.kernels.maps import ACTIVATIONS, Deferred
-from fastinfogan.kernels.statistics import Normalisation, finalize_backward, finalize_forward
+from fastinfogan.kernels.statistics import Backward, Forward
 
 ActivationName = Literal["none", "rectifier", "sigmoid", "tanh"]
 WINDOW_FIELDS = ("height", "width", "kernel", "stride", "before", "after")
@@ -105,13 +105,11 @@ def _norm_block(
     gamma: Tensor, beta: Tensor, running_mean: Tensor | None, running_var: Tensor | None,
     window: list[int], transposed: bool, groups: int, eps: float, momentum: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    y, tiles = candidates.multiply(
+    norm = Forward.of(gamma, beta, running_mean, running_var, groups, eps, momentum)
+    y, _ = candidates.multiply(
         Deferred(x, x_params, x_slope), weight, _gather(window, transposed), groups,
-        bias=bias, tiles=True,
+        bias=bias, into=norm,
     )  # fmt: skip
-    assert tiles is not None
-    count = y.numel() // gamma.shape[0] // groups
-    norm = finalize_forward(tiles, count, gamma, beta, running_mean, running_var, eps, momentum)
     return y, norm.params, norm.rstd
 
 
@@ -136,9 +134,10 @@ def norm_block_across_ranks(
         assert tiles is not None
         tiles = tiles._replace(data=ranks.gather_tiles(tiles.data, ranks_group))
         count = y.numel() // t.gamma.shape[0] // groups * ranks.size(ranks_group)
-        norm = finalize_forward(
-            tiles, count, t.gamma, t.beta, t.running_mean, t.running_var, layer.eps, layer.momentum
+        norm = Forward.of(
+            t.gamma, t.beta, t.running_mean, t.running_var, groups, layer.eps, layer.momentum
         )
+        norm.finalize(tiles, count)
     return y, norm.params, norm.rstd
 
 
@@ -171,42 +170,43 @@ materialize = register(
 )
 
 
+def _wanted(
+    gamma: Tensor | None, params: Tensor | None, rstd: Tensor | None, bias: Tensor | None
+) -> Backward | None:
+    if gamma is not None:
+        assert params is not None
+        assert rstd is not None
+        return Backward.of_norm(gamma, params, rstd)
+    return Backward.of_bias(bias) if bias is not None else None
+
+
 def _enter_gradient(
-    dout: Tensor, y: Tensor, params: Tensor | None, groups: int, activation: str, slope: float
-) -> tuple[Tensor, Tensor]:
-    return pointwise.enter_gradient(dout, Deferred(y, params, slope), groups, activation)
+    dout: Tensor, y: Tensor, params: Tensor | None, groups: int, activation: str, slope: float,
+    gamma: Tensor | None, rstd: Tensor | None, bias: Tensor | None,
+) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
+    into = _wanted(gamma, params, rstd, bias)
+    g, tiles = pointwise.enter_gradient(dout, Deferred(y, params, slope), groups, activation, into)
+    return g, [tiles.data] if into is None else into.results
 
 
 enter_gradient = register(
     "enter_gradient(Tensor dout, Tensor y, Tensor? params, int groups, str activation, "
-    "float slope) -> (Tensor, Tensor)",
+    "float slope, Tensor? gamma, Tensor? rstd, Tensor? bias) -> (Tensor, Tensor[])",
     _enter_gradient,
 )
+"""g, and with gamma and rstd dy's coefficients, dgamma and dbeta; with a bias its gradient; with
+neither the tiles' sums, fp32 (groups, tiles, 2, features)."""
 
 
-def _norm_gradient(
-    sums: Tensor, count: int, gamma: Tensor, params: Tensor, rstd: Tensor
+def norm_gradient_across_ranks(
+    sums: Tensor, count: int, gamma: Tensor, params: Tensor, rstd: Tensor, ranks_group: ranks.Group
 ) -> tuple[Tensor, Tensor, Tensor]:
-    coefficients, dgamma, dbeta = finalize_backward(
-        sums, count, gamma, Normalisation(params, rstd), gamma
-    )
-    assert coefficients is not None
-    assert dgamma is not None
-    return coefficients, dgamma, dbeta
-
-
-norm_gradient = register(
-    "norm_gradient(Tensor sums, int count, Tensor gamma, Tensor params, Tensor rstd) "
-    "-> (Tensor, Tensor, Tensor)",
-    _norm_gradient,
-)
-
-
-def _bias_gradient(sums: Tensor, bias: Tensor) -> Tensor:
-    return finalize_backward(sums, 1, None, None, bias)[2]
-
-
-bias_gradient = register("bias_gradient(Tensor sums, Tensor bias) -> Tensor", _bias_gradient)
+    """The coefficients by all ranks' batches; dgamma and dbeta by this rank's."""
+    own, of_all = (Backward.of_norm(gamma, params, rstd) for _ in range(2))
+    with torch.cuda.device_of(sums):  # type: ignore[no-untyped-call]
+        own.finalize(sums, count)
+        of_all.finalize(ranks.gather_tiles(sums, ranks_group), count * ranks.size(ranks_group))
+    return of_all.results[0], own.results[1], own.results[2]
 
 
 def _weight_gradient(
@@ -230,30 +230,36 @@ weight_gradient = register(
 def _data_gradient(
     g: Tensor, y: Tensor | None, coefficients: Tensor | None, weight: Tensor,
     before: Tensor | None, before_params: Tensor | None, before_slope: float,
+    before_gamma: Tensor | None, before_rstd: Tensor | None, before_bias: Tensor | None,
     window: list[int], transposed: bool, groups: int,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
     gradient = Deferred(g, coefficients, 1.0, y)
     gather = _gather(window, transposed)
-    to = Deferred(before, before_params, before_slope) if before is not None else None
-    if to is None or to.per_pixel:
+    if before is None:
+        return candidates.multiply(gradient, weight, gather, groups, backward=True)[0], []
+    to = Deferred(before, before_params, before_slope)
+    into = _wanted(before_gamma, before_params, before_rstd, before_bias)
+    if to.per_pixel:
         # Parameters of each pixel: its sums run over images alone, which no tile of a product sees.
         dx, _ = candidates.multiply(gradient, weight, gather, groups, backward=True)
-        if to is None:
-            return dx, dx.new_empty(0, dtype=torch.float32)
-        return pointwise.enter_gradient(dx, to, groups)
-    dx, tiles = candidates.multiply(
-        gradient, weight, gather, groups, backward=True, before=to, tiles=True,
-    )  # fmt: skip
-    assert tiles is not None
-    return dx, tiles.data
+        dx, tiles = pointwise.enter_gradient(dx, to, groups, into=into)
+    else:
+        dx, found = candidates.multiply(
+            gradient, weight, gather, groups, backward=True, before=to, tiles=True, into=into
+        )
+        assert found is not None
+        tiles = found
+    return dx, [tiles.data] if into is None else into.results
 
 
 data_gradient = register(
     "data_gradient(Tensor g, Tensor? y, Tensor? coefficients, Tensor weight, Tensor? before, "
-    "Tensor? before_params, float before_slope, int[] window, bool transposed, int groups) "
-    "-> (Tensor, Tensor)",
+    "Tensor? before_params, float before_slope, Tensor? before_gamma, Tensor? before_rstd, "
+    "Tensor? before_bias, int[] window, bool transposed, int groups) -> (Tensor, Tensor[])",
     _data_gradient,
 )
+"""The gradient by a map, or with a block before by its result in front of the activation; and of
+that block what `enter_gradient` gives."""
 
 
 def _image_norm_block(
@@ -262,13 +268,11 @@ def _image_norm_block(
     running_mean: Tensor | None, running_var: Tensor | None,
     window: list[int], groups: int, eps: float, momentum: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    y, tiles = image_block(
+    norm = Forward.of(gamma, beta, running_mean, running_var, groups, eps, momentum)
+    y = image_block(
         Images(images, index, scale, shift, dtype), weight, bias, Window(*window), groups,
-        tiles=True,
+        into=norm,
     )  # fmt: skip
-    assert tiles is not None
-    count = y.numel() // gamma.shape[0] // groups
-    norm = finalize_forward(tiles, count, gamma, beta, running_mean, running_var, eps, momentum)
     return y, norm.params, norm.rstd
 
 
@@ -289,7 +293,7 @@ def _image_plain_block(
     return image_block(
         Images(images, index, scale, shift, dtype), weight, bias, Window(*window), groups,
         activation=ACTIVATIONS.index(activation), slope=slope,
-    )[0]  # fmt: skip
+    )  # fmt: skip
 
 
 image_plain_block = register(

@@ -4,13 +4,15 @@ import torch
 import triton
 from torch import Tensor
 
-from fastinfogan.kernels.device.gather_gemm import finish_splits_kernel, gather_gemm_kernel
+from fastinfogan.kernels.device.gather_gemm import gather_gemm_kernel
 from fastinfogan.kernels.geometry import Gather, weight_strides
 from fastinfogan.kernels.launch import launch
 from fastinfogan.kernels.maps import ACTIVATIONS, Deferred, Tiles
+from fastinfogan.kernels.statistics import Backward, Forward, mergeable
+from fastinfogan.kernels.tickets import tickets
 from fastinfogan.kernels.tuning import GemmTile, gather_tile, precision
 
-_FORWARD, _ACTIVATED, _BACKWARD, _PARTIAL = 0, 1, 2, 3
+_FORWARD, _ACTIVATED, _BACKWARD = 0, 1, 2
 
 
 def multiply(
@@ -25,6 +27,7 @@ def multiply(
     activation: str = "none",
     slope: float = 1.0,
     before: Deferred | None = None,
+    into: Forward | Backward | None = None,
     tile: GemmTile | None = None,
 ) -> tuple[Tensor, Tiles | None]:
     """Run the product of `gather_gemm` over a window.
@@ -36,10 +39,12 @@ def multiply(
         groups: statistics groups.
         backward: whether this is the layer's data gradient.
         bias: (Cout,) or None.
-        tiles: whether per-tile numbers are wanted.
+        tiles: whether per-tile numbers are wanted; they are, if `into` is given.
         activation: behind a forward product, from `ACTIVATIONS`.
         slope: of "rectifier".
         before: for a data gradient, the block before, whose act' and sums are formed.
+        into: what the tiles become: batch norm's numbers, or on the way back those of the block
+            before.
         tile: how to cut it; None for the table's.
 
     Returns:
@@ -67,43 +72,27 @@ def multiply(
     splits = tile.splits if flat else 1
     chunk = triton.cdiv(triton.cdiv(channels, splits), tile.k) * tile.k
     splits = triton.cdiv(channels, chunk)
-    row_tiles = triton.cdiv(rows, tile.m)
+    row_tiles, column_tiles = triton.cdiv(rows, tile.m), triton.cdiv(columns, tile.n)
     count = row_tiles * gather.phases**2
-    out = torch.empty((images, out_height, out_width, columns), dtype=x.dtype, device=x.device)
-    found = (
-        Tiles(
-            torch.empty((groups, count, 2, columns), dtype=torch.float32, device=x.device),
-            tile.m,
-            row_tiles,
-            rows,
-        )
-        if tiles
-        else None
-    )
-    forward = _FORWARD if activation == "none" else _ACTIVATED
-    epilogue = forward if before is None else _BACKWARD
-    behind = {
-        "HAS_BIAS": bias is not None,
-        "STATISTICS": tiles,
-        "ACTIVATION": ACTIVATIONS.index(activation),
-        "OUT_SLOPE": float(slope if before is None else before.slope),
-        "BEFORE_NORM": before is not None and before.params is not None,
-    }
-    tensors = (
-        bias,
-        out,
-        found.data if found else None,
-        before.x if before else None,
-        before.params if before else None,
-    )
-    partial = (
-        torch.empty((splits, images, columns), dtype=torch.float32, device=x.device)
-        if splits > 1
-        else None
-    )
-    column_tiles = triton.cdiv(columns, tile.n)
-    features_out = before.features if before else columns
-    nothing = {"HAS_BIAS": False, "STATISTICS": False}
+    features_out = columns if before is None else before.features
+    merge = False
+    if into is not None:
+        tiles, features_out = True, into.features
+        merge = mergeable(groups * count, columns, features_out, tile.n)
+
+    def scratch(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=torch.float32, device=x.device)
+
+    out = x.new_empty((images, out_height, out_width, columns))
+    found = Tiles(scratch(groups, count, 2, columns), tile.m, row_tiles, rows) if tiles else None
+    partial = scratch(splits, images, columns) if splits > 1 else None
+    behind = (before.x, before.params) if before else (None, None)
+    forward = into if merge and isinstance(into, Forward) else None
+    back = into if merge and isinstance(into, Backward) else None
+    read: tuple[Tensor | None, ...] = (x, operand.y, operand.params, weight, bias, *behind, partial)
+    written: tuple[Tensor | None, ...] = (out, found.data if found else None, partial)
+    if into is not None and merge:
+        read, written = (*read, written[1], *into.read), (*written, *into.written)
     launch(
         gather_gemm_kernel,
         (groups * row_tiles * column_tiles, gather.phases**2, splits),
@@ -111,9 +100,16 @@ def multiply(
         operand.y,
         operand.params,
         weight,
-        *(tensors if partial is None else (None, partial, None, None, None)),
+        bias,
+        out,
+        found.data if found else None,
+        *behind,
+        partial,
+        tickets(column_tiles * (1 + groups * row_tiles), x) if merge or splits > 1 else None,
+        *(forward.pointers if forward else (None,) * 6),
+        *(back.pointers if back else (None,) * 5),
         images // groups,
-        images,
+        out.numel(),
         height,
         width,
         channels,
@@ -136,36 +132,28 @@ def multiply(
         IN_NORM=operand.params is not None,
         IN_SLOPE=float(operand.slope),
         IN_PIXEL=operand.per_pixel,
-        EPILOGUE=epilogue if partial is None else _PARTIAL,
-        **(behind if partial is None else behind | nothing),
+        EPILOGUE=_BACKWARD if before else _FORWARD if activation == "none" else _ACTIVATED,
+        HAS_BIAS=bias is not None,
+        STATISTICS=tiles,
+        ACTIVATION=ACTIVATIONS.index(activation),
+        OUT_SLOPE=float(before.slope if before else slope),
+        BEFORE_NORM=before is not None and before.params is not None,
+        MERGE=merge,
+        **(forward.constants if forward else {"EPS": 0.0, "MOMENTUM": 0.0}),
         PRECISION=precision(x.dtype),
         BLOCK_M=tile.m,
         BLOCK_N=tile.n,
         BLOCK_K=tile.k,
         num_warps=tile.warps,
         num_stages=tile.stages,
-        read=(x, operand.y, operand.params, weight)
-        + ((bias, before.x if before else None, tensors[4]) if partial is None else ()),
-        written=(out, tensors[2]) if partial is None else (partial,),
+        **tile.limits,
+        read=read,
+        written=written,
     )
-    if partial is not None:
-        launch(
-            finish_splits_kernel,
-            (groups * row_tiles * column_tiles,),
-            partial,
-            *tensors,
-            images // groups,
-            images,
-            columns,
-            count,
-            features_out,
-            splits,
-            EPILOGUE=epilogue,
-            **behind,
-            BLOCK_M=tile.m,
-            BLOCK_N=tile.n,
-            num_warps=4,
-            read=(partial, bias, tensors[3], tensors[4]),
-            written=(out, tensors[2]),
-        )
+    if found is not None and into is not None and not merge:
+        values = out.numel() // into.features // groups
+        if isinstance(into, Forward):
+            into.finalize(found, values)
+        else:
+            into.finalize(found.data, values)
     return out, found

@@ -11,8 +11,10 @@ from fastinfogan.kernels.device.images import image_block_kernel, image_weight_g
 from fastinfogan.kernels.geometry import Window, weight_strides
 from fastinfogan.kernels.launch import launch
 from fastinfogan.kernels.maps import Tiles
+from fastinfogan.kernels.statistics import Forward, mergeable
+from fastinfogan.kernels.tickets import tickets
 from fastinfogan.kernels.tuning import GemmTile, machine_of, power_of_two, precision
-from fastinfogan.kernels.weight_gradient import cut_steps, sum_splits
+from fastinfogan.kernels.weight_gradient import cut_steps
 
 MAX_DEPTH = 64
 """Taps times channels that one step of the flattened window holds."""
@@ -74,33 +76,40 @@ def image_block(
     window: Window,
     groups: int,
     *,
-    tiles: bool = False,
     activation: int = 0,
     slope: float = 1.0,
-) -> tuple[Tensor, Tiles | None]:
-    """Run the first convolution; arguments and results as of `gather_gemm.multiply`."""
+    into: Forward | None = None,
+) -> Tensor:
+    """Run the first convolution; arguments and result as of `gather_gemm.multiply`."""
     data, count = images.data, images.count
     _, height, width, channels = data.shape
     p, q, columns = window.rows, window.columns, weight.shape[0]
     rows = count // groups * p * q
     depth = power_of_two(channels * window.kernel**2, 16, MAX_DEPTH)
-    block_m, block_n = power_of_two(rows, 16, 128), power_of_two(columns, 16, 64)
+    # Products of fp32 are many registers a value.
+    wide = images.dtype.itemsize > 2
+    block_m = power_of_two(rows, 16, 32 if wide else 128)
+    block_n = power_of_two(columns, 16, 64)
     row_tiles = triton.cdiv(rows, block_m)
+    column_tiles = triton.cdiv(columns, block_n)
     out = torch.empty((count, p, q, columns), dtype=images.dtype, device=data.device)
     found = (
         torch.empty((groups, row_tiles, 2, columns), dtype=torch.float32, device=data.device)
-        if tiles
+        if into
         else None
     )
+    merged = into if mergeable(groups * row_tiles, columns, columns, block_n) else None
     launch(
         image_block_kernel,
-        (groups * row_tiles * triton.cdiv(columns, block_n),),
+        (groups * row_tiles * column_tiles,),
         data,
         images.index,
         weight,
         bias,
         out,
         found,
+        tickets(column_tiles, data) if merged else None,
+        *(merged.pointers if merged else (None,) * 6),
         rows,
         height,
         width,
@@ -117,19 +126,23 @@ def image_block(
         SCALE=float(images.scale),
         SHIFT=float(images.shift),
         HAS_BIAS=bias is not None,
-        STATISTICS=tiles,
+        STATISTICS=into is not None,
         EPILOGUE=1 if activation else 0,
         ACTIVATION=activation,
         SLOPE=float(slope),
+        MERGE=merged is not None,
+        **(merged.constants if merged else {"EPS": 0.0, "MOMENTUM": 0.0}),
         PRECISION=precision(images.dtype),
         BLOCK_M=block_m,
         BLOCK_N=block_n,
         DEPTH=depth,
         num_warps=4,
-        read=(_gathered(images), weight, bias),
-        written=(out, found),
+        read=(_gathered(images), weight, bias, *((found, *merged.read) if merged else ())),
+        written=(out, found, *(merged.written if merged else ())),
     )
-    return out, Tiles(found, block_m, row_tiles, rows) if found is not None else None
+    if found is not None and into is not None and merged is None:
+        into.finalize(Tiles(found, block_m, row_tiles, rows), rows)
+    return out
 
 
 def image_weight_gradient(
@@ -147,21 +160,27 @@ def image_weight_gradient(
     p, q, columns = window.rows, window.columns, weight.shape[0]
     rows = count // groups * p * q
     size = channels * window.kernel**2
-    block_m = 32 if g.element_size() > 2 else 64
-    block_k = power_of_two(rows, 16, block_m)
+    wide = g.element_size() > 2
+    block_m = 32 if wide else 64
+    block_k = power_of_two(rows, 16, 16 if wide else 64)
     wanted = max(1, min(machine_of(data.device).processors, rows * groups // (4 * block_k)))
     tile = GemmTile(block_m, size, block_k, splits=wanted)
     group_steps, steps, chunk, splits = cut_steps(rows, groups, tile)
     partial = torch.empty((splits, columns, size), dtype=torch.float32, device=data.device)
+    shape = (columns, window.kernel, window.kernel, channels)
+    out = torch.empty(shape, dtype=weight.dtype, device=data.device)
+    column_tiles = triton.cdiv(columns, block_m)
     launch(
         image_weight_gradient_kernel,
-        (triton.cdiv(columns, block_m), 1, splits),
+        (column_tiles, 1, splits),
         data,
         images.index,
         g,
         y,
         coefficients,
+        out,
         partial,
+        tickets(column_tiles, data),
         rows,
         height,
         width,
@@ -184,11 +203,10 @@ def image_weight_gradient(
         BLOCK_K=block_k,
         DEPTH=power_of_two(size, 16, MAX_DEPTH),
         num_warps=4,
-        read=(_gathered(images), g, y, coefficients),
-        written=(partial,),
+        read=(_gathered(images), g, y, coefficients, partial),
+        written=(partial, out),
     )
-    shape = (columns, window.kernel, window.kernel, channels)
-    return sum_splits(partial, shape, weight.dtype).permute(0, 3, 1, 2)
+    return out.permute(0, 3, 1, 2)
 
 
 def _gathered(images: Images) -> Tensor:

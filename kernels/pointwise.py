@@ -9,6 +9,8 @@ from torch import Tensor
 from fastinfogan.kernels.device import pointwise
 from fastinfogan.kernels.launch import launch
 from fastinfogan.kernels.maps import ACTIVATIONS, Deferred, Tiles
+from fastinfogan.kernels.statistics import Backward, mergeable
+from fastinfogan.kernels.tickets import tickets
 from fastinfogan.kernels.tuning import GemmTile, matrix_tile
 
 
@@ -18,17 +20,18 @@ def materialize(operand: Deferred, groups: int, activation: str = "rectifier") -
     out = torch.empty_like(y)
     cut = _Cut.of(y, operand.features, groups)
     cut.launch(
-        pointwise.materialize_kernel,
-        read=(y, operand.params),
-        written=(out,),
-        **_behind(operand, activation),
+        pointwise.materialize_kernel, (y, operand.params), (out,), **_behind(operand, activation)
     )
     return out
 
 
 def enter_gradient(
-    dout: Tensor, operand: Deferred, groups: int, activation: str = "rectifier"
-) -> tuple[Tensor, Tensor]:
+    dout: Tensor,
+    operand: Deferred,
+    groups: int,
+    activation: str = "rectifier",
+    into: Backward | None = None,
+) -> tuple[Tensor, Tiles]:
     """Form g = dout * act'(z) and its tiles' sums.
 
     Args:
@@ -36,21 +39,30 @@ def enter_gradient(
         operand: the block's y and parameters.
         groups: statistics groups.
         activation: from `ACTIVATIONS`.
+        into: what the sums become: the block's coefficients and gradients.
 
     Returns:
-        g, and sums fp32 (groups, tiles, 2, features).
+        g, and its tiles' sums: fp32 (groups, tiles, 2, features).
     """
     y = operand.x
     g = torch.empty_like(y)
-    cut = _Cut.of(y, operand.features, groups)
+    features = operand.features
+    cut = _Cut.of(y, features, groups)
     sums = cut.numbers(y.device)
+    merged = into if mergeable(groups * cut.tiles, features, features, cut.tile.n) else None
+    gamma, rstd = merged.read if merged else (None, None)
     cut.launch(
         pointwise.enter_gradient_kernel,
-        read=(dout, y, operand.params),
-        written=(g, sums),
+        (dout, y, operand.params, gamma, rstd),
+        (g, sums, *(merged.written if merged else (None,) * 3)),
+        tickets(triton.cdiv(features, cut.tile.n), y) if merged else None,
         **_behind(operand, activation),
+        MERGE=merged is not None,
     )
-    return g, sums
+    found = Tiles(sums, cut.tile.m, cut.tiles, cut.rows)
+    if into is not None and merged is None:
+        into.finalize(sums, cut.rows)
+    return g, found
 
 
 def form_gradient(gradient: Deferred, groups: int) -> Tensor:
@@ -58,7 +70,7 @@ def form_gradient(gradient: Deferred, groups: int) -> Tensor:
     g = gradient.x
     dy = torch.empty_like(g)
     cut = _Cut.of(g, gradient.features, groups)
-    cut.launch(pointwise.form_gradient_kernel, read=(g, gradient.y, gradient.params), written=(dy,))
+    cut.launch(pointwise.form_gradient_kernel, (g, gradient.y, gradient.params), (dy,))
     return dy
 
 
@@ -66,7 +78,7 @@ def tile_statistics(y: Tensor, features: int, groups: int) -> Tiles:
     """Each tile's (mean, M2) of a map that another library computed."""
     cut = _Cut.of(y, features, groups)
     data = cut.numbers(y.device)
-    cut.launch(pointwise.tile_statistics_kernel, read=(y,), written=(data,))
+    cut.launch(pointwise.tile_statistics_kernel, (y,), (data,))
     return Tiles(data, cut.tile.m, cut.tiles, cut.rows)
 
 
@@ -102,15 +114,17 @@ class _Cut(NamedTuple):
         self,
         kernel: Any,  # noqa: ANN401 - Triton's functions have no public type
         read: tuple[Tensor | None, ...],
-        written: tuple[Tensor, ...],
+        written: tuple[Tensor | None, ...],
+        *more: Tensor | None,
         **parameters: Any,  # noqa: ANN401
     ) -> None:
-        """Launch a kernel of `device.pointwise`: what is read, what is written, then the cut."""
+        """Launch a kernel of `device.pointwise`: what is read, written and more, then the cut."""
         launch(
             kernel,
             (self.groups * self.tiles * triton.cdiv(self.columns, self.tile.n),),
             *read,
             *written,
+            *more,
             self.rows,
             self.columns,
             self.tiles,

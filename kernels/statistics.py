@@ -1,6 +1,6 @@
 """Batch norm's few numbers: the host side of `device.statistics`."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -10,114 +10,187 @@ from fastinfogan.kernels.device import statistics
 from fastinfogan.kernels.launch import launch
 from fastinfogan.kernels.maps import Tiles
 
-
-class Normalisation(NamedTuple):
-    """What batch norm's forward leaves.
-
-    Attributes:
-        params: fp32 (groups, 3, features): scale, shift, mean.
-        rstd: fp32 (groups, features).
-    """
-
-    params: Tensor
-    rstd: Tensor
+MOST_TILES = 8192
+"""As many the last program of some columns merges by itself; more go to a kernel of their own."""
 
 
-def finalize_forward(
-    tiles: Tiles,
-    count: int,
-    gamma: Tensor,
-    beta: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    eps: float,
-    momentum: float,
-) -> Normalisation:
-    """Merge tiles' (mean, M2); update running statistics in place, group after group.
+def mergeable(tiles: int, columns: int, features: int, block: int) -> bool:
+    """Whether the kernel that writes the tiles can merge them, too.
 
     Args:
-        tiles: of the map y.
-        count: values per feature and group.
+        tiles: of one column, in all groups.
+        columns: of the map.
+        features: columns are these, or once more these for each pixel.
+        block: columns of a tile. One that holds all of some features' columns has a last program.
+    """
+    fits = columns == features or features % block == 0
+    return fits and tiles * (columns // features) <= MOST_TILES
+
+
+class Forward(NamedTuple):
+    """What batch norm's forward takes and leaves.
+
+    Attributes:
         gamma: (features,).
         beta: (features,).
-        running_mean: fp32 (features,) or None.
+        running_mean: (features,) or None; updated in place, group after group.
         running_var: likewise.
+        params: fp32 (groups, 3, features), to be written: scale, shift, mean.
+        rstd: fp32 (groups, features), to be written.
         eps: added to the variance.
         momentum: weight of the new statistics.
     """
-    groups, many, _, features = tiles.data.shape
-    params = torch.empty((groups, 3, features), dtype=torch.float32, device=gamma.device)
-    rstd = torch.empty((groups, features), dtype=torch.float32, device=gamma.device)
-    launch(
-        statistics.finalize_forward_kernel,
-        (triton.cdiv(features, 32),),
-        tiles.data,
-        gamma,
-        beta,
-        running_mean,
-        running_var,
-        params,
-        rstd,
-        many,
-        tiles.row_tiles,
-        tiles.rows,
-        count,
-        features,
-        GROUPS=groups,
-        BLOCK_T=32,
-        BLOCK_C=32,
-        TILE_ROWS=tiles.tile_rows,
-        EPS=float(eps),
-        MOMENTUM=float(momentum),
-        TRACK=running_mean is not None,
-        num_warps=4,
-        read=(tiles.data, gamma, beta, running_mean, running_var),
-        written=(params, rstd, running_mean, running_var),
-    )
-    return Normalisation(params, rstd)
+
+    gamma: Tensor
+    beta: Tensor
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    params: Tensor
+    rstd: Tensor
+    eps: float
+    momentum: float
+
+    @classmethod
+    def of(
+        cls, gamma: Tensor, beta: Tensor, running_mean: Tensor | None, running_var: Tensor | None,
+        groups: int, eps: float, momentum: float,
+    ) -> "Forward":  # fmt: skip
+        """With room for what it leaves."""
+        params = torch.empty((groups, 3, len(gamma)), dtype=torch.float32, device=gamma.device)
+        rstd = torch.empty((groups, len(gamma)), dtype=torch.float32, device=gamma.device)
+        return cls(gamma, beta, running_mean, running_var, params, rstd, eps, momentum)
+
+    @property
+    def features(self) -> int:
+        """How many there are."""
+        return len(self.gamma)
+
+    @property
+    def pointers(self) -> tuple[Tensor | None, ...]:
+        """As kernels take them."""
+        return self[:6]
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        """As kernels take them."""
+        return {"EPS": float(self.eps), "MOMENTUM": float(self.momentum)}
+
+    @property
+    def read(self) -> tuple[Tensor | None, ...]:
+        """The operands, beside the tiles."""
+        return self[:4]
+
+    @property
+    def written(self) -> tuple[Tensor | None, ...]:
+        """The results."""
+        return self[2:6]
+
+    def finalize(self, tiles: Tiles, count: int) -> None:
+        """Merge tiles' (mean, M2), in a launch of its own.
+
+        Args:
+            tiles: of the map y.
+            count: values per feature and group.
+        """
+        groups, many, _, features = tiles.data.shape
+        launch(
+            statistics.finalize_forward_kernel,
+            (triton.cdiv(features, 32),),
+            tiles.data,
+            *self.pointers,
+            many,
+            tiles.row_tiles,
+            tiles.rows,
+            count,
+            features,
+            GROUPS=groups,
+            TILE_ROWS=tiles.tile_rows,
+            **self.constants,
+            BLOCK_T=32,
+            BLOCK_C=32,
+            num_warps=4,
+            read=(tiles.data, *self.read),
+            written=self.written,
+        )
 
 
-def finalize_backward(
-    sums: Tensor, count: int, gamma: Tensor | None, norm: Normalisation | None, like: Tensor
-) -> tuple[Tensor | None, Tensor | None, Tensor]:
-    """Turn tiles' sums into dy's coefficients and the gradients of gamma and beta, or of a bias.
+class Backward(NamedTuple):
+    """What batch norm's backward takes and leaves; or a bias' gradient, without batch norm.
 
-    Args:
-        sums: fp32 (groups, tiles, 2, columns), columns a multiple of the features.
-        count: values per feature and group.
+    Attributes:
         gamma: (features,), or None without batch norm.
-        norm: what forward left, or None.
-        like: gamma, or the bias: features and dtype of the gradients.
-
-    Returns:
-        Coefficients fp32 (groups, 3, features) or None, dgamma or None, dbeta.
+        params: as forward left it, or None.
+        rstd: likewise.
+        coefficients: fp32 (groups, 3, features), to be written: dy's A, B, C; or None.
+        dgamma: (features,), to be written, or None.
+        dbeta: (features,), to be written: the gradient of beta, or of the bias.
     """
-    groups, many, _, columns = sums.shape
-    features = like.shape[0]
-    dbeta = torch.empty_like(like)
-    dgamma = torch.empty_like(like) if norm is not None else None
-    coefficients = torch.empty_like(norm.params) if norm is not None else None
-    params, rstd = norm if norm is not None else (None, None)
-    launch(
-        statistics.finalize_backward_kernel,
-        (triton.cdiv(features, 32),),
-        sums,
-        gamma,
-        params,
-        rstd,
-        coefficients,
-        dgamma,
-        dbeta,
-        many,
-        columns // features,
-        count,
-        features,
-        GROUPS=groups,
-        BLOCK_T=32,
-        BLOCK_C=32,
-        NORM=norm is not None,
-        num_warps=4,
-        read=(sums, gamma, params, rstd),
-        written=(coefficients, dgamma, dbeta),
-    )
-    return coefficients, dgamma, dbeta
+
+    gamma: Tensor | None
+    params: Tensor | None
+    rstd: Tensor | None
+    coefficients: Tensor | None
+    dgamma: Tensor | None
+    dbeta: Tensor
+
+    @classmethod
+    def of_norm(cls, gamma: Tensor, params: Tensor, rstd: Tensor) -> "Backward":
+        """Of a block with batch norm."""
+        dgamma, dbeta = torch.empty_like(gamma), torch.empty_like(gamma)
+        return cls(gamma, params, rstd, torch.empty_like(params), dgamma, dbeta)
+
+    @classmethod
+    def of_bias(cls, bias: Tensor) -> "Backward":
+        """Of a block without."""
+        return cls(None, None, None, None, None, torch.empty_like(bias))
+
+    @property
+    def features(self) -> int:
+        """How many there are."""
+        return len(self.dbeta)
+
+    @property
+    def pointers(self) -> tuple[Tensor | None, ...]:
+        """As kernels take them that know the params anyway."""
+        return self.gamma, *self[2:]
+
+    @property
+    def read(self) -> tuple[Tensor | None, ...]:
+        """The operands, beside the tiles and the params."""
+        return self.gamma, self.rstd
+
+    @property
+    def written(self) -> tuple[Tensor | None, ...]:
+        """The results."""
+        return self[3:]
+
+    @property
+    def results(self) -> list[Tensor]:
+        """Those that there are: coefficients, dgamma, dbeta, or dbeta alone."""
+        return [t for t in self.written if t is not None]
+
+    def finalize(self, sums: Tensor, count: int) -> None:
+        """Merge tiles' sums, in a launch of its own.
+
+        Args:
+            sums: fp32 (groups, tiles, 2, columns), columns a multiple of the features.
+            count: values per feature and group.
+        """
+        groups, many, _, columns = sums.shape
+        launch(
+            statistics.finalize_backward_kernel,
+            (triton.cdiv(self.features, 32),),
+            sums,
+            *self,
+            many,
+            columns // self.features,
+            count,
+            self.features,
+            GROUPS=groups,
+            NORM=self.gamma is not None,
+            BLOCK_T=32,
+            BLOCK_C=32,
+            num_warps=4,
+            read=(sums, self.params, *self.read),
+            written=self.written,
+        )

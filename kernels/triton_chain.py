@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from fastinfogan.kernels import chain, ranks
+from fastinfogan.kernels import chain
 from fastinfogan.kernels.chain import Layer, LayerTensors
 from fastinfogan.kernels.images import fits
 from fastinfogan.kernels.maps import Deferred
@@ -38,11 +38,57 @@ def forward(
     Returns:
         The last block's map, or (N, 1, 1, features); and what `backward` needs beside x.
     """
+    found, kept = _products(x, source, layers, tensors, groups, deferred=False)
+    last = layers[-1]
+    if last.norm:
+        y = chain.materialize(kept[-_KEPT], found.params, groups, last.activation, last.slope)
+        return _to_shape(y, last), kept
+    return found.x, kept
+
+
+def features(
+    x: Tensor,
+    source: Source,
+    layers: Sequence[Layer],
+    tensors: Sequence[LayerTensors],
+    groups: int,
+) -> tuple[Deferred, list[Tensor | None]]:
+    """Compute a chain for an operation that forms the last activation while it loads.
+
+    Arguments are those of `forward`; there may be no layers at all.
+
+    Returns:
+        Rows (N, features), deferred; and what `keep` needs.
+    """
+    found, kept = _products(x, source, layers, tensors, groups, deferred=True)
+    return found._replace(x=found.x.flatten(1)), kept
+
+
+def keep(kept: list[Tensor | None], gradient: Tensor) -> list[Tensor | None]:
+    """What `backward` needs of a chain whose last layer was another operation's.
+
+    Args:
+        kept: what `features` left of the layers before.
+        gradient: of the last layer's result, (N, 1, 1, columns), which stands in for the result.
+    """
+    return [*kept, gradient, None, None]
+
+
+def _products(
+    x: Tensor,
+    source: Source,
+    layers: Sequence[Layer],
+    tensors: Sequence[LayerTensors],
+    groups: int,
+    *,
+    deferred: bool,
+) -> tuple[Deferred, list[Tensor | None]]:
+    """The last block's map as whoever comes next loads it, and what is kept."""
     maps, params, slope = x, None, 1.0
     kept: list[Tensor | None] = []
     for i, (layer, t) in enumerate(zip(layers, tensors, strict=True)):
         window, where = layer.window, (layer.window, layer.gather.transposed, groups)
-        behind = layer.activation if i == len(layers) - 1 else "none"
+        behind = "none" if deferred or i < len(layers) - 1 else layer.activation
         rstd = None
         if i == 0 and _reads_images(layer, x, source):
             pixels = (x, source.index, source.scale, source.shift, source.dtype)
@@ -72,10 +118,7 @@ def forward(
             params = None
         kept += [y, params, rstd]
         maps, slope = _to_shape(y, layer), layer.loaded_slope
-    last = layers[-1]
-    if last.norm:
-        y = chain.materialize(y, params, groups, last.activation, last.slope)
-    return _to_shape(y, last), kept
+    return Deferred(maps, params, slope), kept
 
 
 def backward(
@@ -89,6 +132,7 @@ def backward(
     wanted: Sequence[Sequence[bool]],
     *,
     input_gradient: bool,
+    bias_gradient: Tensor | None = None,
 ) -> tuple[Tensor | None, list[Tensor | None]]:
     """The gradients of a chain.
 
@@ -102,6 +146,7 @@ def backward(
         dout: of its result; contiguous, of its dtype.
         wanted: which of each layer's tensors need a gradient.
         input_gradient: whether x does.
+        bias_gradient: of the last layer, if `dout` is the gradient of its raw result; see `keep`.
 
     Returns:
         The input's gradient or None, and those of all layers' tensors in a row.
@@ -110,9 +155,23 @@ def backward(
     gradients: list[Tensor | None] = []
     last, (y, params, _) = layers[-1], kept[-_KEPT:]
     assert y is not None
-    g, sums = chain.enter_gradient(
-        dout.view(y.shape), y, params, groups, last.activation, last.slope
-    )
+
+    def asked(i: int) -> tuple[Tensor | None, ...]:
+        """What lets the kernel that forms a block's g finish the block's numbers, too."""
+        t = tensors[i]
+        if layers[i].norm:
+            own = source.ranks_group is None
+            return (t.gamma, kept[_KEPT * i + 2], None) if own else (None, None, None)
+        return None, None, t.bias if wanted[i][fields.index("bias")] else None
+
+    numbers: Sequence[Tensor]
+    if bias_gradient is not None:
+        g, numbers = dout, [bias_gradient]
+    else:
+        g, numbers = chain.enter_gradient(
+            dout.view(y.shape), y, params, groups, last.activation, last.slope,
+            *asked(len(layers) - 1),
+        )  # fmt: skip
     for i in range(len(layers) - 1, -1, -1):
         layer, t, want = layers[i], tensors[i], LayerTensors(*wanted[i])  # type: ignore[arg-type]
         y, params, rstd = kept[_KEPT * i : _KEPT * (i + 1)]
@@ -121,23 +180,21 @@ def backward(
         here: dict[str, Tensor | None] = {}
         coefficients, beside = None, None
         if layer.norm:
-            assert t.gamma is not None
-            values = y.numel() // t.gamma.numel() // groups
-            coefficients, here["gamma"], here["beta"] = chain.norm_gradient(
-                sums, values, t.gamma, params, rstd
-            )
             if source.ranks_group is not None:
-                # gamma and beta have their own rank's gradients, dy is formed from all.
-                coefficients, _, _ = chain.norm_gradient(
-                    ranks.gather_tiles(sums, source.ranks_group),
-                    values * ranks.size(source.ranks_group), t.gamma, params, rstd,
-                )  # fmt: skip
+                assert t.gamma is not None
+                assert params is not None
+                assert rstd is not None
+                values = y.numel() // len(t.gamma) // groups
+                numbers = chain.norm_gradient_across_ranks(
+                    numbers[0], values, t.gamma, params, rstd, source.ranks_group
+                )
+            coefficients, here["gamma"], here["beta"] = numbers
             beside = y
             # In front of batch norm a bias changes nothing.
             if want.bias and t.bias is not None:
                 here["bias"] = t.bias.new_zeros(t.bias.shape)
         elif want.bias:
-            here["bias"] = chain.bias_gradient(sums, t.bias)
+            (here["bias"],) = numbers
         before, before_params, slope = x, None, 1.0
         if i > 0:
             found, before_params, _ = kept[_KEPT * (i - 1) : _KEPT * i]
@@ -162,13 +219,16 @@ def backward(
         # A fully connected layer's map without batch norm: its bias sums each pixel by itself,
         # where the product's tiles would sum each channel.
         apart = i > 0 and layers[i - 1].shape is not None and not layers[i - 1].norm
-        g, sums = chain.data_gradient(
-            g, beside, coefficients, t.weight, None if apart or i == 0 else before,
-            before_params, slope, *where,
-        )  # fmt: skip
+        to = None if apart or i == 0 else before
+        finish = asked(i - 1) if to is not None else (None, None, None)
+        g, numbers = chain.data_gradient(
+            g, beside, coefficients, t.weight, to, before_params, slope, *finish, *where
+        )
         g = g.view(x.shape if i == 0 else y_before.shape)
         if apart:
-            g, sums = chain.enter_gradient(g, y_before, None, groups, "rectifier", slope)
+            g, numbers = chain.enter_gradient(
+                g, y_before, None, groups, "rectifier", slope, *asked(i - 1)
+            )
     return g, gradients
 
 

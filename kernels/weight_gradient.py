@@ -8,10 +8,11 @@ from torch import Tensor
 
 from fastinfogan.errors import InputError
 from fastinfogan.kernels.adam import Rates, Slot, require_alike
-from fastinfogan.kernels.device.weight_gradient import sum_splits_kernel, weight_gradient_kernel
+from fastinfogan.kernels.device.weight_gradient import weight_gradient_kernel
 from fastinfogan.kernels.geometry import Gather
 from fastinfogan.kernels.launch import launch
 from fastinfogan.kernels.maps import Deferred
+from fastinfogan.kernels.tickets import tickets
 from fastinfogan.kernels.tuning import GemmTile, precision, weight_gradient_tile
 
 
@@ -93,12 +94,12 @@ def _multiply(
         direct.x, positions * groups, rows, columns, kernel**2, loaded
     )
     group_steps, steps, chunk, splits = cut_steps(positions, groups, tile)
-    shape = (rows, kernel, kernel, columns)
-    here = update if splits == 1 else None
-    out = _buffer((splits, *shape), weight, here, weight.dtype if splits == 1 else torch.float32)
+    out = _buffer((rows, kernel, kernel, columns), weight, update)
+    partial = out.new_empty((splits, *out.shape), dtype=torch.float32) if splits > 1 else None
+    tiles = triton.cdiv(rows, tile.m) * triton.cdiv(columns, tile.n)
     launch(
         weight_gradient_kernel,
-        (triton.cdiv(rows, tile.m) * triton.cdiv(columns, tile.n), kernel**2, splits),
+        (tiles, kernel**2, splits),
         direct.x,
         direct.y,
         direct.params,
@@ -106,7 +107,9 @@ def _multiply(
         gathered.y,
         gathered.params,
         out,
-        *_adam_arguments(here),
+        partial,
+        tickets(tiles * kernel**2, out) if splits > 1 else None,
+        *_adam_arguments(update),
         images // groups,
         p,
         q,
@@ -115,6 +118,7 @@ def _multiply(
         width,
         columns,
         gather.window.before,
+        out.numel(),
         group_steps,
         steps,
         chunk,
@@ -131,16 +135,17 @@ def _multiply(
         G_SLOPE=float(gathered.slope),
         G_PIXEL=gathered.per_pixel,
         PRECISION=precision(direct.x.dtype),
-        LR_ON_DEVICE=_lr_on_device(here),
+        LR_ON_DEVICE=_lr_on_device(update),
         BLOCK_M=tile.m,
         BLOCK_N=tile.n,
         BLOCK_K=tile.k,
         num_warps=tile.warps,
         num_stages=tile.stages,
-        read=(*direct.tensors, *gathered.tensors, *_moved(here)),
-        written=_moved(here) + _copied(here) if here else (out,),
+        **tile.limits,
+        read=(*direct.tensors, *gathered.tensors, partial, *_moved(update)),
+        written=(partial, *(_moved(update) + _copied(update) if update else (out,))),
     )
-    return out[0] if splits == 1 else sum_splits(out, shape, weight.dtype, update)
+    return out
 
 
 def cut_steps(positions: int, groups: int, tile: GemmTile) -> tuple[int, int, int, int]:
@@ -151,41 +156,10 @@ def cut_steps(positions: int, groups: int, tile: GemmTile) -> tuple[int, int, in
     return group_steps, steps, chunk, triton.cdiv(steps, chunk)
 
 
-def sum_splits(
-    partial: Tensor,
-    shape: tuple[int, ...],
-    dtype: torch.dtype,
-    update: tuple[Slot, Rates] | None = None,
-) -> Tensor:
-    """Add partial sums, fp32 (splits, ...), in order; or make Adam's update by the sum.
-
-    Returns:
-        The sum, of this shape and dtype; or the weight that was updated, in its place.
-    """
-    out = _buffer(shape, partial, update, dtype)
-    launch(
-        sum_splits_kernel,
-        (triton.cdiv(out.numel(), 1024),),
-        partial,
-        out,
-        *_adam_arguments(update),
-        out.numel(),
-        partial.shape[0],
-        BLOCK=1024,
-        LR_ON_DEVICE=_lr_on_device(update),
-        num_warps=4,
-        read=(partial, *_moved(update)),
-        written=_moved(update) + _copied(update) if update else (out,),
-    )
-    return out
-
-
-def _buffer(
-    shape: tuple[int, ...], like: Tensor, update: tuple[Slot, Rates] | None, dtype: torch.dtype
-) -> Tensor:
-    """What a kernel writes: the weight itself if it updates it, seen in memory order."""
+def _buffer(shape: tuple[int, ...], like: Tensor, update: tuple[Slot, Rates] | None) -> Tensor:
+    """What the kernel writes: the weight itself if it updates it, seen in memory order."""
     if update is None:
-        return torch.empty(shape, dtype=dtype, device=like.device)
+        return torch.empty(shape, dtype=like.dtype, device=like.device)
     weight = update[0].parameter
     return (weight if weight.dim() == 2 else weight.permute(0, 2, 3, 1)).detach().view(shape)
 

@@ -108,14 +108,13 @@ def test_bytes_that_an_epilogue_saves() -> None:
 def test_epilogues_are_within_their_budget(target: str) -> None:
     found = ahead.compiled(target, "test_adam_launches", "record_updates")
     assert [each["kernel"] for each in found] == [
-        "weight_gradient_kernel", "weight_gradient_kernel", "sum_splits_kernel",
+        "weight_gradient_kernel", "weight_gradient_kernel",
     ]  # fmt: skip
     for each in found:
         assert each["stack"] == each["f64"] == each["ftz"] == 0
         assert each["registers"] <= 255
-    if target != "gfx942":
-        assert found[0]["load_v4"] > 0
-        assert found[2]["load_v4"] > 0
+        if target != "gfx942":
+            assert each["load_v4"] > 0
 
 
 def test_an_epilogue_asks_for_a_weight_in_memory_order() -> None:

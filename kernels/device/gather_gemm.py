@@ -12,7 +12,10 @@ EPILOGUE, behind the product, on the tile in registers:
     1 activated + bias, activation, store    evaluation, and layers without batch norm at an end
     2 gradient  * lrelu'(scale * y + shift) of the block before, round, store; each tile's sums of
                 g and of g * (y - mean), from which batch norm's backward follows
-    3 partial   store fp32 partial sums of a split product
+
+The depth may be cut into splits, whose partial sums in fp32 the last program of a tile adds in
+order. With MERGE the last program of a block of columns makes of the tiles' numbers what
+`statistics` says: batch norm's of this block, or on the way back of the block before.
 
 Layout: NHWC everywhere; scale, shift, mean, A, B, C in fp32, one set per statistics group (the
 batch is cut into `groups` equal parts). See `geometry` for at(p, q, t). fp32 accumulation.
@@ -20,6 +23,9 @@ batch is cut into `groups` equal parts). See `geometry` for at(p, q, t). fp32 ac
 
 import triton
 import triton.language as tl
+
+from fastinfogan.kernels.device.reduce import add_splits, is_last
+from fastinfogan.kernels.device.statistics import merge_statistics, merge_sums
 
 
 @triton.jit
@@ -103,22 +109,26 @@ def gather_gemm_kernel(
     params_ptr,  # fp32 (groups, 3, FEATURES_IN): scale, shift, - or A, B, C
     w_ptr,  # by its strides
     bias_ptr,  # (COUT)
-    out_ptr,  # (N, HO, WO, COUT), or fp32 (splits, N, COUT) if the split is not finished here
+    out_ptr,  # (N, HO, WO, COUT)
     tiles_ptr,  # fp32 (groups, TILES, 2, COUT)
     before_ptr,  # (N, HO, WO, COUT)
     before_params_ptr,  # fp32 (groups, 3, FEATURES_OUT)
-    IMAGES, ROWS, H, W, CIN, HO, WO, COUT, P, Q, TILES, PAD, FEATURES_IN, FEATURES_OUT, CHUNK,
+    partial_ptr,  # fp32 (splits, N, COUT), scratch, or None without splits
+    tickets_ptr,  # int32 (column tiles + tiles)
+    gamma_ptr, beta_ptr, running_mean_ptr, running_var_ptr, new_params_ptr, rstd_ptr,  # forward's
+    before_gamma_ptr, before_rstd_ptr, coefficients_ptr, dgamma_ptr, dbeta_ptr,  # backward's
+    IMAGES, SIZE, H, W, CIN, HO, WO, COUT, P, Q, TILES, PAD, FEATURES_IN, FEATURES_OUT, CHUNK,
     W_IN, W_OUT, W_ROW, W_COL,
     TRANSPOSED: tl.constexpr, STRIDE: tl.constexpr, KERNEL: tl.constexpr, TAPS: tl.constexpr,
     PROLOGUE: tl.constexpr, IN_NORM: tl.constexpr, IN_SLOPE: tl.constexpr, IN_PIXEL: tl.constexpr,
     EPILOGUE: tl.constexpr, HAS_BIAS: tl.constexpr, STATISTICS: tl.constexpr,
     ACTIVATION: tl.constexpr, OUT_SLOPE: tl.constexpr, BEFORE_NORM: tl.constexpr,
-    PRECISION: tl.constexpr,
+    MERGE: tl.constexpr, EPS: tl.constexpr, MOMENTUM: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """See the module. Grid: (groups * row tiles * column tiles, phases, splits).
 
-    IMAGES: images in a group. ROWS: of the whole result. P, Q: positions of a phase. CHUNK:
+    IMAGES: images in a group. SIZE: values of the whole result. P, Q: positions of a phase. CHUNK:
     channels of a split, a multiple of BLOCK_K.
     IN_PIXEL: the prologue's parameters are per feature (pixel and channel), not per channel.
     """
@@ -198,45 +208,40 @@ def gather_gemm_kernel(
                 acc = tl.dot(x, w.to(x.dtype), acc, input_precision=PRECISION)
 
     row = (image * HO + out_p) * WO + out_q
-    if EPILOGUE == 3:
-        at = (split * ROWS + row[:, None]).to(tl.int64) * COUT + col[None, :]
-        tl.store(out_ptr + at, acc, mask=row_ok[:, None] & col_ok[None, :])
-    else:
+    last = True
+    if partial_ptr is not None:
+        at = row[:, None].to(tl.int64) * COUT + col[None, :]
+        ok = row_ok[:, None] & col_ok[None, :]
+        tl.store(partial_ptr + split.to(tl.int64) * SIZE + at, acc, mask=ok)
+        last = is_last(tickets_ptr + column_tiles + pid, tl.num_programs(2))
+    if last:
+        if partial_ptr is not None:
+            product = add_splits(partial_ptr, at, ok, tl.num_programs(2), SIZE, 1)
+        else:
+            product = acc
         finish(
-            acc, row, row_ok, col, col_ok, (col % FEATURES_OUT)[None, :], group,
+            product, row, row_ok, col, col_ok, (col % FEATURES_OUT)[None, :], group,
             phase * row_tiles + tile, COUT, TILES, FEATURES_OUT, bias_ptr, out_ptr, tiles_ptr,
             before_ptr, before_params_ptr,
             EPILOGUE, HAS_BIAS, STATISTICS, ACTIVATION, OUT_SLOPE, BEFORE_NORM,
         )  # fmt: skip
-
-
-@triton.jit
-def finish_splits_kernel(
-    partial_ptr,  # fp32 (SPLITS, ROWS, COUT)
-    bias_ptr, out_ptr, tiles_ptr, before_ptr, before_params_ptr,
-    IMAGES, ROWS, COUT, TILES, FEATURES_OUT, SPLITS,
-    EPILOGUE: tl.constexpr, HAS_BIAS: tl.constexpr, STATISTICS: tl.constexpr,
-    ACTIVATION: tl.constexpr, OUT_SLOPE: tl.constexpr, BEFORE_NORM: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    """The second pass of a split product: partial sums in order, then what stands behind it.
-
-    Grid: (groups * row tiles * column tiles,).
-    """
-    column_tiles = tl.cdiv(COUT, BLOCK_N)
-    pid = tl.program_id(0)
-    pid_n, pid_m = pid % column_tiles, pid // column_tiles
-    group, tile = pid_m // TILES, pid_m % TILES
-    m = tile * BLOCK_M + tl.arange(0, BLOCK_M)
-    col = pid_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    row, row_ok, col_ok = group * IMAGES + m, m < IMAGES, col < COUT
-    ok = row_ok[:, None] & col_ok[None, :]
-    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for split in range(SPLITS):
-        at = (split * ROWS + row[:, None]).to(tl.int64) * COUT + col[None, :]
-        acc += tl.load(partial_ptr + at, mask=ok, other=0.0)
-    finish(
-        acc, row, row_ok, col, col_ok, (col % FEATURES_OUT)[None, :], group, tile, COUT, TILES,
-        FEATURES_OUT, bias_ptr, out_ptr, tiles_ptr, before_ptr, before_params_ptr,
-        EPILOGUE, HAS_BIAS, STATISTICS, ACTIVATION, OUT_SLOPE, BEFORE_NORM,
-    )  # fmt: skip
+        if MERGE:
+            # Columns are features, or features once more for each pixel; see the host side.
+            block = pid_n % tl.cdiv(FEATURES_OUT, BLOCK_N)
+            groups = tl.num_programs(0) // (row_tiles * column_tiles)
+            repeats = COUT // FEATURES_OUT
+            count = IMAGES * HO * WO * repeats
+            c = block * BLOCK_N + tl.arange(0, BLOCK_N)
+            if is_last(tickets_ptr + block, groups * TILES * repeats):
+                if EPILOGUE == 2:
+                    merge_sums(
+                        c, c < FEATURES_OUT, tiles_ptr, before_gamma_ptr, before_params_ptr,
+                        before_rstd_ptr, coefficients_ptr, dgamma_ptr, dbeta_ptr, groups, TILES,
+                        repeats, count, FEATURES_OUT, BEFORE_NORM, 32,
+                    )  # fmt: skip
+                else:
+                    merge_statistics(
+                        c, c < FEATURES_OUT, tiles_ptr, gamma_ptr, beta_ptr, running_mean_ptr,
+                        running_var_ptr, new_params_ptr, rstd_ptr, groups, TILES, row_tiles, rows,
+                        count, FEATURES_OUT, BLOCK_M, EPS, MOMENTUM, 32,
+                    )  # fmt: skip

@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 
 from fastinfogan.kernels.device.gather_gemm import finish
+from fastinfogan.kernels.device.reduce import add_splits, is_last
+from fastinfogan.kernels.device.statistics import merge_statistics
 
 
 @triton.jit
@@ -40,10 +42,13 @@ def image_block_kernel(
     bias_ptr,  # (COUT)
     out_ptr,  # (N, P, Q, COUT)
     tiles_ptr,  # fp32 (groups, TILES, 2, COUT)
+    tickets_ptr,  # int32 (column tiles)
+    gamma_ptr, beta_ptr, running_mean_ptr, running_var_ptr, params_ptr, rstd_ptr,  # batch norm's
     ROWS, H, W, P, Q, COUT, PAD, TILES, W_IN, W_OUT, W_ROW, W_COL,
     C: tl.constexpr, STRIDE: tl.constexpr, KERNEL: tl.constexpr, INDEXED: tl.constexpr,
     SCALE: tl.constexpr, SHIFT: tl.constexpr, HAS_BIAS: tl.constexpr, STATISTICS: tl.constexpr,
-    EPILOGUE: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, PRECISION: tl.constexpr,
+    EPILOGUE: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr,
+    MERGE: tl.constexpr, EPS: tl.constexpr, MOMENTUM: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """See the module. ROWS: positions of a group. Grid: (groups * row tiles * column tiles,)."""
@@ -72,6 +77,14 @@ def image_block_kernel(
         bias_ptr, out_ptr, tiles_ptr, None, None,
         EPILOGUE, HAS_BIAS, STATISTICS, ACTIVATION, SLOPE, False,
     )  # fmt: skip
+    if MERGE:
+        groups = tl.num_programs(0) // (TILES * column_tiles)
+        if is_last(tickets_ptr + pid_n, groups * TILES):
+            merge_statistics(
+                col, col_ok, tiles_ptr, gamma_ptr, beta_ptr, running_mean_ptr, running_var_ptr,
+                params_ptr, rstd_ptr, groups, TILES, TILES, ROWS, ROWS, COUT, BLOCK_M, EPS,
+                MOMENTUM, 32,
+            )  # fmt: skip
 
 
 @triton.jit
@@ -81,7 +94,9 @@ def image_weight_gradient_kernel(
     g_ptr,  # (N, P, Q, COUT)
     y_ptr,  # (N, P, Q, COUT), with batch norm
     coefficients_ptr,  # fp32 (groups, 3, COUT)
-    out_ptr,  # fp32 (splits, COUT, KERNEL * KERNEL * C)
+    out_ptr,  # (COUT, KERNEL * KERNEL * C)
+    partial_ptr,  # fp32 (splits, COUT, KERNEL * KERNEL * C), scratch
+    tickets_ptr,  # int32 (channel tiles)
     ROWS, H, W, P, Q, COUT, PAD, GROUP_STEPS, STEPS, CHUNK,
     C: tl.constexpr, STRIDE: tl.constexpr, KERNEL: tl.constexpr, INDEXED: tl.constexpr,
     SCALE: tl.constexpr, SHIFT: tl.constexpr, NORM: tl.constexpr, PRECISION: tl.constexpr,
@@ -116,5 +131,11 @@ def image_weight_gradient_kernel(
             SCALE, SHIFT,
         ).to(g.dtype)  # fmt: skip
         acc = tl.dot(tl.trans(g), x, acc, input_precision=PRECISION)
-    to = out_ptr + (split * COUT + col)[:, None] * (KERNEL * KERNEL * C) + k[None, :]
-    tl.store(to, acc, mask=col_ok[:, None] & k_ok[None, :])
+    size = KERNEL * KERNEL * C
+    at = col[:, None] * size + k[None, :]
+    ok = col_ok[:, None] & k_ok[None, :]
+    tl.store(partial_ptr + split * COUT * size + at, acc, mask=ok)
+    splits = tl.num_programs(2)
+    if is_last(tickets_ptr + tl.program_id(0), splits):
+        total = add_splits(partial_ptr, at, ok, splits, COUT * size, 4)
+        tl.store(out_ptr + at, total.to(out_ptr.dtype.element_ty), mask=ok)

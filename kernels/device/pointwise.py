@@ -6,7 +6,8 @@ ends, or where ATen's convolution takes the place of our product, tensors must b
     materialize      out = act(scale * y + shift)
     enter_gradient   g = dout * act'(scale * y + shift), and each tile's sums of g and of
                      g * (y - mean); without batch norm y is the activated output, which tells
-                     act' as well
+                     act' as well; with MERGE the last program of some columns makes of the sums
+                     what `statistics` says
     form_gradient    dy = A * g + B * y + C
     tile_statistics  each tile's (mean, M2) of y
 
@@ -17,6 +18,8 @@ import triton
 import triton.language as tl
 
 from fastinfogan.kernels.device.gather_gemm import activate
+from fastinfogan.kernels.device.reduce import is_last
+from fastinfogan.kernels.device.statistics import merge_sums
 
 
 @triton.jit
@@ -53,11 +56,12 @@ def materialize_kernel(
 
 @triton.jit
 def enter_gradient_kernel(
-    dout_ptr, y_ptr, params_ptr, g_ptr, tiles_ptr, ROWS, COLUMNS, TILES,
-    NORM: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr,
+    dout_ptr, y_ptr, params_ptr, gamma_ptr, rstd_ptr, g_ptr, tiles_ptr,
+    coefficients_ptr, dgamma_ptr, dbeta_ptr, tickets_ptr, ROWS, COLUMNS, TILES,
+    NORM: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, MERGE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """See the module. tiles: fp32 (groups, TILES, 2, COLUMNS) out."""
+    """See the module. tiles: fp32 (groups, TILES, 2, COLUMNS) out. tickets: (column tiles,)."""
     group, tile, _, col, col_ok, at, ok = tile_of(ROWS, COLUMNS, TILES, BLOCK_M, BLOCK_N)
     y = tl.load(y_ptr + at, mask=ok, other=0.0).to(tl.float32)
     g = tl.load(dout_ptr + at, mask=ok, other=0.0).to(tl.float32)
@@ -82,6 +86,14 @@ def enter_gradient_kernel(
         tl.store(to + COLUMNS, tl.sum(v * (y - mean[None, :]), axis=0), mask=col_ok)
     else:
         tl.store(to + COLUMNS, tl.zeros((BLOCK_N,), tl.float32), mask=col_ok)
+    if MERGE:
+        column_tiles = tl.cdiv(COLUMNS, BLOCK_N)
+        parts = tl.num_programs(0) // column_tiles
+        if is_last(tickets_ptr + tl.program_id(0) % column_tiles, parts):
+            merge_sums(
+                col, col_ok, tiles_ptr, gamma_ptr, params_ptr, rstd_ptr, coefficients_ptr,
+                dgamma_ptr, dbeta_ptr, parts // TILES, TILES, 1, ROWS, COLUMNS, NORM, 32,
+            )  # fmt: skip
 
 
 @triton.jit

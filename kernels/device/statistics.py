@@ -14,6 +14,9 @@ Backward: the tiles' sums S_g and S_gy = sum g * (y - mean) become the coefficie
                               C = -A * S_g / n - B * mean
 
 and dbeta = S_g, dgamma = S_gy * rstd, summed over the statistics groups.
+
+Whoever writes the tiles merges them too: its last program of some columns, by `merge_statistics`
+or `merge_sums`. Where that cannot be, a kernel of its own does.
 """
 
 import triton
@@ -21,45 +24,38 @@ import triton.language as tl
 
 
 @triton.jit
-def finalize_forward_kernel(
-    tiles_ptr,  # fp32 (GROUPS, TILES, 2, FEATURES)
-    gamma_ptr, beta_ptr,  # (FEATURES)
-    running_mean_ptr, running_var_ptr,  # fp32 (FEATURES), updated in place
-    params_ptr,  # fp32 (GROUPS, 3, FEATURES) out: scale, shift, mean
-    rstd_ptr,  # fp32 (GROUPS, FEATURES) out
-    TILES, ROW_TILES, ROWS, COUNT, FEATURES,
-    GROUPS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr, TILE_ROWS: tl.constexpr,
-    EPS: tl.constexpr, MOMENTUM: tl.constexpr, TRACK: tl.constexpr,
+def merge_statistics(
+    c, c_ok, tiles_ptr, gamma_ptr, beta_ptr, running_mean_ptr, running_var_ptr, params_ptr,
+    rstd_ptr, GROUPS, TILES, ROW_TILES, ROWS, COUNT, FEATURES,
+    TILE_ROWS: tl.constexpr, EPS: tl.constexpr, MOMENTUM: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
-    """See the module. Grid: (blocks of features,).
+    """Forward, for the features c; arguments as of `finalize_forward_kernel`.
 
-    ROW_TILES tiles of TILE_ROWS rows, the last one of what is left of ROWS, make a phase; TILES is
-    all phases. COUNT: values per feature and group.
+    Tiles are loaded past the cache that may hold what stood there before this launch.
     """
-    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
-    c_ok = c < FEATURES
     gamma = tl.load(gamma_ptr + c, mask=c_ok, other=0.0).to(tl.float32)
     beta = tl.load(beta_ptr + c, mask=c_ok, other=0.0).to(tl.float32)
-    if TRACK:
-        running_mean = tl.load(running_mean_ptr + c, mask=c_ok, other=0.0)
-        running_var = tl.load(running_var_ptr + c, mask=c_ok, other=0.0)
+    if running_mean_ptr is not None:
+        running_mean = tl.load(running_mean_ptr + c, mask=c_ok, other=0.0).to(tl.float32)
+        running_var = tl.load(running_var_ptr + c, mask=c_ok, other=0.0).to(tl.float32)
     t0 = tl.arange(0, BLOCK_T)
     for group in range(GROUPS):
         base = tiles_ptr + group * TILES * 2 * FEATURES
-        mean = tl.zeros((BLOCK_C,), tl.float32)
-        for start in range(0, TILES, BLOCK_T):
-            t = start + t0
-            ok = (t < TILES)[:, None] & c_ok[None, :]
-            tile_mean = tl.load(base + t[:, None] * 2 * FEATURES + c[None, :], mask=ok, other=0.0)
-            n = tl.minimum(ROWS - (t % ROW_TILES) * TILE_ROWS, TILE_ROWS).to(tl.float32)
-            mean += tl.sum(tile_mean * (n / COUNT)[:, None], axis=0)
-        m2 = tl.zeros((BLOCK_C,), tl.float32)
+        mean = tl.zeros(c.shape, tl.float32)
         for start in range(0, TILES, BLOCK_T):
             t = start + t0
             ok = (t < TILES)[:, None] & c_ok[None, :]
             at = base + t[:, None] * 2 * FEATURES + c[None, :]
-            tile_mean = tl.load(at, mask=ok, other=0.0)
-            tile_m2 = tl.load(at + FEATURES, mask=ok, other=0.0)
+            tile_mean = tl.load(at, mask=ok, other=0.0, cache_modifier=".cg")
+            n = tl.minimum(ROWS - (t % ROW_TILES) * TILE_ROWS, TILE_ROWS).to(tl.float32)
+            mean += tl.sum(tile_mean * (n / COUNT)[:, None], axis=0)
+        m2 = tl.zeros(c.shape, tl.float32)
+        for start in range(0, TILES, BLOCK_T):
+            t = start + t0
+            ok = (t < TILES)[:, None] & c_ok[None, :]
+            at = base + t[:, None] * 2 * FEATURES + c[None, :]
+            tile_mean = tl.load(at, mask=ok, other=0.0, cache_modifier=".cg")
+            tile_m2 = tl.load(at + FEATURES, mask=ok, other=0.0, cache_modifier=".cg")
             n = tl.minimum(ROWS - (t % ROW_TILES) * TILE_ROWS, TILE_ROWS).to(tl.float32)
             off = tile_mean - mean[None, :]
             m2 += tl.sum(tl.where(ok, tile_m2 + n[:, None] * off * off, 0.0), axis=0)
@@ -71,53 +67,41 @@ def finalize_forward_kernel(
         tl.store(to + FEATURES, beta - mean * scale, mask=c_ok)
         tl.store(to + 2 * FEATURES, mean, mask=c_ok)
         tl.store(rstd_ptr + group * FEATURES + c, rstd, mask=c_ok)
-        if TRACK:
+        if running_mean_ptr is not None:
             unbiased = m2 / (COUNT - 1.0)
             running_mean += MOMENTUM * (mean - running_mean)
             running_var += MOMENTUM * (unbiased - running_var)
-    if TRACK:
-        tl.store(running_mean_ptr + c, running_mean, mask=c_ok)
-        tl.store(running_var_ptr + c, running_var, mask=c_ok)
+    if running_mean_ptr is not None:
+        kept = running_mean_ptr.dtype.element_ty
+        tl.store(running_mean_ptr + c, running_mean.to(kept), mask=c_ok)
+        tl.store(running_var_ptr + c, running_var.to(kept), mask=c_ok)
 
 
 @triton.jit
-def finalize_backward_kernel(
-    tiles_ptr,  # fp32 (GROUPS, TILES, 2, FEATURES * REPEATS)
-    gamma_ptr,  # (FEATURES)
-    params_ptr,  # fp32 (GROUPS, 3, FEATURES): scale, shift, mean
-    rstd_ptr,  # fp32 (GROUPS, FEATURES)
-    coefficients_ptr,  # fp32 (GROUPS, 3, FEATURES) out: A, B, C
-    dgamma_ptr, dbeta_ptr,  # (FEATURES) out
-    TILES, REPEATS, COUNT, FEATURES,
-    GROUPS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr, NORM: tl.constexpr,
+def merge_sums(
+    c, c_ok, tiles_ptr, gamma_ptr, params_ptr, rstd_ptr, coefficients_ptr, dgamma_ptr, dbeta_ptr,
+    GROUPS, TILES, REPEATS, COUNT, FEATURES, NORM: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
-    """See the module. Grid: (blocks of features,).
-
-    REPEATS: a fully connected layer's columns are pixels * channels; each channel's are summed.
-    Without NORM only dbeta is written: the gradient of a bias.
-    """
-    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
-    c_ok = c < FEATURES
+    """Backward, for the features c; arguments as of `finalize_backward_kernel`."""
     t0 = tl.arange(0, BLOCK_T)
-    dgamma = tl.zeros((BLOCK_C,), tl.float32)
-    dbeta = tl.zeros((BLOCK_C,), tl.float32)
+    dgamma = tl.zeros(c.shape, tl.float32)
+    dbeta = tl.zeros(c.shape, tl.float32)
     for group in range(GROUPS):
-        s_g = tl.zeros((BLOCK_C,), tl.float32)
-        s_gy = tl.zeros((BLOCK_C,), tl.float32)
+        s_g = tl.zeros(c.shape, tl.float32)
+        s_gy = tl.zeros(c.shape, tl.float32)
         for start in range(0, TILES * REPEATS, BLOCK_T):
             t = start + t0
             ok = (t < TILES * REPEATS)[:, None] & c_ok[None, :]
             row = group * TILES + t // REPEATS
-            at = (
+            at = tiles_ptr + (
                 row[:, None] * 2 * FEATURES * REPEATS
                 + (t % REPEATS)[:, None] * FEATURES
                 + c[None, :]
             )
-            s_g += tl.sum(tl.load(tiles_ptr + at, mask=ok, other=0.0), axis=0)
+            s_g += tl.sum(tl.load(at, mask=ok, other=0.0, cache_modifier=".cg"), axis=0)
             if NORM:
-                s_gy += tl.sum(
-                    tl.load(tiles_ptr + at + FEATURES * REPEATS, mask=ok, other=0.0), axis=0
-                )
+                at += FEATURES * REPEATS
+                s_gy += tl.sum(tl.load(at, mask=ok, other=0.0, cache_modifier=".cg"), axis=0)
         dbeta += s_g
         if NORM:
             gamma = tl.load(gamma_ptr + c, mask=c_ok, other=0.0).to(tl.float32)
@@ -133,3 +117,50 @@ def finalize_backward_kernel(
     tl.store(dbeta_ptr + c, dbeta.to(dbeta_ptr.dtype.element_ty), mask=c_ok)
     if NORM:
         tl.store(dgamma_ptr + c, dgamma.to(dgamma_ptr.dtype.element_ty), mask=c_ok)
+
+
+@triton.jit
+def finalize_forward_kernel(
+    tiles_ptr,  # fp32 (GROUPS, TILES, 2, FEATURES)
+    gamma_ptr, beta_ptr,  # (FEATURES)
+    running_mean_ptr, running_var_ptr,  # (FEATURES), updated in place, or None
+    params_ptr,  # fp32 (GROUPS, 3, FEATURES) out: scale, shift, mean
+    rstd_ptr,  # fp32 (GROUPS, FEATURES) out
+    TILES, ROW_TILES, ROWS, COUNT, FEATURES,
+    GROUPS: tl.constexpr, TILE_ROWS: tl.constexpr, EPS: tl.constexpr, MOMENTUM: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """See the module. Grid: (blocks of features,).
+
+    ROW_TILES tiles of TILE_ROWS rows, the last one of what is left of ROWS, make a phase; TILES is
+    all phases. COUNT: values per feature and group.
+    """
+    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    merge_statistics(
+        c, c < FEATURES, tiles_ptr, gamma_ptr, beta_ptr, running_mean_ptr, running_var_ptr,
+        params_ptr, rstd_ptr, GROUPS, TILES, ROW_TILES, ROWS, COUNT, FEATURES, TILE_ROWS, EPS,
+        MOMENTUM, BLOCK_T,
+    )  # fmt: skip
+
+
+@triton.jit
+def finalize_backward_kernel(
+    tiles_ptr,  # fp32 (GROUPS, TILES, 2, FEATURES * REPEATS)
+    gamma_ptr,  # (FEATURES)
+    params_ptr,  # fp32 (GROUPS, 3, FEATURES): scale, shift, mean
+    rstd_ptr,  # fp32 (GROUPS, FEATURES)
+    coefficients_ptr,  # fp32 (GROUPS, 3, FEATURES) out: A, B, C
+    dgamma_ptr, dbeta_ptr,  # (FEATURES) out
+    TILES, REPEATS, COUNT, FEATURES,
+    GROUPS: tl.constexpr, NORM: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """See the module. Grid: (blocks of features,).
+
+    REPEATS: a fully connected layer's columns are pixels * channels; each channel's are summed.
+    Without NORM only dbeta is written: the gradient of a bias.
+    """
+    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    merge_sums(
+        c, c < FEATURES, tiles_ptr, gamma_ptr, params_ptr, rstd_ptr, coefficients_ptr, dgamma_ptr,
+        dbeta_ptr, GROUPS, TILES, REPEATS, COUNT, FEATURES, NORM, BLOCK_T,
+    )  # fmt: skip

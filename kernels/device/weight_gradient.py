@@ -8,11 +8,11 @@ reads its input and gathers dy. Either way the result, (direct channels, tap row
 gathered channels), is torch's weight in channels_last memory.
 
 The positions are walked in steps of BLOCK_K, none of which straddles two statistics groups; the
-steps are cut into splits, whose partial sums in fp32 are added in order by a second kernel, so the
-result is the same at every run.
+steps are cut into splits, whose partial sums in fp32 the last program of a tile adds in order, so
+the result is the same at every run.
 
-Whichever kernel has the sum may make Adam's update of the weight there and then: the gradient is
-never written, nor read.
+Whoever has the sum may make Adam's update of the weight there and then: the gradient is never
+written, nor read.
 """
 
 import triton
@@ -20,6 +20,7 @@ import triton.language as tl
 
 from fastinfogan.kernels.device.adam import update_in_place
 from fastinfogan.kernels.device.gather_gemm import rectify
+from fastinfogan.kernels.device.reduce import add_splits, is_last
 
 
 @triton.jit
@@ -54,10 +55,12 @@ def weight_gradient_kernel(
     g_ptr,  # (N, H, W, CG): the operand gathered
     gy_ptr,  # (N, H, W, CG)
     g_params_ptr,  # fp32 (groups, 3, G_FEATURES)
-    out_ptr,  # fp32 (splits, CD, KERNEL, KERNEL, CG)
+    out_ptr,  # (CD, KERNEL, KERNEL, CG)
+    partial_ptr,  # fp32 (splits, CD, KERNEL, KERNEL, CG), scratch, or None without splits
+    tickets_ptr,  # int32 (taps, tiles)
     m_ptr, v_ptr, copy_ptr,  # Adam's, of one layout with out_ptr, then the weight; or None
     step_ptr, lr, beta1, rest1, log_beta1, beta2, rest2, log_beta2, eps,  # or None
-    IMAGES, P, Q, CD, H, W, CG, PAD, GROUP_STEPS, STEPS, CHUNK, D_FEATURES, G_FEATURES,
+    IMAGES, P, Q, CD, H, W, CG, PAD, SIZE, GROUP_STEPS, STEPS, CHUNK, D_FEATURES, G_FEATURES,
     STRIDE: tl.constexpr, KERNEL: tl.constexpr,
     D_PROLOGUE: tl.constexpr, D_NORM: tl.constexpr, D_SLOPE: tl.constexpr, D_PIXEL: tl.constexpr,
     G_PROLOGUE: tl.constexpr, G_NORM: tl.constexpr, G_SLOPE: tl.constexpr, G_PIXEL: tl.constexpr,
@@ -66,7 +69,8 @@ def weight_gradient_kernel(
 ):  # fmt: skip
     """See the module. Grid: (direct tiles * gathered tiles, taps, splits).
 
-    GROUP_STEPS, STEPS, CHUNK: steps in a statistics group, in all, and in a split.
+    SIZE: values of the result. GROUP_STEPS, STEPS, CHUNK: steps in a statistics group, in all, and
+    in a split.
     """
     gathered_tiles = tl.cdiv(CG, BLOCK_N)
     pid_n, pid_m = tl.program_id(0) % gathered_tiles, tl.program_id(0) // gathered_tiles
@@ -114,37 +118,23 @@ def weight_gradient_kernel(
             )  # fmt: skip
         acc = tl.dot(tl.trans(left), right, acc, input_precision=PRECISION)
 
-    row = ((split * CD + d) * KERNEL + r) * KERNEL + s
+    row = (d * KERNEL + r) * KERNEL + s
     at = row.to(tl.int64)[:, None] * CG + g[None, :]
     ok = d_ok[:, None] & g_ok[None, :]
-    if m_ptr is not None:
-        update_in_place(
-            out_ptr, m_ptr, v_ptr, copy_ptr, at, ok, acc, step_ptr, lr,
-            beta1, rest1, log_beta1, beta2, rest2, log_beta2, eps, LR_ON_DEVICE,
-        )  # fmt: skip
-    else:
-        tl.store(out_ptr + at, acc, mask=ok)
-
-
-@triton.jit
-def sum_splits_kernel(
-    partial_ptr,  # fp32 (SPLITS, SIZE)
-    out_ptr,  # (SIZE)
-    m_ptr, v_ptr, copy_ptr,  # Adam's, of one layout with out_ptr, then the weight; or None
-    step_ptr, lr, beta1, rest1, log_beta1, beta2, rest2, log_beta2, eps,  # or None
-    SIZE, SPLITS,
-    BLOCK: tl.constexpr, LR_ON_DEVICE: tl.constexpr,
-):  # fmt: skip
-    """Out = partial sums added in order, or Adam's update by them. Grid: (blocks,)."""
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    ok = at < SIZE
-    acc = tl.zeros((BLOCK,), tl.float32)
-    for split in range(SPLITS):
-        acc += tl.load(partial_ptr + split * SIZE + at, mask=ok, other=0.0)
-    if m_ptr is not None:
-        update_in_place(
-            out_ptr, m_ptr, v_ptr, copy_ptr, at, ok, acc, step_ptr, lr,
-            beta1, rest1, log_beta1, beta2, rest2, log_beta2, eps, LR_ON_DEVICE,
-        )  # fmt: skip
-    else:
-        tl.store(out_ptr + at, acc.to(out_ptr.dtype.element_ty), mask=ok)
+    last = True
+    if partial_ptr is not None:
+        tl.store(partial_ptr + split.to(tl.int64) * SIZE + at, acc, mask=ok)
+        ticket = tap * tl.num_programs(0) + tl.program_id(0)
+        last = is_last(tickets_ptr + ticket, tl.num_programs(2))
+    if last:
+        if partial_ptr is not None:
+            total = add_splits(partial_ptr, at, ok, tl.num_programs(2), SIZE, 1)
+        else:
+            total = acc
+        if m_ptr is not None:
+            update_in_place(
+                out_ptr, m_ptr, v_ptr, copy_ptr, at, ok, total, step_ptr, lr,
+                beta1, rest1, log_beta1, beta2, rest2, log_beta2, eps, LR_ON_DEVICE,
+            )  # fmt: skip
+        else:
+            tl.store(out_ptr + at, total.to(out_ptr.dtype.element_ty), mask=ok)

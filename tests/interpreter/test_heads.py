@@ -138,7 +138,7 @@ def test_gradients_of_weight_and_rows_follow_from_what_qs_head_leaves() -> None:
     g = found.gradient[:, None, None]
     where = (heads.LINEAR_WINDOW, False, 1)
     dw = chain.weight_gradient(*maps, g, None, None, case.weight, *where)
-    dz, sums = chain.data_gradient(g, None, None, case.weight, *maps, *where)
+    dz, (sums,) = chain.data_gradient(g, None, None, case.weight, *maps, None, None, None, *where)
     torch.testing.assert_close(dw.double(), weight_grad, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(dz[:, 0, 0].double(), z_grad, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(sums[0, :, 0].sum(0).double(), z_grad.sum(0), rtol=1e-3, atol=1e-3)
@@ -245,8 +245,9 @@ def test_opcheck_of_the_others() -> None:
     table = code_table(MIXED, torch.device("cpu"))
     codes = (case.codes.classes, case.codes.continuous, table.table, table.bounds, table.ones)
     layer = (case.y, case.params, 0.1, case.weight, case.bias)
-    for with_output in (False, True):
-        torch.library.opcheck(heads.fused_q_head, (*layer, *codes, counters(MIXED), with_output))
+    for with_output, impl in ((False, "triton"), (True, "triton"), (False, "native")):
+        more = (counters(MIXED), table.widest, with_output, impl)
+        torch.library.opcheck(heads.fused_q_head, (*layer, *codes, *more))
     counted = torch.zeros(2, dtype=torch.int32)
     targets = torch.tensor([1], dtype=torch.int32)
     row = (case.y, case.params, 0.1, case.weight[:1], case.bias[:1])
