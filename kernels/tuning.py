@@ -36,7 +36,8 @@ class GemmTile:
         k: depth of a step.
         warps: of a program.
         stages: of the loads in flight.
-        splits: parts into which the depth is cut, summed in order by a second kernel.
+        splits: parts into which the depth is cut, and summed in order.
+        registers: that a thread may have; None leaves it to the compiler.
     """
 
     m: int
@@ -45,6 +46,12 @@ class GemmTile:
     warps: int = 4
     stages: int = 3
     splits: int = 1
+    registers: int | None = None
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """As a launch takes them."""
+        return {} if self.registers is None else {"maxnreg": self.registers}
 
 
 @dataclass(frozen=True)
@@ -136,12 +143,25 @@ class Machine:
         warpgroups: it has matrix instructions for tiles of 64 rows and up to 256 columns, whose
             accumulators do not crowd the registers (wgmma, tcgen05).
         wide_warps: threads of a warp are 64, not 32.
+        squeezes: its compiler, unless told what a thread may have, spills a few words of some
+            products to fit one more program on a processor.
     """
 
     shared: int
     processors: int
     warpgroups: bool = True
     wide_warps: bool = False
+    squeezes: bool = False
+
+    def registers(self, *, wide: bool) -> int | None:
+        """What a thread of a product may have, of values of 32 bits or 16; None for no limit."""
+        return 255 if (self.squeezes or wide) and not self.wide_warps else None
+
+    def depth(self, *, wide: bool) -> int:
+        """Of a step, at the most; without matrix instructions values are many registers."""
+        if self.wide_warps:
+            return 32
+        return 16 if wide else 64
 
     @property
     def columns(self) -> int:
@@ -150,9 +170,9 @@ class Machine:
 
 
 MACHINES = {
-    "sm_80": Machine(166_912, 108, warpgroups=False),
+    "sm_80": Machine(166_912, 108, warpgroups=False, squeezes=True),
     "sm_90": Machine(232_448, 132),
-    "sm_100": Machine(232_448, 148),
+    "sm_100": Machine(232_448, 148, squeezes=True),
     "gfx942": Machine(65_536, 304, warpgroups=False, wide_warps=True),
 }
 """The targets that the kernels are compiled for ahead of time: A100, H100, B200, MI300."""
@@ -181,7 +201,12 @@ def _properties(device: torch.device) -> Machine:
     if torch.version.hip:
         return Machine(65_536, found.multi_processor_count, warpgroups=False, wide_warps=True)
     shared = int(getattr(found, "shared_memory_per_block_optin", found.shared_memory_per_block))
-    return Machine(shared, found.multi_processor_count, warpgroups=found.major >= 9)
+    return Machine(
+        shared,
+        found.multi_processor_count,
+        warpgroups=found.major >= 9,
+        squeezes=found.major != 9,
+    )
 
 
 def gather_tile(
@@ -208,7 +233,9 @@ def gather_tile(
     m = min(m, power_of_two(rows, 16, 128))
     if flat and 2 * triton.cdiv(rows, m) * triton.cdiv(columns, n) <= machine.processors:
         n = min(n, 64)  # narrower tiles before splits: partial sums are bytes
-    k = power_of_two(channels, 16, 32 if small else 64)
+    if wide and channels <= 16:
+        n = min(n, 32)  # all taps are unrolled at once
+    k = power_of_two(channels, 16, machine.depth(wide=wide))
     width = n * max(weight.element_size(), x.element_size())
     if m > 64 and _stages(k * (m * loaded + width), machine) < 2:
         m = 64  # loads that do not overlap with products cost more than a smaller tile
@@ -217,8 +244,13 @@ def gather_tile(
     splits = 1
     if flat:
         splits = max(1, min(machine.processors // programs, channels // (4 * k), 16))
-    warps = 8 if m * n >= 64 * 128 else 4
-    return GemmTile(m, n, k, warps, _stages(step, machine), splits)
+    stages = _stages(step, machine)
+    # Without warpgroups a thread keeps the accumulators and the addresses of all stages.
+    crowded = not machine.warpgroups and not machine.wide_warps
+    warps = 8 if m * n >= 64 * (64 if crowded else 128) else 4
+    if crowded and m > 64:
+        stages = min(stages, 2)
+    return GemmTile(m, n, k, warps, stages, splits, machine.registers(wide=wide))
 
 
 def weight_gradient_tile(
@@ -241,11 +273,12 @@ def weight_gradient_tile(
     n = power_of_two(columns, 16, 64 if small else machine.columns)
     if 2 * triton.cdiv(rows, m) * triton.cdiv(columns, n) * taps <= machine.processors:
         n = min(n, 64)
-    k = power_of_two(depth, 16, 32 if small else 64)
+    k = power_of_two(depth, 16, machine.depth(wide=wide))
     programs = triton.cdiv(rows, m) * triton.cdiv(columns, n) * taps
     splits = max(1, min(machine.processors // programs, depth // (8 * k), 32))
     warps = 8 if m * n >= 64 * 128 else 4
-    return GemmTile(m, n, k, warps, _stages(k * max(m, n) * loaded, machine), splits)
+    stages = _stages(k * max(m, n) * loaded, machine)
+    return GemmTile(m, n, k, warps, stages, splits, machine.registers(wide=wide))
 
 
 def _stages(step: int, machine: Machine) -> int:
