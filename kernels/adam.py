@@ -316,6 +316,8 @@ def update_reference(slots: Sequence[Slot], rates: Rates, grad_scale: float) -> 
             s.copy.copy_(s.parameter)
 
 
+NATIVELY = -1
+"""In the place of a launcher's number: C++ computes it, or plain torch."""
 _launchers: WeakValueDictionary[int, OneLaunch] = WeakValueDictionary()
 
 
@@ -339,7 +341,7 @@ def _update(
     lists = zip(parameters, gradients, exp_avgs, exp_avg_sqs, steps, strict=True)
     slots = [Slot(*each, of.get(i)) for i, each in enumerate(lists)]
     rates = Rates(lr, beta1, beta2, eps)
-    if device.type != "cpu":
+    if launcher != NATIVELY:
         _launchers[launcher].update(slots, rates, Scaling(found_inf))
     elif found_inf is None or found_inf.item() == 0:
         narrow = parameters[0].dtype == torch.float32 and native_available()
@@ -352,4 +354,5 @@ update = register(
     "Tensor? found_inf, float lr, float beta1, float beta2, float eps, int launcher) -> ()",
     _update,
 )
-"""The operation, on lists: `copied` tells whose the copies are, `launcher` is `launcher_of`'s."""
+"""The operation, on lists: `copied` tells whose the copies are, `launcher` is `launcher_of`'s
+or `NATIVELY`."""

@@ -44,6 +44,8 @@ def accumulate(
     problems: Tensor,
     sums: Tensor,
     tally: Tensor,
+    *,
+    by_triton: bool,
 ) -> None:
     """Add an iteration's measures to their sums, unless something in it was not finite.
 
@@ -56,8 +58,9 @@ def accumulate(
         sums: (2 + codes,), added to: D's loss, G's loss, each code's bound.
         tally: int32 (3,), added to: iterations in the sums, iterations skipped, and iterations
             skipped since the last good one.
+        by_triton: whether Triton's kernel computes it, or plain torch.
     """
-    if sums.device.type != "cpu":
+    if by_triton:
         _by_kernel(d_losses, g_losses, values, entropies, problems, sums, tally)
         return
     good = problems.view(()) == 0

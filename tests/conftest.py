@@ -17,6 +17,7 @@ from fastinfogan.engine import Iteration, TrainingSettings
 from fastinfogan.engine.precision import ComputedIn
 from fastinfogan.engine.settings import Information
 from fastinfogan.experiments import Block, Experiment
+from fastinfogan.kernels.backend import Implementation
 from fastinfogan.kernels.real_images import Augmentation
 from fastinfogan.networks import InfoGAN
 
@@ -102,6 +103,7 @@ def make_iteration(
     augmentation: Augmentation = "none",
     information: Information = "maximise",
     device: str = "cpu",
+    impl: Implementation = "auto",
 ) -> Iteration:
     """The product's iteration on made-up images."""
     source = made_up_images(experiment)
@@ -117,7 +119,7 @@ def make_iteration(
     if precision == "fp64":
         networks = networks.double()
     images = torch.from_numpy(source.images).to(device)
-    return Iteration(experiment, settings, networks.to(device), images)
+    return Iteration(experiment, settings, networks.to(device), images, impl)
 
 
 def watch_gradients(

@@ -8,7 +8,7 @@ state before it.
 """
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from fastinfogan.engine.settings import TrainingSettings
 from fastinfogan.engine.update import Update
 from fastinfogan.errors import TrainingError
 from fastinfogan.experiments import Experiment
+from fastinfogan.kernels.backend import Implementation, choose
 from fastinfogan.kernels.draw import DrawnCodes, draw_codes, empty_codes
 from fastinfogan.kernels.measures import accumulate
 from fastinfogan.kernels.real_images import real_images
@@ -43,21 +44,28 @@ class _Passes:
     q_head: QHead
 
     @classmethod
-    def of(cls, networks: InfoGAN, e: Experiment, rows: int, dtype: torch.dtype, step: str) -> Self:
+    def of(
+        cls,
+        networks: InfoGAN,
+        e: Experiment,
+        rows: int,
+        dtype: torch.dtype,
+        impl: Implementation,
+        step: str,
+    ) -> Self:
         """The passes of the "D" or the "G" step."""
         d = step == "D"
+        how: dict[str, Any] = {"dtype": dtype, "impl": impl}
         image = (e.channels, e.height, e.width)
-        generator = Pass(
-            networks.generator, (e.latents.input_width,), rows, dtype=dtype, trained=not d
-        )
+        generator = Pass(networks.generator, (e.latents.input_width,), rows, **how, trained=not d)
         # In the D step real and generated images are two batches to batch norm, one to the maps.
         groups = 2 if d else 1
-        trunk = Pass(networks.trunk, image, groups * rows, groups=groups, dtype=dtype, trained=d)
+        trunk = Pass(networks.trunk, image, groups * rows, groups=groups, **how, trained=d)
         return cls(
             generator,
             trunk,
-            DHead(networks.d_head, trunk.out, groups * rows, groups=groups, dtype=dtype, trained=d),
-            QHead(networks.q_head, trunk.out, rows, dtype=dtype, trained=d),
+            DHead(networks.d_head, trunk.out, groups * rows, groups=groups, **how, trained=d),
+            QHead(networks.q_head, trunk.out, rows, **how, trained=d),
         )
 
 
@@ -70,6 +78,7 @@ class Iteration:
         networks: on the device, in training mode; trained in place.
         images: uint8 (N, height, width, channels) on the same device; real images are gathered
             from it and scaled there.
+        impl: who computes.
 
     Attributes:
         counter: int64 (), the number of the iteration that `program` runs next.
@@ -82,6 +91,7 @@ class Iteration:
         settings: TrainingSettings,
         networks: InfoGAN,
         images: Tensor,
+        impl: Implementation = "auto",
     ) -> None:
         e = experiment
         self.experiment = e
@@ -90,6 +100,8 @@ class Iteration:
         self.device = images.device
         self.precision = _PRECISIONS[settings.precision]
         self._images = images
+        self._impl: Implementation = impl
+        self._by_triton = choose(impl, self.device) == "triton"
         rows, computed = settings.batch_size, self.precision.computed
         # The D step's images: real ones, then generated ones.
         shape = (2 * rows, e.height, e.width, e.channels)
@@ -97,7 +109,7 @@ class Iteration:
         self.real = self._both[:rows]
         self._codes = empty_codes(e.latents, 2 * rows, self.device, computed)
         computing, copies = narrowed(networks, computed)
-        arguments = (computing, e, rows, computed)
+        arguments = (computing, e, rows, computed, impl)
         self._d_passes = _Passes.of(*arguments, "D")
         self._g_passes = _Passes.of(*arguments, "G")
         betas = (e.beta1, e.beta2)
@@ -127,8 +139,8 @@ class Iteration:
         # of D's logits that were not finite. Adam updates nothing while it is not 0.
         self._counted = torch.zeros(3 + len(e.latents.codes), dtype=torch.int32, device=self.device)
         self.problems = self._counted[1:2]
-        self._d_update = Update(self.d_adam, self.problems)
-        self._g_update = Update(self.g_adam, self.problems)
+        self._d_update = Update(self.d_adam, self.problems, by_triton=self._by_triton)
+        self._g_update = Update(self.g_adam, self.problems, by_triton=self._by_triton)
 
     @torch.no_grad()
     def run(self, step: int) -> None:
@@ -156,7 +168,14 @@ class Iteration:
         d_losses, _ = self.d_step()
         g_losses, values = self.g_step()
         accumulate(
-            d_losses, g_losses, values, self._entropies, self.problems, self.sums, self.tally
+            d_losses,
+            g_losses,
+            values,
+            self._entropies,
+            self.problems,
+            self.sums,
+            self.tally,
+            by_triton=self._by_triton,
         )
 
     def draw(self, step: int | Tensor) -> None:
@@ -169,6 +188,7 @@ class Iteration:
             self.real,
             image_range=self.experiment.image_range,
             augmentation=s.augmentation,
+            impl="triton" if self._by_triton else "reference",
         )
         draw_codes(
             self.experiment.latents,
@@ -179,6 +199,7 @@ class Iteration:
             streams=2,  # the G step's is the one behind
             device=self.device,
             dtype=self.precision.computed,
+            impl=self._impl,
             out=self._codes,
         )
 

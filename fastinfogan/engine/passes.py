@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from fastinfogan.kernels import aten_chain, triton_chain
-from fastinfogan.kernels.backend import choose
+from fastinfogan.kernels.backend import Implementation, choose
 from fastinfogan.kernels.draw import DrawnCodes
 from fastinfogan.kernels.heads import d_head_objective, q_head_objective
 from fastinfogan.kernels.maps import Deferred
@@ -28,6 +28,7 @@ class Network:
         batch: inputs.
         groups: equal parts of the batch with statistics of their own.
         dtype: of the maps.
+        impl: who computes.
         trained: whether its parameters have gradients and its running statistics move.
 
     Attributes:
@@ -45,6 +46,7 @@ class Network:
         *,
         groups: int = 1,
         dtype: torch.dtype,
+        impl: Implementation,
         trained: bool,
     ) -> None:
         with nullcontext() if trained else statistics_frozen(network):
@@ -53,8 +55,9 @@ class Network:
         self.groups = groups
         self._layers = [stage.layer for stage in stages]
         self._tensors = [stage.tensors for stage in stages]
-        device = self._tensors[0].weight.device
-        self._how: Any = triton_chain if choose("auto", device) == "triton" else aten_chain
+        self._impl: Implementation = impl
+        chosen = choose(impl, self._tensors[0].weight.device)
+        self._how: Any = triton_chain if chosen == "triton" else aten_chain
         self._source = Source(dtype)
         self._wanted = [
             [trained and isinstance(t, Parameter) and t.requires_grad for t in layer]
@@ -153,7 +156,9 @@ class DHead(_Head):
         """
         last = self._tensors[-1]
         features, kept = self._features(x)
-        found = d_head_objective(features, last.weight, last.bias, targets, counted=counted)
+        found = d_head_objective(
+            features, last.weight, last.bias, targets, counted=counted, impl=self._impl
+        )
         self._keep(x, kept, found.gradient[:, None], found.bias_gradient)
         return found.losses
 
@@ -185,7 +190,7 @@ class QHead(_Head):
         features, kept = self._features(x)
         found = q_head_objective(
             features, last.weight, last.bias, codes.classes, codes.continuous, spec,
-            weights=weights, counted=counted,
+            weights=weights, counted=counted, impl=self._impl,
         )  # fmt: skip
         self._keep(x, kept, found.gradient, found.bias_gradient)
         return found.values

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from fastinfogan.kernels.adam import launcher_of, update
+from fastinfogan.kernels.adam import NATIVELY, OneLaunch, launcher_of, update
 from fastinfogan.optim import Adam
 
 
@@ -14,9 +14,10 @@ class Update:
     Args:
         adam: with its state made and its copies kept; both must stay where they are.
         found_inf: one element: not 0, and nothing is updated.
+        by_triton: whether Triton's kernel computes it.
     """
 
-    def __init__(self, adam: Adam, found_inf: Tensor) -> None:
+    def __init__(self, adam: Adam, found_inf: Tensor, *, by_triton: bool) -> None:
         (self._group,) = adam.param_groups
         parameters = self._group["params"]
         state = [adam.state[p] for p in parameters]
@@ -25,7 +26,10 @@ class Update:
         copies = [adam.copies[parameters[i]].detach() for i in copied]
         self._written = ([p.detach() for p in parameters], *moments, copies, copied)
         self._found_inf = found_inf
-        self._launcher, self._number = launcher_of(parameters[0].device)
+        self._launcher: OneLaunch | None = None
+        self._number = NATIVELY
+        if by_triton:
+            self._launcher, self._number = launcher_of(parameters[0].device)
 
     def __call__(self, gradients: Sequence[Tensor]) -> None:
         """Update by one gradient for each parameter, in the group's order."""

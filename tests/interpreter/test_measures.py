@@ -10,7 +10,7 @@ from fastinfogan.kernels import measures
 @pytest.mark.parametrize("problems", [0, 5])
 def test_sums_and_tally(codes: int, problems: int) -> None:
     found = []
-    for add in (measures._by_kernel, measures.accumulate):
+    for by_triton in (True, False):
         source = torch.Generator().manual_seed(1)
         d, g, values, entropies, sums = (
             torch.randn(n, generator=source) for n in (2, 1, codes, codes, 2 + codes)
@@ -19,7 +19,7 @@ def test_sums_and_tally(codes: int, problems: int) -> None:
         wrong = torch.tensor([problems], dtype=torch.int32)
         if problems:
             values.fill_(float("nan"))
-        add(d, g, values, entropies, wrong, sums, tally)
+        measures.accumulate(d, g, values, entropies, wrong, sums, tally, by_triton=by_triton)
         assert wrong.item() == 0
         found.append((sums, tally))
     torch.testing.assert_close(*[sums for sums, _ in found])
