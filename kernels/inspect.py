@@ -186,6 +186,8 @@ def _read(launch: Launch, kernel: Any, target: str, launches: int) -> Compiled: 
             int(re.findall(rf"\.{field}:\s*(\d+)", text)[0])
             for field in ("vgpr_count", "private_segment_fixed_size")
         )
+        if not re.search(r"\bscratch_(load|store)", text):
+            stack = 0  # words reserved for scalars that are kept in lanes of vectors after all
         matrix = {"mfma": text.count("v_mfma")}
         copies, f64 = text.count("buffer_load"), len(re.findall(r"v_\w+_f64", text))
     else:

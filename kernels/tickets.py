@@ -20,6 +20,8 @@ _SUPPLY = 1 << 18
 
 _of_stream: dict[tuple[torch.device, int], Tensor] = {}
 _supply: dict[torch.device, Tensor] = {}
+_supplies: list[Tensor] = []
+"""All there ever were: graphs know their addresses, and keep no tensor."""
 
 
 def tickets(count: int, like: Tensor) -> Tensor:
@@ -41,6 +43,7 @@ def tickets(count: int, like: Tensor) -> Tensor:
             return _of_a_capture(count, device)
         if _supply.get(device, _NONE).numel() < _SUPPLY // 2:
             _supply[device] = _zeros(_SUPPLY, device)
+            _supplies.append(_supply[device])
         stream = torch.cuda.current_stream(device).cuda_stream
     found = _of_stream.get((device, stream), _NONE)
     if found.numel() < count:

@@ -63,6 +63,48 @@ def test_other_targets(target: str, instruction: str) -> None:
     assert len(used) > 10
 
 
+ORDER = """
+from fastinfogan.kernels.inspect import compile_launches, walk
+for part, launches in walk("mnist").items():
+    for launch in launches:
+        compile_launches([launch], "sm_90")
+        kernel = launch.kernel.warmup(*launch.arguments, grid=launch.grid, **launch.parameters)
+        kinds = {"st.global": "part", "bar.sync": "barrier"}
+        kinds |= {"acq_rel.add": "ticket", "ld.global.cg": "merge"}
+        lines = kernel.asm["ptx"].splitlines()
+        found = (kind for line in lines for text, kind in kinds.items() if text in line)
+        print(launch.name, *found)
+"""
+
+
+def test_tickets_are_taken_behind_a_barrier_and_parts_read_past_the_first_cache() -> None:
+    """What the interpreter, one program after another, cannot show of a launch that merges."""
+    done = subprocess.run(
+        [sys.executable, "-c", ORDER],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "TRITON_INTERPRET": "0"},
+    )
+    tickets = {}
+    for line in done.stdout.splitlines():
+        name, _, order = line.partition(" ")
+        before, *behind = order.split(" barrier ticket barrier barrier ")
+        assert "ticket" not in before, line
+        tickets.setdefault(name, set()).add(len(behind))
+        written = before
+        for after in behind:
+            assert written.split()[-1] == "part", line
+            assert "ticket" not in after, line
+            assert after.split()[0] == "part", "the ticket goes back"
+            assert "merge" in after, line
+            written = after
+        assert "merge" not in before, line
+    assert tickets.pop("gather_gemm_kernel") == {0, 1, 2}
+    assert tickets.pop("weight_gradient_kernel") == {0, 1}
+    assert {number for numbers in tickets.values() for number in numbers} == {0, 1}
+
+
 def test_nonsense_is_told_in_one_line() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "fastinfogan.kernels.inspect", "--experiment", "mnist"],
