@@ -335,8 +335,8 @@ def _update(
     found_inf: Tensor | None, lr: float, beta1: float, beta2: float, eps: float, launcher: int,
 ) -> None:  # fmt: skip
     device = parameters[0].device
-    if is_recording() and device.type != "meta":
-        return  # a fake of torch.compile's, in which no number can be read
+    if is_recording() and (launcher == NATIVELY or device.type != "meta"):
+        return  # no number can be read, and none of Triton's launches is to be recorded
     of = dict(zip(copied, copies, strict=True))
     lists = zip(parameters, gradients, exp_avgs, exp_avg_sqs, steps, strict=True)
     slots = [Slot(*each, of.get(i)) for i, each in enumerate(lists)]

@@ -44,13 +44,18 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
 
 
+def _stands_for_a_gpu(device: torch.device) -> bool:
+    """A GPU, or tensors without storage while launches are recorded."""
+    return device.type == "cuda" or (device.type == "meta" and is_recording())
+
+
 def require_triton(device: torch.device) -> None:
     """Check that Triton's kernels can run on tensors of a device.
 
     Raises:
         InputError: neither a GPU nor the interpreter.
     """
-    if device.type != "cuda" and not interpreted():
+    if not (_stands_for_a_gpu(device) or interpreted()):
         raise InputError(
             f"impl='triton' needs CUDA tensors, these are on {device}; move model and input to a "
             "GPU, use impl='auto', or set TRITON_INTERPRET=1 to run the kernels slowly anywhere"
@@ -73,8 +78,7 @@ def choose(implementation: Implementation, device: torch.device | str = "cpu") -
             f"impl is 'auto', 'reference', 'native' or 'triton', not {implementation!r}"
         )
     if implementation == "auto":
-        # Tensors without storage stand for a GPU's while launches are recorded.
-        if device.type == "cuda" or (device.type == "meta" and is_recording()):
+        if _stands_for_a_gpu(device):
             return "triton"
         return "native" if native_available() and device.type == "cpu" else "reference"
     if implementation == "native":

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import tyro
 
+from fastinfogan.cli.bench import Bench
 from fastinfogan.cli.evaluate import Evaluate
 from fastinfogan.cli.figure1 import Figure1
 from fastinfogan.cli.info import Info
@@ -24,6 +25,7 @@ Command = (
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Figure1, tyro.conf.subcommand("figure1")]
     | Annotated[Info, tyro.conf.subcommand("info")]
+    | Annotated[Bench, tyro.conf.subcommand("bench")]
 )
 
 

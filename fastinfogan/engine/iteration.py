@@ -35,7 +35,7 @@ MAX_SKIPPED = 3
 
 
 @dataclass(frozen=True)
-class _Passes:
+class Passes:
     """The four networks in one of the two steps."""
 
     generator: Pass
@@ -81,6 +81,7 @@ class Iteration:
         impl: who computes.
 
     Attributes:
+        passes: the networks in the D step and in the G step.
         counter: int64 (), the number of the iteration that `program` runs next.
         real: the real images of the last `draw`, (B, height, width, channels).
     """
@@ -110,8 +111,7 @@ class Iteration:
         self._codes = empty_codes(e.latents, 2 * rows, self.device, computed)
         computing, copies = narrowed(networks, computed)
         arguments = (computing, e, rows, computed, impl)
-        self._d_passes = _Passes.of(*arguments, "D")
-        self._g_passes = _Passes.of(*arguments, "G")
+        self.passes = (Passes.of(*arguments, "D"), Passes.of(*arguments, "G"))
         betas = (e.beta1, e.beta2)
         self.d_adam = Adam(
             [p for _, p in networks.d_parameters()], e.learning_rate_d, betas, e.epsilon
@@ -159,9 +159,10 @@ class Iteration:
     @torch.no_grad()
     def count_batches(self, iterations: int) -> None:
         """Count the batches that so many iterations have put into running statistics."""
-        for network in (*vars(self._d_passes).values(), *vars(self._g_passes).values()):
-            if network.counters:
-                torch._foreach_add_(network.counters, network.groups * iterations)
+        for step in self.passes:
+            for network in vars(step).values():
+                if network.counters:
+                    torch._foreach_add_(network.counters, network.groups * iterations)
 
     def _run(self, step: int | Tensor) -> None:
         self.draw(step)
@@ -243,7 +244,7 @@ class Iteration:
             Adversarial losses, of real and of generated images, and the mean log-likelihood of
             each code on the generated ones.
         """
-        p, codes, rows = self._d_passes, self.codes(0), self.settings.batch_size
+        p, codes, rows = self.passes[0], self.codes(0), self.settings.batch_size
         self._both[rows:].copy_(p.generator.forward(codes.generator_input[:, None, None]))
         features = p.trunk.forward(self._both)
         losses = p.d_head.losses(features, (_REAL, _GENERATED), self._counted[1:3])
@@ -261,7 +262,7 @@ class Iteration:
         Returns:
             The adversarial loss, (1,), and the mean log-likelihood of each code.
         """
-        p, codes = self._g_passes, self.codes(1)
+        p, codes = self.passes[1], self.codes(1)
         features = p.trunk.forward(p.generator.forward(codes.generator_input[:, None, None]))
         losses = p.d_head.losses(features, (_REAL,), self._counted[1:3])
         values = self._log_likelihood(p.q_head, features, codes)

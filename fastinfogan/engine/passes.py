@@ -1,5 +1,6 @@
 """A network's way forward and back, written out: no autograd, and only the gradients wanted."""
 
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -12,6 +13,7 @@ from fastinfogan.kernels import aten_chain, triton_chain
 from fastinfogan.kernels.backend import Implementation, choose
 from fastinfogan.kernels.draw import DrawnCodes
 from fastinfogan.kernels.heads import d_head_objective, q_head_objective
+from fastinfogan.kernels.launch import nbytes
 from fastinfogan.kernels.maps import Deferred
 from fastinfogan.kernels.source import Source
 from fastinfogan.latents import LatentSpec
@@ -35,6 +37,8 @@ class Network:
         out: shape of an output, (C, H, W) or (features,).
         gradients: of the trained parameters, in the network's order, of the last way back.
         counters: of the batches that running statistics have taken in; each run takes in `groups`.
+        trained: as given.
+        products: bytes of each layer's input, weight and result.
         groups: as given.
     """
 
@@ -53,6 +57,12 @@ class Network:
             stages = resolve(network.stages(), shape, batch, groups)
         self.out = stages[-1].out
         self.groups = groups
+        self.trained = trained
+        maps = [
+            batch * math.prod(each) * dtype.itemsize for each in (shape, *(s.out for s in stages))
+        ]
+        weights = [nbytes(stage.tensors.weight) for stage in stages]
+        self.products = list(zip(maps[:-1], weights, maps[1:], strict=True))
         self._layers = [stage.layer for stage in stages]
         self._tensors = [stage.tensors for stage in stages]
         self._impl: Implementation = impl

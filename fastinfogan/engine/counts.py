@@ -1,0 +1,175 @@
+"""What one iteration asks of a GPU, counted from the program itself, on any machine.
+
+The iteration is walked on tensors without storage: each launch is noted and weighed instead of run.
+Nothing in the walk can read a number from the device; that it ends shows that the host never waits.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from fastinfogan.engine.iteration import Iteration
+from fastinfogan.engine.precision import ComputedIn
+from fastinfogan.engine.settings import TrainingSettings
+from fastinfogan.experiments import Experiment
+from fastinfogan.kernels.launch import nbytes, recording
+from fastinfogan.networks import InfoGAN
+
+_META = torch.device("meta")
+_FREE = ("empty", "view", "slice", "select", "expand", "alias", "detach", "as_strided", "permute")
+"""Beginnings of ATen operations that launch nothing."""
+_ADAM = 7
+"""Moments, parameter and gradient read, moments and parameter written: values of a parameter."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """One iteration, D step and G step.
+
+    Attributes:
+        experiment: its name.
+        batch_size: real and generated images in a step.
+        precision: of the maps.
+        launches: of all kernels, ours and ATen's.
+        kernels: launches by kernel.
+        bytes: read and written by all launches, each operand and result of a launch once.
+        bytes_minimum: each operand and result of each product once, and what Adam reads and writes.
+        flops: of the products, two for a multiplication with its addition.
+        host_syncs: how often the host waits for the device.
+        allocations: tensors made; a replayed graph makes none, and reuses those of its capture.
+    """
+
+    experiment: str
+    batch_size: int
+    precision: str
+    launches: int
+    kernels: dict[str, int]
+    bytes: int
+    bytes_minimum: int
+    flops: int
+    host_syncs: int
+    allocations: int
+
+
+@contextmanager
+def _makers_counted() -> Iterator[list[str]]:
+    """Collect the tensors that Python makes, in our operations too, where no mode of torch sees."""
+    made: list[str] = []
+
+    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def make(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+            made.append(function.__name__)
+            return function(*args, **kwargs)
+
+        return make
+
+    places: list[tuple[Any, str]] = [
+        *((torch, name) for name in ("empty", "empty_like", "zeros", "zeros_like", "ones")),
+        *((Tensor, name) for name in ("new_empty", "new_zeros", "new_ones")),
+    ]
+    before = [(where, name, getattr(where, name)) for where, name in places]
+    try:
+        for where, name, function in before:
+            setattr(where, name, counted(function))
+        yield made
+    finally:
+        for where, name, function in before:
+            setattr(where, name, function)
+
+
+class _Aten(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes ATen's operations that would launch a kernel, and tensors made."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.launched: Counter[str] = Counter()
+        self.bytes = 0
+
+    def __torch_dispatch__(
+        self,
+        func: Any,  # noqa: ANN401
+        types: Any,  # noqa: ANN401
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        result = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        free = func.is_view or name.startswith((*_FREE, "new_empty", "unsqueeze"))
+        if func.namespace == "aten" and not free:
+            self.launched[f"aten::{name}"] += 1
+            self.bytes += nbytes(*(a for a in (*args, result) if isinstance(a, Tensor)))
+        return result
+
+
+def count(experiment: Experiment, precision: ComputedIn = "bf16") -> Counts:
+    """Count one iteration.
+
+    Args:
+        experiment: with its batch size.
+        precision: of the maps: "bf16" or "fp32".
+    """
+    with recording() as launches:
+        iteration = _made(experiment, precision)
+        with torch.no_grad():
+            iteration.program()  # the first one makes tables
+            launches.clear()
+            with _makers_counted() as made, _Aten() as aten:
+                iteration.program()
+    with FlopCounterMode(display=False) as flops, torch.no_grad():
+        _made(experiment, precision).run(0)
+    kernels = Counter(launch.name.removesuffix("_kernel") for launch in launches)
+    return Counts(
+        experiment.name,
+        experiment.batch_size,
+        precision,
+        len(launches) + aten.launched.total(),
+        dict((kernels + aten.launched).most_common()),
+        sum(launch.read + launch.written for launch in launches) + aten.bytes,
+        _minimum(iteration),
+        flops.get_total_flops(),
+        0,
+        len(made),
+    )
+
+
+def _made(experiment: Experiment, precision: ComputedIn) -> Iteration:
+    e = experiment
+    settings = TrainingSettings(
+        seed=0,
+        batch_size=e.batch_size,
+        precision=precision,
+        augmentation="none",
+        information="maximise",
+        data=None,
+        data_fingerprint="",
+    )
+    with _META:
+        images = torch.empty((e.batch_size, e.height, e.width, e.channels), dtype=torch.uint8)
+        return Iteration(e, settings, InfoGAN(e), images)
+
+
+def _minimum(iteration: Iteration) -> int:
+    total = 0
+    for step in iteration.passes:
+        d_step = step.trunk.trained
+        bottom = step.trunk if d_step else step.generator
+        for network in vars(step).values():
+            passed_by = d_step and network is step.generator  # it only makes images
+            for i, moved in enumerate(network.products):
+                # Forward; the weight's gradient of x and dy; the input's of dy and the weight.
+                gradient = not passed_by and not (network is bottom and i == 0)
+                total += (1 + network.trained + gradient) * sum(moved)
+    for adam in (iteration.d_adam, iteration.g_adam):
+        for parameter in adam.param_groups[0]["params"]:
+            copy = adam.copies.get(parameter)
+            total += _ADAM * nbytes(parameter)
+            if copy is not None:  # the gradient is as narrow
+                total += 2 * nbytes(copy) - nbytes(parameter)
+    return total

@@ -1,0 +1,63 @@
+"""What one iteration asks of a GPU: hard budgets, counted from the program on any machine."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from fastinfogan import experiments
+from fastinfogan.cli import main
+from fastinfogan.engine.counts import Counts, count
+
+
+@pytest.fixture(scope="module", params=experiments.BASES)
+def counts(request: pytest.FixtureRequest) -> Counts:
+    return count(experiments.get(request.param))
+
+
+LAUNCHES = {"mnist": 60, "svhn": 64, "celeba": 64, "faces": 55, "chairs": 82}
+BYTES = {"mnist": 1.15, "svhn": 1.3, "celeba": 1.3, "faces": 1.15, "chairs": 1.2}
+"""Of the minimum: each operand and result of each product once, and Adam's reads and writes."""
+
+
+def test_launches(counts: Counts) -> None:
+    assert counts.launches <= LAUNCHES[counts.experiment]
+    assert sum(counts.kernels.values()) == counts.launches
+    assert counts.kernels["adam"] == 2
+    of_atens = {name for name in counts.kernels if name.startswith("aten::")}
+    assert of_atens == {"aten::copy_", "aten::add_"}
+
+
+def test_bytes(counts: Counts) -> None:
+    assert 1.0 <= counts.bytes / counts.bytes_minimum <= BYTES[counts.experiment]
+
+
+def test_the_host_never_waits(counts: Counts) -> None:
+    assert counts.host_syncs == 0
+
+
+def test_flops_of_mnist_are_those_of_its_tables() -> None:
+    """By hand: multiply-adds of an image forward, twice that and once more where weights learn."""
+    trunk = [14 * 14 * 16 * 64, 7 * 7 * 16 * 64 * 128, 6272 * 1024]
+    d_head, q_head = 1024, 1024 * 128 + 128 * 14
+    generator = [74 * 1024, 1024 * 6272, 7 * 7 * 16 * 128 * 64, 14 * 14 * 16 * 64]
+    d_step = sum(generator) + 2 * (3 * sum(trunk) - trunk[0]) + 2 * 3 * d_head + 3 * q_head
+    g_step = 3 * sum(generator) - generator[0] + 2 * (sum(trunk) + d_head + q_head)
+    assert count(experiments.get("mnist")).flops == 2 * 128 * (d_step + g_step)
+
+
+def test_twice_the_batch_is_as_many_launches() -> None:
+    one = experiments.get("mnist")
+    small, large = (count(replace(one, batch_size=n)) for n in (128, 256))
+    assert small.launches == large.launches
+    assert large.flops == 2 * small.flops
+
+
+def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "counts", "mnist", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["launches"] <= 60
+    assert found["precision"] == "bf16"
+    assert main(["bench", "counts", "mnist", "--batch-size", "64"]) == 0
+    assert "mnist, batch 64, bf16: one iteration" in capsys.readouterr().out
+    assert main(["bench", "counts", "mnst"]) == 2
