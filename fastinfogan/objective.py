@@ -1,7 +1,7 @@
-"""The losses and the variational bound on the mutual information, from logits, in fp32.
+"""The variational bound on the mutual information of codes and image, and what weighs it.
 
-Everything is computed in float32 at least, whatever the networks' precision: by the kernels, or for
-float64 by plain torch.
+Computed in float32 at least, whatever the networks' precision: by the kernels, or for float64 by
+plain torch.
 """
 
 from dataclasses import dataclass
@@ -10,41 +10,9 @@ import torch
 from torch import Tensor
 
 from fastinfogan.experiments import Experiment
-from fastinfogan.kernels.adversarial import adversarial_losses
 from fastinfogan.kernels.likelihood import q_head_log_likelihood
 from fastinfogan.kernels.targets import counters
-from fastinfogan.latents import Continuous, LatentSpec
-
-
-def d_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """-mean log D(x) - mean log(1 - D(G(z, c))); logits of any shape, a scalar in nats."""
-    return (adversarial_losses(real_logits, (1,)) + adversarial_losses(fake_logits, (0,)))[0]
-
-
-def g_loss(fake_logits: Tensor) -> Tensor:
-    """-mean log D(G(z, c)), the non-saturating loss; logits of any shape, a scalar in nats."""
-    return adversarial_losses(fake_logits, (1,))[0]
-
-
-def log_likelihood(
-    q_output: Tensor, classes: Tensor, continuous: Tensor, spec: LatentSpec
-) -> Tensor:
-    """E[log Q(c|x)] of each code.
-
-    Args:
-        q_output: (B, output_width), Q's raw output.
-        classes: int64 (B, categorical codes).
-        continuous: (B, continuous codes).
-        spec: what stands where.
-
-    Returns:
-        (codes,), nats, means over the batch: log softmax at the true class, and the Gaussian log
-        density with its log(2 pi) / 2.
-
-    Raises:
-        InputError: shapes, dtypes or devices do not fit each other or the spec.
-    """
-    return q_head_log_likelihood(q_output, classes, continuous, spec)
+from fastinfogan.latents import Continuous
 
 
 @dataclass(frozen=True)
@@ -95,7 +63,7 @@ class InformationBound:
         self.counted = counters(self.spec, device)
 
     def __call__(self, q_output: Tensor, classes: Tensor, continuous: Tensor) -> MutualInformation:
-        """Bound the information between codes and image; shapes as in `log_likelihood`."""
+        """Bound the information between codes and image; shapes as in `q_head_log_likelihood`."""
         found = q_head_log_likelihood(
             q_output, classes, continuous, self.spec, counted=self.counted
         )
