@@ -237,7 +237,7 @@ def gather_gemm_kernel(
                     merge_sums(
                         c, c < FEATURES_OUT, tiles_ptr, before_gamma_ptr, before_params_ptr,
                         before_rstd_ptr, coefficients_ptr, dgamma_ptr, dbeta_ptr, groups, TILES,
-                        repeats, count, FEATURES_OUT, BEFORE_NORM, 32,
+                        repeats, count, FEATURES_OUT, BEFORE_NORM, 32, 4,
                     )  # fmt: skip
                 else:
                     merge_statistics(

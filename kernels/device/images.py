@@ -137,5 +137,6 @@ def image_weight_gradient_kernel(
     tl.store(partial_ptr + split * COUT * size + at, acc, mask=ok)
     splits = tl.num_programs(2)
     if is_last(tickets_ptr + tl.program_id(0), splits):
-        total = add_splits(partial_ptr, at, ok, splits, COUT * size, 4)
+        # As many splits as there are processors: their loads must overlap.
+        total = add_splits(partial_ptr, at, ok, splits, COUT * size, 256 // DEPTH)
         tl.store(out_ptr + at, total.to(out_ptr.dtype.element_ty), mask=ok)

@@ -90,9 +90,11 @@ def enter_gradient_kernel(
         column_tiles = tl.cdiv(COLUMNS, BLOCK_N)
         parts = tl.num_programs(0) // column_tiles
         if is_last(tickets_ptr + tl.program_id(0) % column_tiles, parts):
+            # The wider a tile, the fewer steps at once: no more registers than the pass itself has.
             merge_sums(
                 col, col_ok, tiles_ptr, gamma_ptr, params_ptr, rstd_ptr, coefficients_ptr,
                 dgamma_ptr, dbeta_ptr, parts // TILES, TILES, 1, ROWS, COLUMNS, NORM, 32,
+                64 // BLOCK_N,
             )  # fmt: skip
 
 

@@ -54,7 +54,10 @@ def merge_rows(parts_ptr, column, column_ok, PARTS, STRIDE, BLOCK: tl.constexpr)
 
 @triton.jit
 def add_splits(parts_ptr, at, ok, PARTS, SIZE, UNROLL: tl.constexpr):
-    """The sum of fp32 (PARTS, SIZE) at these offsets, part after part, as in `merge`."""
+    """The sum of fp32 (PARTS, SIZE) at these offsets, part after part, as in `merge`.
+
+    The loads of UNROLL parts are in flight at once.
+    """
     total = tl.zeros(at.shape, tl.float32)
     for _ in tl.range(0, PARTS, loop_unroll_factor=UNROLL):
         total += tl.load(parts_ptr + at, mask=ok, other=0.0, cache_modifier=".cg")

@@ -42,7 +42,7 @@ def merge_statistics(
     for group in range(GROUPS):
         base = tiles_ptr + group * TILES * 2 * FEATURES
         mean = tl.zeros(c.shape, tl.float32)
-        for start in range(0, TILES, BLOCK_T):
+        for start in tl.range(0, TILES, BLOCK_T, loop_unroll_factor=4):
             t = start + t0
             ok = (t < TILES)[:, None] & c_ok[None, :]
             at = base + t[:, None] * 2 * FEATURES + c[None, :]
@@ -50,7 +50,7 @@ def merge_statistics(
             n = tl.minimum(ROWS - (t % ROW_TILES) * TILE_ROWS, TILE_ROWS).to(tl.float32)
             mean += tl.sum(tile_mean * (n / COUNT)[:, None], axis=0)
         m2 = tl.zeros(c.shape, tl.float32)
-        for start in range(0, TILES, BLOCK_T):
+        for start in tl.range(0, TILES, BLOCK_T, loop_unroll_factor=4):
             t = start + t0
             ok = (t < TILES)[:, None] & c_ok[None, :]
             at = base + t[:, None] * 2 * FEATURES + c[None, :]
@@ -80,16 +80,20 @@ def merge_statistics(
 @triton.jit
 def merge_sums(
     c, c_ok, tiles_ptr, gamma_ptr, params_ptr, rstd_ptr, coefficients_ptr, dgamma_ptr, dbeta_ptr,
-    GROUPS, TILES, REPEATS, COUNT, FEATURES, NORM: tl.constexpr, BLOCK_T: tl.constexpr,
+    GROUPS, TILES, REPEATS, COUNT, FEATURES,
+    NORM: tl.constexpr, BLOCK_T: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
-    """Backward, for the features c; arguments as of `finalize_backward_kernel`."""
+    """Backward, for the features c; arguments as of `finalize_backward_kernel`.
+
+    UNROLL: steps whose loads are in flight at once.
+    """
     t0 = tl.arange(0, BLOCK_T)
     dgamma = tl.zeros(c.shape, tl.float32)
     dbeta = tl.zeros(c.shape, tl.float32)
     for group in range(GROUPS):
         s_g = tl.zeros(c.shape, tl.float32)
         s_gy = tl.zeros(c.shape, tl.float32)
-        for start in range(0, TILES * REPEATS, BLOCK_T):
+        for start in tl.range(0, TILES * REPEATS, BLOCK_T, loop_unroll_factor=UNROLL):
             t = start + t0
             ok = (t < TILES * REPEATS)[:, None] & c_ok[None, :]
             row = group * TILES + t // REPEATS
@@ -162,5 +166,5 @@ def finalize_backward_kernel(
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     merge_sums(
         c, c < FEATURES, tiles_ptr, gamma_ptr, params_ptr, rstd_ptr, coefficients_ptr, dgamma_ptr,
-        dbeta_ptr, GROUPS, TILES, REPEATS, COUNT, FEATURES, NORM, BLOCK_T,
+        dbeta_ptr, GROUPS, TILES, REPEATS, COUNT, FEATURES, NORM, BLOCK_T, 4,
     )  # fmt: skip
