@@ -102,7 +102,7 @@ class _Cut(NamedTuple):
     @classmethod
     def of(cls, y: Tensor, features: int, groups: int) -> "_Cut":
         rows = y.numel() // features // groups
-        tile = matrix_tile(rows, features)
+        tile = matrix_tile(y, rows, features)
         return cls(groups, rows, features, triton.cdiv(rows, tile.m), tile)
 
     def numbers(self, device: torch.device) -> Tensor:
@@ -131,6 +131,7 @@ class _Cut(NamedTuple):
             BLOCK_M=self.tile.m,
             BLOCK_N=self.tile.n,
             num_warps=self.tile.warps,
+            **self.tile.limits,
             read=read,
             written=written,
             **parameters,

@@ -143,19 +143,21 @@ class Machine:
         warpgroups: it has matrix instructions for tiles of 64 rows and up to 256 columns, whose
             accumulators do not crowd the registers (wgmma, tcgen05).
         wide_warps: threads of a warp are 64, not 32.
-        squeezes: its compiler, unless told what a thread may have, spills a few words of some
-            products to fit one more program on a processor.
     """
 
     shared: int
     processors: int
     warpgroups: bool = True
     wide_warps: bool = False
-    squeezes: bool = False
 
-    def registers(self, *, wide: bool) -> int | None:
-        """What a thread of a product may have, of values of 32 bits or 16; None for no limit."""
-        return 255 if (self.squeezes or wide) and not self.wide_warps else None
+    @property
+    def registers(self) -> int | None:
+        """What a thread may have, for a tile.
+
+        Not told, NVIDIA's assembler spills a few words of some kernels to fit one more program on
+        a processor, which the grids here seldom have.
+        """
+        return None if self.wide_warps else 255
 
     def depth(self, *, wide: bool) -> int:
         """Of a step, at the most; without matrix instructions values are many registers."""
@@ -170,9 +172,9 @@ class Machine:
 
 
 MACHINES = {
-    "sm_80": Machine(166_912, 108, warpgroups=False, squeezes=True),
+    "sm_80": Machine(166_912, 108, warpgroups=False),
     "sm_90": Machine(232_448, 132),
-    "sm_100": Machine(232_448, 148, squeezes=True),
+    "sm_100": Machine(232_448, 148),
     "gfx942": Machine(65_536, 304, warpgroups=False, wide_warps=True),
 }
 """The targets that the kernels are compiled for ahead of time: A100, H100, B200, MI300."""
@@ -201,12 +203,7 @@ def _properties(device: torch.device) -> Machine:
     if torch.version.hip:
         return Machine(65_536, found.multi_processor_count, warpgroups=False, wide_warps=True)
     shared = int(getattr(found, "shared_memory_per_block_optin", found.shared_memory_per_block))
-    return Machine(
-        shared,
-        found.multi_processor_count,
-        warpgroups=found.major >= 9,
-        squeezes=found.major != 9,
-    )
+    return Machine(shared, found.multi_processor_count, warpgroups=found.major >= 9)
 
 
 def gather_tile(
@@ -245,12 +242,11 @@ def gather_tile(
     if flat:
         splits = max(1, min(machine.processors // programs, channels // (4 * k), 16))
     stages = _stages(step, machine)
-    # Without warpgroups a thread keeps the accumulators and the addresses of all stages.
-    crowded = not machine.warpgroups and not machine.wide_warps
-    warps = 8 if m * n >= 64 * (64 if crowded else 128) else 4
-    if crowded and m > 64:
+    # Without warpgroups a thread keeps the accumulators, and the addresses of all stages.
+    warps = 8 if m * n >= 64 * (128 if machine.warpgroups else 64) else 4
+    if machine.wide_warps or (not machine.warpgroups and m > 64):
         stages = min(stages, 2)
-    return GemmTile(m, n, k, warps, stages, splits, machine.registers(wide=wide))
+    return GemmTile(m, n, k, warps, stages, splits, machine.registers)
 
 
 def weight_gradient_tile(
@@ -278,7 +274,7 @@ def weight_gradient_tile(
     splits = max(1, min(machine.processors // programs, depth // (8 * k), 32))
     warps = 8 if m * n >= 64 * 128 else 4
     stages = _stages(k * max(m, n) * loaded, machine)
-    return GemmTile(m, n, k, warps, stages, splits, machine.registers(wide=wide))
+    return GemmTile(m, n, k, warps, stages, splits, machine.registers)
 
 
 def _stages(step: int, machine: Machine) -> int:
@@ -286,7 +282,8 @@ def _stages(step: int, machine: Machine) -> int:
     return max(1, min(3, int(0.75 * machine.shared) // step))
 
 
-def matrix_tile(rows: int, columns: int) -> GemmTile:
-    """The cut of a pass over a matrix."""
+def matrix_tile(x: Tensor, rows: int, columns: int) -> GemmTile:
+    """The cut of a pass over a matrix; x for its device."""
     n = power_of_two(columns, 16, 64)
-    return GemmTile(power_of_two(rows, 16, 4096 // n), n, 0)
+    m = power_of_two(rows, 16, 4096 // n)
+    return GemmTile(m, n, 0, registers=machine_of(x.device).registers)
