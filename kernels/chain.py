@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fastinfogan.errors import InputError
 from fastinfogan.kernels import candidates, pointwise, ranks
+from fastinfogan.kernels.gather_gemm import Behind
 from fastinfogan.kernels.geometry import Gather, Window
 from fastinfogan.kernels.images import Images, image_block
 from fastinfogan.kernels.images import image_weight_gradient as image_weight_gradient_of
@@ -108,7 +109,7 @@ def _norm_block(
     norm = Forward.of(gamma, beta, running_mean, running_var, groups, eps, momentum)
     y, _ = candidates.multiply(
         Deferred(x, x_params, x_slope), weight, _gather(window, transposed), groups,
-        bias=bias, into=norm,
+        Behind(bias, into=norm),
     )  # fmt: skip
     return y, norm.params, norm.rstd
 
@@ -129,7 +130,7 @@ def norm_block_across_ranks(
     assert t.beta is not None
     with torch.cuda.device_of(operand.x):  # type: ignore[no-untyped-call]
         y, tiles = candidates.multiply(
-            operand, t.weight, layer.gather, groups, bias=t.bias, tiles=True
+            operand, t.weight, layer.gather, groups, Behind(t.bias, tiles=True)
         )
         assert tiles is not None
         tiles = tiles._replace(data=ranks.gather_tiles(tiles.data, ranks_group))
@@ -147,7 +148,7 @@ def _plain_block(
 ) -> Tensor:  # fmt: skip
     return candidates.multiply(
         Deferred(x, x_params, x_slope), weight, _gather(window, transposed), groups,
-        bias=bias, activation=activation, slope=slope,
+        Behind(bias, activation, slope),
     )[0]  # fmt: skip
 
 
@@ -245,7 +246,12 @@ def _data_gradient(
         dx, tiles = pointwise.enter_gradient(dx, to, groups, into=into)
     else:
         dx, found = candidates.multiply(
-            gradient, weight, gather, groups, backward=True, before=to, tiles=True, into=into
+            gradient,
+            weight,
+            gather,
+            groups,
+            Behind(before=to, tiles=True, into=into),
+            backward=True,
         )
         assert found is not None
         tiles = found

@@ -1,5 +1,7 @@
 """The product of every map and every data gradient: the host side of `device.gather_gemm`."""
 
+from typing import NamedTuple
+
 import torch
 import triton
 from torch import Tensor
@@ -15,19 +17,38 @@ from fastinfogan.kernels.tuning import GemmTile, gather_tile, precision
 _FORWARD, _ACTIVATED, _BACKWARD = 0, 1, 2
 
 
+class Behind(NamedTuple):
+    """What stands behind a product, on its tiles in registers.
+
+    Attributes:
+        bias: (Cout,) or None.
+        activation: of a forward product, from `ACTIVATIONS`.
+        slope: of "rectifier".
+        before: for a data gradient, the block before, whose act' and sums are formed.
+        tiles: whether per-tile numbers are wanted; they are, if `into` is given.
+        into: what the tiles become: batch norm's numbers, or on the way back those of the block
+            before.
+    """
+
+    bias: Tensor | None = None
+    activation: str = "none"
+    slope: float = 1.0
+    before: Deferred | None = None
+    tiles: bool = False
+    into: Forward | Backward | None = None
+
+
+NOTHING = Behind()
+
+
 def multiply(
     operand: Deferred,
     weight: Tensor,
     gather: Gather,
     groups: int,
+    behind: Behind = NOTHING,
     *,
     backward: bool = False,
-    bias: Tensor | None = None,
-    tiles: bool = False,
-    activation: str = "none",
-    slope: float = 1.0,
-    before: Deferred | None = None,
-    into: Forward | Backward | None = None,
     tile: GemmTile | None = None,
 ) -> tuple[Tensor, Tiles | None]:
     """Run the product of `gather_gemm` over a window.
@@ -37,19 +58,14 @@ def multiply(
         weight: in torch's layout, any strides.
         gather: the layer's.
         groups: statistics groups.
+        behind: what is done to the product before it is written.
         backward: whether this is the layer's data gradient.
-        bias: (Cout,) or None.
-        tiles: whether per-tile numbers are wanted; they are, if `into` is given.
-        activation: behind a forward product, from `ACTIVATIONS`.
-        slope: of "rectifier".
-        before: for a data gradient, the block before, whose act' and sums are formed.
-        into: what the tiles become: batch norm's numbers, or on the way back those of the block
-            before.
         tile: how to cut it; None for the table's.
 
     Returns:
         The map, in the operand's dtype, and its tiles if asked for.
     """
+    bias, activation, slope, before, tiles, into = behind
     x = operand.x
     images, height, width, channels = x.shape
     transposed_weight = gather.transposed
@@ -86,10 +102,10 @@ def multiply(
     out = x.new_empty((images, out_height, out_width, columns))
     found = Tiles(scratch(groups, count, 2, columns), tile.m, row_tiles, rows) if tiles else None
     partial = scratch(splits, images, columns) if splits > 1 else None
-    behind = (before.x, before.params) if before else (None, None)
+    map_before = (before.x, before.params) if before else (None, None)
     forward = into if merge and isinstance(into, Forward) else None
     back = into if merge and isinstance(into, Backward) else None
-    read: tuple[Tensor | None, ...] = (x, operand.y, operand.params, weight, bias, *behind, partial)
+    read: tuple[Tensor | None, ...] = (*operand.tensors, weight, bias, *map_before, partial)
     written: tuple[Tensor | None, ...] = (out, found.data if found else None, partial)
     if into is not None and merge:
         read, written = (*read, written[1], *into.read), (*written, *into.written)
@@ -103,7 +119,7 @@ def multiply(
         bias,
         out,
         found.data if found else None,
-        *behind,
+        *map_before,
         partial,
         tickets(column_tiles * (1 + groups * row_tiles), x) if merge or splits > 1 else None,
         *(forward.pointers if forward else (None,) * 6),

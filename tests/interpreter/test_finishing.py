@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastinfogan.kernels import statistics, tickets
 from fastinfogan.kernels.chain import Layer
-from fastinfogan.kernels.gather_gemm import multiply
+from fastinfogan.kernels.gather_gemm import Behind, multiply
 from fastinfogan.kernels.images import Images
 from fastinfogan.kernels.launch import Launch, recording
 from fastinfogan.kernels.maps import Deferred
@@ -126,7 +126,7 @@ def test_splits_of_a_product_are_added_in_order(splits: int) -> None:
     x, weight, bias = draw(35, 1, 1, 70), draw(20, 70), draw(20)
     tile = GemmTile(16, 16, 16, splits=splits)
     with recording(run=True) as launches:
-        out, _ = multiply(Deferred(x), weight, LINEAR, 1, bias=bias, tile=tile)
+        out, _ = multiply(Deferred(x), weight, LINEAR, 1, Behind(bias), tile=tile)
     (launch,) = launches
     partial = arguments(launch)["partial_ptr"]
     if splits == 1:
@@ -177,7 +177,7 @@ def test_statistics_of_a_split_product() -> None:
     gamma, beta = draw(40), draw(40)
     norm = Forward.of(gamma, beta, torch.zeros(40), torch.ones(40), 2, 1e-5, 0.1)
     with recording(run=True) as launches:
-        y, _ = multiply(Deferred(x), weight, LINEAR, 2, into=norm, tile=SMALL)
+        y, _ = multiply(Deferred(x), weight, LINEAR, 2, Behind(into=norm), tile=SMALL)
     assert len(launches) == 1
     halves = y[:, 0, 0].double().view(2, 35, 40)
     deviation = (halves.var(dim=1, unbiased=False) + 1e-5).sqrt()
@@ -198,8 +198,8 @@ def test_gradients_behind_a_split_product() -> None:
     back = Backward.of_norm(gamma, params, rstd)
     with recording(run=True) as launches:
         out, tiles = multiply(
-            Deferred(g), weight, LINEAR, 2, backward=True, before=Deferred(y, params, 0.1),
-            into=back, tile=SMALL,
+            Deferred(g), weight, LINEAR, 2, Behind(before=Deferred(y, params, 0.1), into=back),
+            backward=True, tile=SMALL,
         )  # fmt: skip
     assert len(launches) == 1
     assert tiles is not None
