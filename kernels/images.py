@@ -1,6 +1,7 @@
 """The first convolution on images: the host side of `device.images`, and what images are."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -119,12 +120,7 @@ def image_block(
         window.before,
         row_tiles,
         *weight_strides(weight, transposed=False, swapped=False),
-        C=channels,
-        STRIDE=window.stride,
-        KERNEL=window.kernel,
-        INDEXED=images.index is not None,
-        SCALE=float(images.scale),
-        SHIFT=float(images.shift),
+        **_loading(images, window),
         HAS_BIAS=bias is not None,
         STATISTICS=into is not None,
         EPILOGUE=1 if activation else 0,
@@ -191,12 +187,7 @@ def image_weight_gradient(
         group_steps,
         steps,
         chunk,
-        C=channels,
-        STRIDE=window.stride,
-        KERNEL=window.kernel,
-        INDEXED=images.index is not None,
-        SCALE=float(images.scale),
-        SHIFT=float(images.shift),
+        **_loading(images, window),
         NORM=y is not None,
         PRECISION=precision(g.dtype),
         BLOCK_M=block_m,
@@ -207,6 +198,18 @@ def image_weight_gradient(
         written=(partial, out),
     )
     return out.permute(0, 3, 1, 2)
+
+
+def _loading(images: Images, window: Window) -> dict[str, Any]:
+    """How the kernels load what is under a window."""
+    return {
+        "C": images.data.shape[3],
+        "STRIDE": window.stride,
+        "KERNEL": window.kernel,
+        "INDEXED": images.index is not None,
+        "SCALE": float(images.scale),
+        "SHIFT": float(images.shift),
+    }
 
 
 def _gathered(images: Images) -> Tensor:
