@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch._dynamo.testing
 from compare import assert_same
 from fusing import MODELS, Attributes, everything, images, made, pair, sequential
 from torch import nn
@@ -35,6 +36,25 @@ def test_compiled(name: str) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(fused, fullgraph=True, backend="aot_eager")
     assert_same(everything(fused, compiled), everything(twin))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiled_in_the_types_that_people_train_in(dtype: torch.dtype) -> None:
+    """On CPU tensors fp64 goes another way; compiled once for training, once for evaluation."""
+    fused = made(sequential).to(dtype)
+    twin = copy.deepcopy(fused)
+    fuse(fused)
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounter()
+    compiled = torch.compile(fused, fullgraph=True, backend=counter)
+    for training in (True, False):
+        fused.train(training)
+        twin.train(training)
+        for seed in (1, 2):
+            x = images(seed).to(dtype)
+            tolerance = 1e-4 if dtype == torch.float32 else 0.1
+            torch.testing.assert_close(compiled(x), twin(x), rtol=tolerance, atol=tolerance)
+    assert counter.frame_count == 2
 
 
 @pytest.mark.parametrize("assign", [False, True])

@@ -181,11 +181,12 @@ def test_what_was_asked_for_by_name_is_not_dropped() -> None:
         fused(images())
     with pytest.raises(InputError, match="shared statistics need a batch of 4 dimensions"):
         synchronise(pair(sequential)[0])[:5](images()[0])  # type: ignore[index]
-    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU())
-    fuse(model, impl="triton")
-    model[1].register_forward_hook(lambda *_: None)
-    with pytest.raises(InputError, match="1: it has hooks; unfuse"):
-        model(torch.zeros(1, 2, 5, 5))
+    for impl in ("triton", "native"):
+        model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU())
+        fuse(model, impl=impl)  # type: ignore[arg-type]
+        model[1].register_forward_hook(lambda *_: None)
+        with pytest.raises(InputError, match="1: it has hooks; unfuse"):
+            model(torch.zeros(1, 2, 5, 5))
 
 
 def test_parameters_lent_for_a_call() -> None:

@@ -144,7 +144,7 @@ class FusedChain:
     Attributes:
         units: the chain's blocks.
         places: the children of the module that holds them, by name, as that module keeps them.
-        impl: "auto", "triton" or "reference".
+        impl: who computes, as of a block.
         process_group: with whose ranks statistics are shared, see `synchronise`.
         apart: whether in this pass every layer computes by itself.
     """
@@ -184,7 +184,7 @@ class FusedChain:
         """Whether anything was done to a layer that makes it another than a chain's.
 
         Raises:
-            InputError: something was, and "triton" or shared statistics were asked for.
+            InputError: something was, and "triton", "native" or shared statistics were asked for.
         """
         for name, layer in zip(self.names, self.layers, strict=True):
             if self.places.get(name) is not layer:
@@ -193,7 +193,7 @@ class FusedChain:
                 why = "its class was changed, by a parametrization it seems"
             else:
                 why = unlike_a_block(layer)
-            if why and (self.impl == "triton" or self.process_group is not None):
+            if why and (self.impl in ("triton", "native") or self.process_group is not None):
                 raise InputError(
                     f"the chain {' + '.join(self.names)} cannot be computed as one: {name}: {why}; "
                     "unfuse the model and fuse it again"
