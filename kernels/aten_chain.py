@@ -41,9 +41,9 @@ def forward(
             )
             kept += [x, y, params]
         else:
-            out = y
             if _acts(layer):
-                out = epilogue.activation(y, layer.activation, layer.slope)
+                epilogue.activation_(y, layer.activation, layer.slope)
+            out = y
             kept += [x, out, None]
         x = out if layer.shape is None else out.view(-1, *layer.shape)
     return x, kept

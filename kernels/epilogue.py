@@ -103,16 +103,16 @@ norm_activation_gradient = register(
 )
 
 
-def _activation(y: Tensor, name: str, slope: float) -> Tensor:
-    out, number = torch.empty_like(y), ACTIVATIONS.index(name)
+def _activation(y: Tensor, name: str, slope: float) -> None:
+    """Write act(y) over y: nothing else of it is needed, and no other memory is touched."""
     if _natively(y):
-        run_native("norm_apply", y.flatten(1, 2), None, None, number, slope, out.flatten(1, 2))
+        pixels, number = y.flatten(1, 2), ACTIVATIONS.index(name)
+        run_native("norm_apply", pixels, None, None, number, slope, pixels)
     else:
-        out.copy_(_act(_wide(y), name, slope))
-    return out
+        y.copy_(_act(_wide(y), name, slope))
 
 
-activation = register("activation(Tensor y, str name, float slope) -> Tensor", _activation)
+activation_ = register("activation_(Tensor(a!) y, str name, float slope) -> ()", _activation)
 
 
 def _activation_gradient(
