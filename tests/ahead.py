@@ -43,9 +43,11 @@ def main(target: str, module: str, function: str) -> None:
     from dataclasses import asdict
 
     from fastinfogan.kernels.inspect import compile_launches
+    from fastinfogan.kernels.tuning import MACHINES, assuming
 
     sys.path.insert(0, str(Path(__file__).parent))
-    launches = getattr(importlib.import_module(module), function)()
+    with assuming(MACHINES[target]):
+        launches = getattr(importlib.import_module(module), function)()
     found = []
     for launch in launches:
         told = asdict(compile_launches([launch], target)[0])

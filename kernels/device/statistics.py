@@ -69,8 +69,10 @@ def merge_statistics(
         tl.store(rstd_ptr + group * FEATURES + c, rstd, mask=c_ok)
         if running_mean_ptr is not None:
             unbiased = m2 / (COUNT - 1.0)
-            running_mean += MOMENTUM * (mean - running_mean)
-            running_var += MOMENTUM * (unbiased - running_var)
+            # A batch that is not finite leaves them alone, as `epilogue` does.
+            finite = tl.abs(unbiased) < 3.0e38
+            running_mean += tl.where(finite, MOMENTUM * (mean - running_mean), 0.0)
+            running_var += tl.where(finite, MOMENTUM * (unbiased - running_var), 0.0)
     if running_mean_ptr is not None:
         kept = running_mean_ptr.dtype.element_ty
         tl.store(running_mean_ptr + c, running_mean.to(kept), mask=c_ok)
