@@ -127,8 +127,13 @@ class AddressTable:
         self._device = device
         self._key: tuple[tuple[int, ...], ...] = ()
         self._table = torch.empty(0, dtype=torch.int64, device=device)
-        self._spare: Tensor | None = None
+        self._reserve = 1
+        self._spares: list[Tensor] = []
         self._kept: list[Tensor] = []
+
+    def reserve(self, captures: int) -> None:
+        """Have pinned memory for so many captured updates at hand after the next update."""
+        self._reserve = captures
 
     def of(self, slots: Sequence[Slot]) -> tuple[Tensor, int]:
         """The table of these slots, and the number of its chunks.
@@ -147,9 +152,11 @@ class AddressTable:
                 self._key, self._table = key, table
         if capturing:
             self._kept.append(table)
-        elif self._device.type == "cuda" and (self._spare is None or len(self._spare) < len(table)):
+        elif self._device.type == "cuda":
             # A capture may not be able to make pinned memory.
-            self._spare = _pinned(len(table))
+            self._spares = [each for each in self._spares if len(each) >= len(table)]
+            missing = self._reserve - len(self._spares)
+            self._spares += [_pinned(len(table)) for _ in range(missing)]
         return table, len(table) - len(key) * FIELDS
 
     def _on_device(self, made: NDArray[np.int64], capturing: bool) -> Tensor:
@@ -158,11 +165,8 @@ class AddressTable:
         source = torch.from_numpy(made)
         if self._device.type != "cuda":
             return source
-        pinned = self._spare if capturing else None
-        if pinned is None or len(pinned) < len(made):
-            pinned = _pinned(len(made))
+        pinned = self._spares.pop() if capturing and self._spares else _pinned(len(made))
         if capturing:
-            self._spare = None
             self._kept.append(pinned)
         pinned = pinned[: len(made)].copy_(source)
         return pinned.to(self._device, non_blocking=True)
@@ -224,6 +228,10 @@ class OneLaunch:
     def __init__(self, device: torch.device) -> None:
         self._table = AddressTable(device)
         self._counters = torch.zeros(2, dtype=torch.int32, device=device)
+
+    def reserve(self, captures: int) -> None:
+        """Prepare, at the next update, for so many of them in CUDA graphs captured after it."""
+        self._table.reserve(captures)
 
     @property
     def skipped(self) -> int:

@@ -207,11 +207,11 @@ def _draw_kernel(
         generator_input,
         classes,
         continuous,
-        _signed(step) if counter is None else counter,
-        _signed(seed_low),
-        _signed(seed_high),
+        signed(step) if counter is None else counter,
+        signed(seed_low),
+        signed(seed_high),
         stream,
-        _signed(first_row),
+        signed(first_row),
         all_rows // streams,
         all_rows,
         width,
@@ -279,7 +279,7 @@ def _draw_reference(
         out.continuous[part].copy_(drawn.continuous)
 
 
-def _signed(word: int) -> int:
+def signed(word: int) -> int:
     """The int32 with the bits of a 32-bit number, which Triton passes without widening."""
     return word - 2**32 if word >= 2**31 else word
 

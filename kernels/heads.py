@@ -26,7 +26,7 @@ from fastinfogan.kernels.library import register
 from fastinfogan.kernels.likelihood import likelihood_with_gradient, settle
 from fastinfogan.kernels.maps import Deferred
 from fastinfogan.kernels.targets import check_counters, check_targets, check_weights, counters
-from fastinfogan.kernels.tuning import power_of_two, precision
+from fastinfogan.kernels.tuning import machine_of, power_of_two, precision
 from fastinfogan.latents import LatentSpec
 
 WIDEST = 256
@@ -103,7 +103,8 @@ def _q_head(
     m = 16 if n > 32 else 32
     # Three steps of the weight in flight fit into the least shared memory of the targets.
     step = 16384 // (n * max(weight.element_size(), y.element_size()))
-    k = power_of_two(depth, 16, max(16, min(64, step)))
+    wide = y.element_size() > 2
+    k = power_of_two(depth, 16, 16 if wide else max(16, min(64, step)))
     tiles = triton.cdiv(rows, m)
     tensors = (y, params, weight, bias, classes, continuous, table, bounds, weights)
     launch(
@@ -134,8 +135,9 @@ def _q_head(
         BLOCK_N=n,
         BLOCK_K=k,
         BLOCK_C=power_of_two(codes, 1, WIDEST),
-        num_warps=8 if n * y.element_size() > 512 else 4,
+        num_warps=8 if wide and n >= 64 else 4,
         num_stages=3,
+        **machine_of(y.device).limits,
         read=tensors,
         written=(output, values, gradient, bias_gradient),
     )

@@ -2,9 +2,9 @@
 
     python -m fastinfogan.kernels.inspect --target sm_90 [--experiment mnist] [--json]
 
-The experiments' networks are walked forward and backward on tensors without storage; each launch
-is compiled with the specialization it would have, for sm_80, sm_90, sm_100 or gfx942, and its
-registers, stack, shared memory and instructions are read from the binary.
+The experiments' networks, and what an iteration launches around them, are walked on tensors without
+storage; each launch is compiled with the specialization it would have, for sm_80, sm_90, sm_100 or
+gfx942, and its registers, stack, shared memory and instructions are read from the binary.
 """
 
 import argparse
@@ -25,13 +25,20 @@ from triton.runtime import driver
 
 from fastinfogan import experiments
 from fastinfogan.errors import InputError
+from fastinfogan.experiments import Experiment
+from fastinfogan.kernels.adam import OneLaunch, Rates, Scaling, Slot
+from fastinfogan.kernels.draw import draw_codes
+from fastinfogan.kernels.heads import objective_launches
 from fastinfogan.kernels.images import Images
 from fastinfogan.kernels.launch import Launch, recording
+from fastinfogan.kernels.measures import accumulate
 from fastinfogan.kernels.node import fused_chain
+from fastinfogan.kernels.real_images import real_images
 from fastinfogan.kernels.tuning import MACHINES, assuming
 from fastinfogan.networks import InfoGAN
 from fastinfogan.nn import Chain
 from fastinfogan.nn.run import describe
+from fastinfogan.philox import Stream
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 META = torch.device("meta")
@@ -105,7 +112,8 @@ def walk(
 
     Returns:
         By part: "trunk" (D step: real images as uint8, and generated ones, as two groups),
-        "trunk of G" (G step: with the images' gradient), "generator", "q_head", "d_head".
+        "trunk of G" (G step: with the images' gradient), "generator", "q_head", "d_head"; and in
+        training "around": real images, codes, objective, measures and Adam.
     """
     e = experiments.get(name)
     with torch.device(META):
@@ -128,7 +136,43 @@ def walk(
     features = features.detach().requires_grad_(training)
     for part, chain in (("d_head", networks.d_head), ("q_head", networks.q_head)):
         found[part] = _launches(chain, features, 1, training)
+    if training:
+        found["around"] = _around(e, networks, pixels, dtype, batch)
     return found
+
+
+def _around(
+    e: Experiment, networks: InfoGAN, pixels: torch.Tensor, dtype: torch.dtype, batch: int
+) -> list[Launch]:
+    """What an iteration launches beside its networks' blocks."""
+    spec, codes = e.latents, len(e.latents.codes)
+
+    def empty(*shape: int, of: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.empty(shape, dtype=of, device=META)
+
+    counter = empty(of=torch.int64)
+    trunk = describe(networks.trunk.stages(), (e.channels, e.height, e.width), batch, 1)[1]
+    # The heads' last layers stand at their ends: a weight, then a bias.
+    of_d, of_q = (
+        list(head.parameters())[-2].shape[1] for head in (networks.d_head, networks.q_head)
+    )
+    out = empty(batch, *pixels.shape[1:], of=dtype)
+    with recording() as launches:
+        for augmentation in ("none", "affine"):
+            real_images(pixels, 0, counter, out, augmentation=augmentation)
+        draw_codes(spec, 0, counter, Stream.D_STEP, batch, streams=2, device=META, dtype=dtype)
+        slots = []
+        for weight in (layer.weight for layer in trunk):
+            like = torch.empty_like(weight)
+            narrow = None if dtype == torch.float32 else torch.empty_like(weight, dtype=dtype)
+            gradient = like if narrow is None else narrow
+            slots.append(Slot(weight, gradient, like, like, empty(), narrow))
+        OneLaunch(META).update(slots, Rates(1e-3, 0.5, 0.999, 1e-8), Scaling(empty(1)))
+        accumulate(
+            empty(2), empty(1), empty(codes), empty(codes), empty(1, of=torch.int32),
+            empty(2 + codes), empty(3, of=torch.int32), by_triton=True,
+        )  # fmt: skip
+    return launches + objective_launches(spec, dtype, batch, (of_q, of_d))
 
 
 def _described(chain: Chain, x: Any, groups: int) -> tuple[Any, Any]:  # noqa: ANN401

@@ -37,7 +37,7 @@ from fastinfogan.kernels.targets import (
     count_problems,
     counters,
 )
-from fastinfogan.kernels.tuning import power_of_two
+from fastinfogan.kernels.tuning import machine_of, power_of_two
 from fastinfogan.latents import LatentSpec
 
 Reduction = Literal["none", "mean", "sum"]
@@ -144,6 +144,7 @@ def _evaluate(
         BLOCK_M=block_m,
         BLOCK_K=block_k,
         num_warps=4,
+        **machine_of(output.device).limits,
         read=(*tensors, weights),
         written=(values, gradient),
     )

@@ -15,6 +15,7 @@ from fastinfogan.errors import InputError
 from fastinfogan.kernels import augment
 from fastinfogan.kernels.backend import Implementation, choose
 from fastinfogan.kernels.device.real_images import real_images_kernel
+from fastinfogan.kernels.draw import signed
 from fastinfogan.kernels.launch import is_recording, launch
 from fastinfogan.kernels.library import register
 from fastinfogan.kernels.tuning import power_of_two
@@ -123,11 +124,6 @@ def _launch_kernel(
         read=(counter, images[: len(out)]),
         written=(out,),
     )
-
-
-def signed(word: int) -> int:
-    """A 32-bit word as the int32 of the same bits."""
-    return word - (1 << 32) if word >= 1 << 31 else word
 
 
 _SCHEMA = (

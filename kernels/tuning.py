@@ -26,6 +26,11 @@ TABLE = Path(__file__).with_name("launch_table.json")
 Pass = Literal["forward", "data_gradient", "weight_gradient"]
 
 
+def limits(registers: int | None) -> dict[str, int]:
+    """A launch's parameters for what a thread may have; AMD's compiler is told nothing."""
+    return {} if registers is None else {"maxnreg": registers}
+
+
 @dataclass(frozen=True)
 class GemmTile:
     """How a product is cut.
@@ -51,7 +56,7 @@ class GemmTile:
     @property
     def limits(self) -> dict[str, int]:
         """As a launch takes them."""
-        return {} if self.registers is None else {"maxnreg": self.registers}
+        return limits(self.registers)
 
 
 @dataclass(frozen=True)
@@ -158,6 +163,11 @@ class Machine:
         a processor, which the grids here seldom have.
         """
         return None if self.wide_warps else 255
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """The same as a launch's parameters."""
+        return limits(self.registers)
 
     def depth(self, *, wide: bool) -> int:
         """Of a step, at the most; without matrix instructions values are many registers."""

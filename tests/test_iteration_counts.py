@@ -4,9 +4,11 @@ import json
 from dataclasses import replace
 
 import pytest
+from torch import Tensor
 
 from fastinfogan import experiments
 from fastinfogan.cli import main
+from fastinfogan.engine import Iteration
 from fastinfogan.engine.counts import Counts, count
 
 
@@ -34,6 +36,18 @@ def test_bytes(counts: Counts) -> None:
 
 def test_the_host_never_waits(counts: Counts) -> None:
     assert counts.host_syncs == 0
+
+
+def test_a_wait_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = Iteration.g_step
+
+    def waiting(self: Iteration) -> tuple[Tensor, Tensor]:
+        found = step(self)
+        float(self.problems)
+        return found
+
+    monkeypatch.setattr(Iteration, "g_step", waiting)
+    assert count(experiments.get("mnist")).host_syncs == 1
 
 
 def test_flops_of_mnist_are_those_of_its_tables() -> None:

@@ -1,7 +1,7 @@
 """What one iteration asks of a GPU, counted from the program itself, on any machine.
 
 The iteration is walked on tensors without storage: each launch is noted and weighed instead of run.
-Nothing in the walk can read a number from the device; that it ends shows that the host never waits.
+A number that the host reads from the device is a wait; inside one of our operations it is an error.
 """
 
 from collections import Counter
@@ -25,6 +25,8 @@ from fastinfogan.networks import InfoGAN
 _META = torch.device("meta")
 _FREE = ("empty", "view", "slice", "select", "expand", "alias", "detach", "as_strided", "permute")
 """Beginnings of ATen operations that launch nothing."""
+_READS = {"_local_scalar_dense": 0, "is_nonzero": False, "equal": False}
+"""ATen operations by which the host reads the device, and what the walk answers."""
 _ADAM = 7
 """Moments, parameter and gradient read, moments and parameter written: values of a parameter."""
 
@@ -85,12 +87,13 @@ def _makers_counted() -> Iterator[list[str]]:
 
 
 class _Aten(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes ATen's operations that would launch a kernel, and tensors made."""
+    """Notes ATen's operations that would launch a kernel, or have the host wait."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.launched: Counter[str] = Counter()
         self.bytes = 0
+        self.waits = 0
 
     def __torch_dispatch__(
         self,
@@ -99,8 +102,11 @@ class _Aten(TorchDispatchMode):  # type: ignore[no-untyped-call]
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401
-        result = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
+        if name in _READS:
+            self.waits += 1
+            return _READS[name]
+        result = func(*args, **(kwargs or {}))
         free = func.is_view or name.startswith((*_FREE, "new_empty", "unsqueeze"))
         if func.namespace == "aten" and not free:
             self.launched[f"aten::{name}"] += 1
@@ -118,11 +124,12 @@ def count(experiment: Experiment, precision: ComputedIn = "bf16") -> Counts:
     with recording() as launches:
         iteration = _made(experiment, precision)
         with torch.no_grad():
-            iteration.program()  # the first one makes tables
+            with _Aten():
+                iteration.program()  # the first one makes tables
             launches.clear()
             with _makers_counted() as made, _Aten() as aten:
                 iteration.program()
-    with FlopCounterMode(display=False) as flops, torch.no_grad():
+    with FlopCounterMode(display=False) as flops, _Aten(), torch.no_grad():
         _made(experiment, precision).run(0)
     kernels = Counter(launch.name.removesuffix("_kernel") for launch in launches)
     return Counts(
@@ -134,7 +141,7 @@ def count(experiment: Experiment, precision: ComputedIn = "bf16") -> Counts:
         sum(launch.read + launch.written for launch in launches) + aten.bytes,
         _minimum(iteration),
         flops.get_total_flops(),
-        0,
+        aten.waits,
         len(made),
     )
 

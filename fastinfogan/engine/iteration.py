@@ -298,6 +298,11 @@ class Iteration:
             "metrics": {"sums": self.sums, "tally": self.tally},
         }
 
+    def reserve(self, captures: int) -> None:
+        """Prepare, at the next iteration, for so many of them in CUDA graphs captured after it."""
+        self._d_update.reserve(captures)
+        self._g_update.reserve(captures)
+
     def restored(self) -> None:
         """Follow a state that was written from outside: the copies are rounded anew."""
         self.d_adam.write_copies()

@@ -92,6 +92,7 @@ class GraphRunner(Runner):
         state = [t for kind in iteration.state().values() for t in kind.values()]
         state.append(iteration.counter)
         before = [t.clone() for t in state]
+        iteration.reserve(1 + _PER_GRAPH)
         stream = torch.cuda.Stream(iteration.device)  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream(iteration.device))
         with torch.cuda.stream(stream):

@@ -31,6 +31,11 @@ class Update:
         if by_triton:
             self._launcher, self._number = launcher_of(parameters[0].device)
 
+    def reserve(self, captures: int) -> None:
+        """Prepare, at the next update, for so many of them in CUDA graphs captured after it."""
+        if self._launcher is not None:
+            self._launcher.reserve(captures)
+
     def __call__(self, gradients: Sequence[Tensor]) -> None:
         """Update by one gradient for each parameter, in the group's order."""
         group = self._group

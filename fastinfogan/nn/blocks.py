@@ -4,8 +4,9 @@ Each works alone, in a `Chain`, and in anybody's model. `groups` cuts the batch 
 parts whose batch-norm statistics are separate, so that real and generated images pass through D in
 one call and yet are two batches.
 
-`impl` says who computes: "triton" the fused kernels, "reference" plain torch, "auto" the kernels
-for CUDA tensors and torch for others. What is computed is the same; weights and their names too.
+`impl` says who computes: "triton" the fused kernels, "native" ATen's products with our epilogues in
+C++, "reference" plain torch; "auto" the kernels for CUDA tensors, C++ for CPU tensors if it was
+compiled, torch for others. What is computed is the same; weights and their names too.
 """
 
 import math
