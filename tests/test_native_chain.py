@@ -185,8 +185,10 @@ def test_images_are_read_as_the_kernels_read_them() -> None:
 
 @needs_native
 def test_what_it_cannot_do_is_said() -> None:
+    wide = chain().double()
     with pytest.raises(InputError, match="impl='native' computes in fp32, fp16 or bf16"):
-        chain().double()(draw(4, 2, 8, 8).double())
+        wide(draw(4, 2, 8, 8).double())
+    assert wide[1].norm.num_batches_tracked == 0  # what is refused was no batch
     with pytest.raises(InputError, match="impl='native' needs CPU tensors"):
         chain().to("meta")(torch.empty(4, 2, 8, 8, device="meta"))
     with pytest.raises(InputError, match="impl is 'auto'"):

@@ -84,13 +84,13 @@ def run_stages(
     wanted = torch.get_autocast_dtype(device.type) if autocast else dtype
     if kernels and wanted not in (torch.float32, torch.float16, torch.bfloat16):
         raise InputError(f"the kernels compute in fp32, fp16 or bf16, not {wanted}")
-    _count_batches(found, groups)
     alone = ranks_group is None and wanted in NATIVE_DTYPES
     if way == "native" and not alone and impl == "native":
         raise InputError(
             "impl='native' computes in fp32, fp16 or bf16 and shares no statistics between ranks; "
             "use impl='auto'"
         )
+    _count_batches(found, groups)
     if way == "reference" or (way == "native" and not alone):
         return reference_chain(x, layers, tensors, groups, ranks_group)
     source = replace(x, dtype=wanted) if isinstance(x, Images) else x.to(wanted)
