@@ -25,8 +25,8 @@ _MULTIPLIER: Final = (np.uint32(0x85EBCA6B), np.uint32(0xC2B2AE35))
 
 
 def keys(seed: int, epoch: int, stream: philox.Stream = philox.Stream.DATA_ORDER) -> philox.Words:
-    """Round keys of an epoch, uint32 (ROUNDS,)."""
-    return philox.words(seed, epoch, stream, 1, ROUNDS).reshape(ROUNDS)
+    """Round keys of an epoch, uint32 (ROUNDS,); the same again after 2^32 epochs."""
+    return philox.words(seed, epoch & 0xFFFFFFFF, stream, 1, ROUNDS).reshape(ROUNDS)
 
 
 def side_of(count: int) -> int:

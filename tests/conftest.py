@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 from fastinfogan import experiments, philox
 from fastinfogan.cli import main
@@ -22,6 +23,11 @@ from fastinfogan.kernels.real_images import Augmentation
 from fastinfogan.networks import InfoGAN
 
 QUICK = ["--batch-size", "4", "--precision", "fp32"]
+
+# The same examples at every run; HYPOTHESIS_PROFILE=search looks for others.
+settings.register_profile("same", derandomize=True, deadline=None)
+settings.register_profile("search", deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 # Kernels are interpreted in a process of their own, TRITON_INTERPRET=1 python -m pytest
 # tests/interpreter: a process under the interpreter cannot compile, and others cannot interpret.

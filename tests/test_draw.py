@@ -6,7 +6,7 @@ import ahead
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -40,7 +40,6 @@ def same(a: DrawnCodes, b: DrawnCodes) -> bool:
 
 
 @needs_native
-@settings(deadline=None)
 @given(specs, seeds, words, st.sampled_from(Stream), st.integers(0, 9), words, dtypes)
 def test_native_is_the_reference_bit_for_bit(
     spec: LatentSpec, seed: int, step: int, stream: Stream, rows: int, first_row: int,

@@ -48,7 +48,7 @@ def in_fp64(d: Drawn) -> tuple[Tensor, Tensor, Tensor]:
 # --- the definition -----------------------------------------------------------------------------
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(any_codes(), st.integers(1, 20), st.integers(0, 2**31))
 def test_any_mix_is_scipys(spec: LatentSpec, rows: int, seed: int) -> None:
     output, classes, continuous = in_fp64(drawn(spec, rows, seed))
@@ -132,7 +132,7 @@ def test_native_is_as_good_as_torch(reduction: str, dtype: torch.dtype) -> None:
         assert bool((error <= allowed + 3e-6 * true.abs().clamp(min=1)).all())
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(any_codes(), st.integers(1, 40), st.integers(0, 2**31))
 @pytest.mark.skipif(not native_available(), reason="fastinfogan._native was not compiled")
 def test_native_of_any_mix(spec: LatentSpec, rows: int, seed: int) -> None:

@@ -43,7 +43,8 @@ def real_images_kernel(
     if STEP_ON_DEVICE:
         step = tl.load(step)
     low, high = seed_low.to(tl.uint32), seed_high.to(tl.uint32)
-    position = step.to(tl.int64) * ALL_ROWS + row
+    # A number's int32 has the bits of an unsigned one.
+    position = step.to(tl.uint32).to(tl.int64) * ALL_ROWS + row
     image = image_at(position, COUNT.to(tl.int64), SIDE.to(tl.uint32), ORDER, low, high)
     size = HEIGHT * WIDTH * CHANNELS
     base = images_ptr + image * size

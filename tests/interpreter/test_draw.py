@@ -32,7 +32,7 @@ def as_stored(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.to(dtype)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     specs, st.integers(0, 2**64 - 1), words, st.booleans(), st.integers(1, 9), words,
     st.integers(1, 2), st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),

@@ -59,7 +59,7 @@ def test_mixed_codes(rows: int, reduction: str, dtype: torch.dtype) -> None:
     check(drawn(MIXED, rows, spread=1.0), reduction, dtype, WEIGHTS)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(any_codes(), st.integers(1, 40), st.integers(0, 2**31))
 def test_any_mix_of_codes(spec: LatentSpec, rows: int, seed: int) -> None:
     check(drawn(spec, rows, seed), "mean", torch.float32, None)
