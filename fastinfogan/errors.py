@@ -49,6 +49,11 @@ def _is(value: object, kind: Any) -> bool:  # noqa: ANN401 - an annotation
         if arguments[-1] is Ellipsis:
             return all(_is(each, arguments[0]) for each in value)
         return len(value) == len(arguments) and all(map(_is, value, arguments))
+    if origin is dict:
+        key, entry = arguments
+        return isinstance(value, dict) and all(
+            _is(k, key) and _is(v, entry) for k, v in value.items()
+        )
     if kind in (int, float):
         number = isinstance(value, int) or (kind is float and isinstance(value, float))
         return number and not isinstance(value, bool)

@@ -138,7 +138,7 @@ def test_damaged_runs_are_told_in_one_line(digits: str, capsys: pytest.CaptureFi
     whole = config.read_text()
     for damaged, says in (
         (whole[:100], "config.json: cannot be read"),
-        ("[]", "not a run's description in format 3"),
+        ("[]", "not a run's description in format 4"),
         (whole.replace('"slope"', '"slop"'), "not the description of an experiment"),
         (whole.replace('"fp32"', '"fp31"'), "precision cannot be 'fp31'"),
         (whole.replace('"slope": 0.1', '"slope": 0.2'), "slope: 0.2 and 0.1"),

@@ -73,7 +73,7 @@ def describe_run(
         augmentation=augment or ("none" if data else "affine"),
         information=information,
         data=str(data.absolute()) if data else None,
-        data_fingerprint="",
+        data_fingerprint={},
         log_every=log_every,
     )
     path = out or free_name(experiment.name)

@@ -155,7 +155,7 @@ def _made(experiment: Experiment, precision: ComputedIn) -> Iteration:
         augmentation="none",
         information="maximise",
         data=None,
-        data_fingerprint="",
+        data_fingerprint={},
     )
     with _META:
         images = torch.empty((e.batch_size, e.height, e.width, e.channels), dtype=torch.uint8)

@@ -23,7 +23,7 @@ from fastinfogan.engine.settings import Plan, TrainingSettings
 from fastinfogan.errors import InputError
 from fastinfogan.experiments import Experiment
 
-_FORMAT = 3
+_FORMAT = 4
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ class TrainingSettings(_Recorded):
             paper's Figure 1: the D step is InfoGAN's, D's trunk and Q learn from the MI term; only
             the generator is not told what Q can read.
         data: path of the images, None for the embedded ones.
-        data_fingerprint: SHA-256 of the images.
+        data_fingerprint: of the images, see `fastinfogan.data.source`.
         log_every: iterations between two lines of metrics, each a mean over them.
 
     Raises:
@@ -63,7 +63,7 @@ class TrainingSettings(_Recorded):
     augmentation: Augmentation
     information: Information
     data: str | None
-    data_fingerprint: str
+    data_fingerprint: dict[str, str]
     log_every: int = 10
 
     def __post_init__(self) -> None:

@@ -9,6 +9,7 @@ from typing import NoReturn
 
 import torch
 
+from fastinfogan.checkpoint import difference
 from fastinfogan.data import Source
 from fastinfogan.engine.iteration import Iteration
 from fastinfogan.engine.run_directory import MetricsLog, RunDirectory, SavedState
@@ -72,10 +73,10 @@ class Trainer:
         device: torch.device,
         runner: RunnerName = "auto",
     ) -> None:
-        if source.fingerprint != run.settings.data_fingerprint:
+        if differs := difference(source.fingerprint, run.settings.data_fingerprint):
             raise InputError(
-                f"{source.name}: these are not the images that {run.path} was started with "
-                f"(SHA-256 {source.fingerprint[:12]}, then {run.settings.data_fingerprint[:12]})"
+                f"{source.name}: these are not the images that {run.path} was started with; "
+                f"now and then: {differs}"
             )
         self.run = run
         self.done = 0

@@ -1,0 +1,68 @@
+"""What turns encoded pictures into images, be it DALI or Pillow."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastinfogan.data.source import Encoded
+
+
+@dataclass(frozen=True)
+class BadImage:
+    """A picture that cannot be decoded.
+
+    Attributes:
+        index: its number in the set.
+        name: as the set names it.
+        reason: in a few words.
+    """
+
+    index: int
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Some decoded images of a set.
+
+    Attributes:
+        index: int64 (n,), their numbers in the set, as they were wanted.
+        images: uint8 (n, height, width, channels); the rows of bad ones hold nothing of meaning.
+        bad: those that could not be decoded.
+    """
+
+    index: NDArray[np.int64]
+    images: NDArray[np.uint8]
+    bad: tuple[BadImage, ...] = ()
+
+
+class Decoder(ABC):
+    """Decodes one set's pictures.
+
+    Args:
+        source: the set.
+
+    Attributes:
+        source: as given.
+        name: who decodes, with its version and its device: a part of a run's fingerprint.
+    """
+
+    name: str
+
+    def __init__(self, source: Encoded) -> None:
+        self.source = source
+
+    @abstractmethod
+    def batches(self, wanted: Iterable[NDArray[np.int64]]) -> Iterator[Decoded]:
+        """Decode batches, in the order in which they are wanted.
+
+        Args:
+            wanted: int64 (n,), numbers in the set; may never end, and is read ahead.
+
+        Returns:
+            A batch for each. Closing the iterator stops what works ahead.
+        """
