@@ -13,19 +13,10 @@ import torch
 from torch import Tensor
 
 from fastinfogan.errors import InputError
-from fastinfogan.kernels.adam import (
-    KINDS,
-    OneLaunch,
-    Rates,
-    Scaling,
-    Slot,
-    is_dense,
-    same_memory_order,
-    update_native,
-    update_reference,
-)
+from fastinfogan.kernels.adam import OneLaunch, Rates, Scaling, update_native, update_reference
 from fastinfogan.kernels.backend import Chosen, Implementation, choose
 from fastinfogan.kernels.launch import is_recording
+from fastinfogan.kernels.slots import KINDS, Slot, is_dense, same_memory_order
 
 # What torch.optim.Adam's groups hold beside lr, betas and eps: a state_dict that lacked one of them
 # could not be loaded there. The first four would change the arithmetic, the others say how torch

@@ -1,7 +1,6 @@
 """Adam: the host side of `device.adam`, its C++ twin, and the definition in plain torch.
 
-A `Slot` holds the tensors of one parameter; an update takes a list of them. On a GPU the addresses
-lie in a table on the device, made anew only when one of them changes, and one launch updates all.
+An update takes a list of `Slot`s, each the tensors of one parameter, and is one launch on a GPU.
 """
 
 import math
@@ -10,47 +9,19 @@ from dataclasses import dataclass
 from typing import NamedTuple
 from weakref import WeakValueDictionary
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from fastinfogan.errors import InputError
 from fastinfogan.kernels.backend import native_available
-from fastinfogan.kernels.device.adam import adam_kernel
+from fastinfogan.kernels.device.adam import adam_kernel, overflow_kernel
 from fastinfogan.kernels.launch import is_recording, launch, run_native
 from fastinfogan.kernels.library import register
+from fastinfogan.kernels.slots import CHUNK, FIELDS, AddressTable, Slot
 
-CHUNK = 2048
-"""Elements that a program updates: 16 a thread, four loads of 16 bytes from each operand."""
 PART = 256
 """Elements that it updates at a time, where the chunk is cut off or an address is odd."""
-FIELDS = 10
-"""Numbers that the table holds for a tensor."""
-KINDS = (torch.float32, torch.bfloat16, torch.float16)
-"""What a gradient may be; a copy is one of the last two."""
-
-
-@dataclass(frozen=True)
-class Slot:
-    """One parameter's tensors: all of its shape and strides, dense in memory, on one device.
-
-    Attributes:
-        parameter: fp32 (fp64 too in the reference); updated in place.
-        gradient: fp32, bf16 or fp16; None if the update was made in the epilogue of the weight
-            gradient, and is only to be counted.
-        exp_avg: the parameter's dtype; in place.
-        exp_avg_sq: likewise.
-        step: fp32, no dimension: updates made; moved on by 1.
-        copy: bf16 or fp16, the parameter rounded; None for none.
-    """
-
-    parameter: Tensor
-    gradient: Tensor | None
-    exp_avg: Tensor
-    exp_avg_sq: Tensor
-    step: Tensor
-    copy: Tensor | None = None
+OVERFLOWED = 1 << 24
+"""In a count of problems, beside the rows: gradients that were scaled are not finite."""
 
 
 @dataclass(frozen=True)
@@ -91,133 +62,6 @@ class Scaling(NamedTuple):
     grad_scale: Tensor | None = None
 
 
-def same_memory_order(a: Tensor, b: Tensor) -> bool:
-    """Whether walking both in memory order visits the same elements; strides of 1 row are free."""
-    if a.shape != b.shape:
-        return False
-    return a.stride() == b.stride() or all(
-        x == y for x, y, size in zip(a.stride(), b.stride(), a.shape, strict=True) if size > 1
-    )
-
-
-def is_dense(x: Tensor) -> bool:
-    """Whether a tensor's elements fill a stretch of memory, each one once."""
-    expected = 1
-    for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
-        if size != 1:
-            if stride != expected:
-                return False
-            expected *= size
-    return True
-
-
-class AddressTable:
-    """Where the tensors of some slots lie, and how they are cut into chunks, on the device.
-
-    int64: per slot the addresses of parameter, gradient, exp_avg, exp_avg_sq, step and copy (0 for
-    none), its elements, the gradient's and the copy's kinds, and whether all addresses are ones of
-    16 bytes; then per chunk slot * 2^32 + number.
-
-    A table is never rewritten, because a captured launch reads it at every replay. One that a CUDA
-    graph reads is kept for good. One that is made while a graph is captured, from pinned memory
-    that is kept likewise, is filled by the graph's replay alone, so nobody else reads it.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._key: tuple[tuple[int, ...], ...] = ()
-        self._table = torch.empty(0, dtype=torch.int64, device=device)
-        self._reserve = 1
-        self._spares: list[Tensor] = []
-        self._kept: list[Tensor] = []
-
-    def reserve(self, captures: int) -> None:
-        """Have pinned memory for so many captured updates at hand after the next update."""
-        self._reserve = captures
-
-    def of(self, slots: Sequence[Slot]) -> tuple[Tensor, int]:
-        """The table of these slots, and the number of its chunks.
-
-        Raises:
-            InputError: a slot's tensors are not laid out alike.
-        """
-        key = tuple(_entry(slot) for slot in slots)
-        capturing = self._device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-        table = self._table
-        if key != self._key:
-            for slot in slots:
-                require_alike(slot)
-            table = self._on_device(_layout(key), capturing)
-            if not capturing:
-                self._key, self._table = key, table
-        if capturing:
-            self._kept.append(table)
-        elif self._device.type == "cuda":
-            # A capture may not be able to make pinned memory.
-            self._spares = [each for each in self._spares if len(each) >= len(table)]
-            missing = self._reserve - len(self._spares)
-            self._spares += [_pinned(len(table)) for _ in range(missing)]
-        return table, len(table) - len(key) * FIELDS
-
-    def _on_device(self, made: NDArray[np.int64], capturing: bool) -> Tensor:
-        if self._device.type == "meta":
-            return torch.empty(len(made), dtype=torch.int64, device="meta")
-        source = torch.from_numpy(made)
-        if self._device.type != "cuda":
-            return source
-        pinned = self._spares.pop() if capturing and self._spares else _pinned(len(made))
-        if capturing:
-            self._kept.append(pinned)
-        pinned = pinned[: len(made)].copy_(source)
-        return pinned.to(self._device, non_blocking=True)
-
-
-def _pinned(size: int) -> Tensor:
-    return torch.empty(size, dtype=torch.int64, pin_memory=True)
-
-
-def _entry(slot: Slot) -> tuple[int, ...]:
-    p, g, copy = slot.parameter, slot.gradient, slot.copy
-    data = (p, g, slot.exp_avg, slot.exp_avg_sq)
-    addresses = [0 if t is None else t.data_ptr() for t in data]
-    copied = 0 if copy is None else copy.data_ptr()
-    return (
-        *addresses,
-        slot.step.data_ptr(),
-        copied,
-        0 if g is None else p.numel(),
-        0 if g is None else KINDS.index(g.dtype),
-        0 if copy is None else KINDS.index(copy.dtype),
-        int(all(address % 16 == 0 for address in (*addresses, copied))),
-    )
-
-
-def _layout(entries: tuple[tuple[int, ...], ...]) -> NDArray[np.int64]:
-    parts = [np.array(entries, np.int64).reshape(-1)]
-    for number, entry in enumerate(entries):
-        parts.append((number << 32) + np.arange(-(-entry[6] // CHUNK), dtype=np.int64))
-    return np.concatenate(parts)
-
-
-def require_alike(slot: Slot) -> None:
-    """Check that a slot's tensors can be walked together, in memory order.
-
-    Raises:
-        InputError: they cannot.
-    """
-    p = slot.parameter
-    operands = (slot.gradient, slot.exp_avg, slot.exp_avg_sq, slot.copy)
-    for tensor in operands:
-        if tensor is not None and not (
-            same_memory_order(tensor, p) and tensor.device == p.device and is_dense(p)
-        ):
-            raise InputError(
-                f"a parameter of shape {tuple(p.shape)} and strides {p.stride()} on {p.device} "
-                f"cannot be updated with a tensor of shape {tuple(tensor.shape)} and strides "
-                f"{tensor.stride()} on {tensor.device}; both must fill memory in the same order"
-            )
-
-
 class OneLaunch:
     """Adam for lists of parameters on one device, one launch a list.
 
@@ -237,6 +81,27 @@ class OneLaunch:
     def skipped(self) -> int:
         """Updates skipped because of found_inf. Waits for the device."""
         return int(self._counters[1].item())
+
+    def find_overflow(self, slots: Sequence[Slot], problems: Tensor) -> None:
+        """Set `OVERFLOWED` in problems, int32 (1,), if a gradient holds a NaN or an infinity.
+
+        The table is the same as that of the update that follows.
+        """
+        table, chunks = self._table.of(slots)
+        launch(
+            overflow_kernel,
+            (max(chunks, 1),),
+            table,
+            problems,
+            len(slots),
+            chunks,
+            FLAG=OVERFLOWED,
+            FIELDS=FIELDS,
+            CHUNK=CHUNK,
+            num_warps=4,
+            read=(*[s.gradient for s in slots], table),
+            written=(problems,),
+        )
 
     def update(
         self, slots: Sequence[Slot], rates: Rates, scaling: Scaling, *, counted: bool = True
@@ -280,6 +145,12 @@ class OneLaunch:
             read=(*operands, *gradients, *steps, table),
             written=(*operands, *copies, *steps),
         )
+
+
+def find_overflow(gradients: Sequence[Tensor], problems: Tensor) -> None:
+    """As `OneLaunch.find_overflow`, in plain torch."""
+    if not all(bool(g.isfinite().all()) for g in gradients):
+        problems.bitwise_or_(OVERFLOWED)
 
 
 def update_native(slots: Sequence[Slot], rates: Rates, grad_scale: float) -> None:
@@ -340,7 +211,8 @@ def launcher_of(device: torch.device) -> tuple[OneLaunch, int]:
 def _update(
     parameters: list[Tensor], exp_avgs: list[Tensor], exp_avg_sqs: list[Tensor],
     steps: list[Tensor], copies: list[Tensor], copied: list[int], gradients: list[Tensor],
-    found_inf: Tensor | None, lr: float, beta1: float, beta2: float, eps: float, launcher: int,
+    found_inf: Tensor | None, grad_scale: Tensor | None, lr: float, beta1: float, beta2: float,
+    eps: float, launcher: int,
 ) -> None:  # fmt: skip
     device = parameters[0].device
     if is_recording() and (launcher == NATIVELY or device.type != "meta"):
@@ -350,17 +222,27 @@ def _update(
     slots = [Slot(*each, of.get(i)) for i, each in enumerate(lists)]
     rates = Rates(lr, beta1, beta2, eps)
     if launcher != NATIVELY:
-        _launchers[launcher].update(slots, rates, Scaling(found_inf))
-    elif found_inf is None or found_inf.item() == 0:
+        if grad_scale is not None:
+            assert found_inf is not None
+            _launchers[launcher].find_overflow(slots, found_inf)
+        _launchers[launcher].update(slots, rates, Scaling(found_inf, grad_scale))
+        return
+    if grad_scale is not None:
+        assert found_inf is not None
+        find_overflow(gradients, found_inf)
+    if found_inf is None or found_inf.item() == 0:
         narrow = parameters[0].dtype == torch.float32 and native_available()
-        (update_native if narrow else update_reference)(slots, rates, 1.0)
+        divisor = 1.0 if grad_scale is None else grad_scale.item()
+        (update_native if narrow else update_reference)(slots, rates, divisor)
 
 
 update = register(
     "adam(Tensor(a!)[] parameters, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, "
     "Tensor(d!)[] steps, Tensor(e!)[] copies, int[] copied, Tensor[] gradients, "
-    "Tensor? found_inf, float lr, float beta1, float beta2, float eps, int launcher) -> ()",
+    "Tensor(f!)? found_inf, Tensor? grad_scale, float lr, float beta1, float beta2, float eps, "
+    "int launcher) -> ()",
     _update,
 )
 """The operation, on lists: `copied` tells whose the copies are, `launcher` is `launcher_of`'s
-or `NATIVELY`."""
+or `NATIVELY`. With a grad_scale, gradients that are not finite are told in found_inf first, int32
+(1,), by one more launch."""

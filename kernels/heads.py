@@ -25,7 +25,7 @@ from fastinfogan.kernels.launch import Launch, launch, recording, run_native
 from fastinfogan.kernels.library import register
 from fastinfogan.kernels.likelihood import likelihood_with_gradient, settle
 from fastinfogan.kernels.maps import Deferred
-from fastinfogan.kernels.targets import check_counters, check_targets, check_weights, counters
+from fastinfogan.kernels.targets import check_counters, check_targets, counters, weight_row
 from fastinfogan.kernels.tuning import machine_of, power_of_two, precision
 from fastinfogan.latents import LatentSpec
 
@@ -163,7 +163,7 @@ def q_head_objective(
     continuous: Tensor,
     spec: LatentSpec,
     *,
-    weights: Sequence[float] | None = None,
+    weights: Sequence[float] | Tensor | None = None,
     counted: Tensor | None = None,
     with_output: bool = False,
     impl: Implementation = "auto",
@@ -180,7 +180,8 @@ def q_head_objective(
         classes: int64 (B, categorical codes).
         continuous: fp32 (B, continuous codes).
         spec: what stands where.
-        weights: one number per code, by which its part of the gradients is multiplied.
+        weights: one number per code, by which its part of the gradients is multiplied; or as fp32
+            (codes,) on the device.
         counted: see `targets.counters`; made if None.
         with_output: whether Q's raw output is wanted as well.
         impl: who computes.
@@ -194,7 +195,6 @@ def q_head_objective(
         raise InputError(f"Q's head reads one statistics group, not {y.params.shape[0]}")
     chosen = settle(impl, y.x)
     if spec.codes and (chosen == "native" or (chosen == "triton" and len(weight) <= WIDEST)):
-        weighted = (1.0,) * len(spec.codes) if weights is None else check_weights(weights, spec)
         device = y.x.device
         if counted is not None:
             check_counters(counted, 3, device)
@@ -202,7 +202,7 @@ def q_head_objective(
         output, values, gradient, bias_gradient = fused_q_head(
             y.x, y.params, y.slope, weight, bias, classes.long().contiguous(),
             continuous.float().contiguous(), table.table, table.bounds,
-            row_of(weighted, device, torch.float32),
+            weight_row(weights, spec, device),
             counters(spec, device) if counted is None else counted, table.widest, with_output,
             chosen,
         )  # fmt: skip
@@ -242,7 +242,7 @@ def _check_layer(y: Deferred, weight: Tensor, bias: Tensor | None, width: int, w
 
 def _d_head(
     y: Tensor, params: Tensor | None, slope: float, weight: Tensor, bias: Tensor | None,
-    targets: Tensor, scale: float, counted: Tensor, impl: str,
+    targets: Tensor, scale: float, scale_there: Tensor | None, counted: Tensor, impl: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     (all_rows, depth), groups = y.shape, targets.shape[0]
     rows = all_rows // groups
@@ -251,6 +251,7 @@ def _d_head(
     )
     if impl == "native":
         exact = y.new_empty(all_rows, dtype=torch.float32)
+        scale = scale if scale_there is None else scale_there.item()
         run_native(
             "d_head_objective", _activated(Deferred(y, params, slope)), weight.reshape(depth),
             None if bias is None else bias.float(), targets, scale, logits, losses, exact,
@@ -261,6 +262,7 @@ def _d_head(
     m, k = 4, power_of_two(depth, 16, 512)
     tiles = triton.cdiv(rows, m)
     tensors = (y, params, weight, bias, targets)
+    on_device = scale_there is not None
     launch(
         d_head_kernel,
         (tiles, groups),
@@ -275,10 +277,11 @@ def _d_head(
         depth,
         groups,
         depth if params is None else params.shape[2],
-        float(scale),
+        scale_there if on_device else float(scale),
         NORM=params is not None,
         SLOPE=float(slope),
         HAS_BIAS=bias is not None,
+        SCALE_ON_DEVICE=on_device,
         BLOCK_M=m,
         BLOCK_K=k,
         num_warps=4,
@@ -290,7 +293,7 @@ def _d_head(
 
 fused_d_head = register(
     "d_head_objective(Tensor y, Tensor? params, float slope, Tensor weight, Tensor? bias, "
-    "Tensor targets, float scale, Tensor(a!) counters, str impl) "
+    "Tensor targets, float scale, Tensor? scale_there, Tensor(a!) counters, str impl) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
     _d_head,
 )
@@ -302,7 +305,7 @@ def d_head_objective(
     weight: Tensor,
     bias: Tensor | None,
     targets: Sequence[int],
-    scale: float = 1.0,
+    scale: float | Tensor = 1.0,
     *,
     counted: Tensor | None = None,
     impl: Implementation = "auto",
@@ -315,7 +318,7 @@ def d_head_objective(
         weight: (1, K), any dtype.
         bias: (1,) or None.
         targets: of each group of rows, 1 for "should be called real", 0 for "generated".
-        scale: multiplies the gradients.
+        scale: multiplies the gradients; a number, or fp32 (1,) on the device.
         counted: see `adversarial_losses`; made if None.
         impl: who computes.
 
@@ -338,12 +341,13 @@ def d_head_objective(
             wide, weight.to(wide.dtype), None if bias is None else bias.to(wide.dtype)
         )
         losses, gradient = losses_with_gradient(
-            logits[:, 0], targets, scale, counted=counted, impl=impl
+            logits[:, 0], targets, float(scale), counted=counted, impl=impl
         )
         return DHead(logits[:, 0], losses, gradient.to(rows.dtype), gradient.sum(0, keepdim=True))
     found = fused_d_head(
         y.x, y.params, y.slope, weight.contiguous(), bias,
-        row_of([int(target) for target in targets], device, torch.int32), scale,
+        row_of([int(target) for target in targets], device, torch.int32),
+        1.0 if isinstance(scale, Tensor) else scale, scale if isinstance(scale, Tensor) else None,
         y.x.new_zeros(2, dtype=torch.int32) if counted is None else counted, chosen,
     )  # fmt: skip
     return DHead(*found)
@@ -396,6 +400,6 @@ def objective_launches(
             adversarial.evaluate(empty(rows, of=dtype), targets, 1.0, counted, "triton")
             fused_d_head(
                 empty(rows, of_d, of=dtype), empty(groups, 3, of_d), 0.1, empty(1, of_d),
-                empty(1), targets, 1.0, counted, "triton",
+                empty(1), targets, 1.0, None, counted, "triton",
             )  # fmt: skip
     return launches

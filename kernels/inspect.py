@@ -26,14 +26,16 @@ from triton.runtime import driver
 from fastinfogan import experiments
 from fastinfogan.errors import InputError
 from fastinfogan.experiments import Experiment
-from fastinfogan.kernels.adam import OneLaunch, Rates, Scaling, Slot
+from fastinfogan.kernels.adam import OneLaunch, Rates, Scaling
 from fastinfogan.kernels.draw import draw_codes
 from fastinfogan.kernels.heads import objective_launches
 from fastinfogan.kernels.images import Images
 from fastinfogan.kernels.launch import Launch, recording
+from fastinfogan.kernels.loss_scale import LossScale
 from fastinfogan.kernels.measures import accumulate
 from fastinfogan.kernels.node import fused_chain
 from fastinfogan.kernels.real_images import real_images
+from fastinfogan.kernels.slots import Slot
 from fastinfogan.kernels.tuning import MACHINES, assuming
 from fastinfogan.networks import InfoGAN
 from fastinfogan.nn import Chain
@@ -167,10 +169,16 @@ def _around(
             narrow = None if dtype == torch.float32 else torch.empty_like(weight, dtype=dtype)
             gradient = like if narrow is None else narrow
             slots.append(Slot(weight, gradient, like, like, empty(), narrow))
-        OneLaunch(META).update(slots, Rates(1e-3, 0.5, 0.999, 1e-8), Scaling(empty(1)))
+        scaled = LossScale([0.0] * (1 + codes), META) if dtype == torch.float16 else None
+        problems = empty(1, of=torch.int32)
+        adam = OneLaunch(META)
+        if scaled:
+            adam.find_overflow(slots, problems)
+        scaling = Scaling(problems, scaled.divisor if scaled else None)
+        adam.update(slots, Rates(1e-3, 0.5, 0.999, 1e-8), scaling)
         accumulate(
-            empty(2), empty(1), empty(codes), empty(codes), empty(1, of=torch.int32),
-            empty(2 + codes), empty(3, of=torch.int32), by_triton=True,
+            empty(2), empty(1), empty(codes), empty(codes), problems, empty(2 + codes),
+            empty(3, of=torch.int32), scaled, by_triton=True,
         )  # fmt: skip
     return launches + objective_launches(spec, dtype, batch, (of_q, of_d))
 

@@ -36,6 +36,7 @@ from fastinfogan.kernels.targets import (
     checked,
     count_problems,
     counters,
+    weight_row,
 )
 from fastinfogan.kernels.tuning import machine_of, power_of_two
 from fastinfogan.latents import LatentSpec
@@ -264,21 +265,20 @@ def likelihood_with_gradient(
     continuous: Tensor,
     spec: LatentSpec,
     *,
-    weights: Sequence[float] | None = None,
+    weights: Sequence[float] | Tensor | None = None,
     reduction: Reduction = "mean",
     counted: Tensor | None = None,
     impl: Implementation = "auto",
 ) -> tuple[Tensor, Tensor]:
     """The values of `q_head_log_likelihood` and their gradient, without autograd.
 
-    Arguments and errors are its own, but for what `weights` do.
+    Arguments and errors are its own, but for what `weights` do; they may lie on the device, too.
 
     Returns:
         Values, without weights; and the gradient of weights * values by the output, (B,
         output_width), in the output's dtype.
     """
     targets = checked(output.detach(), classes, continuous, spec)
-    weighted = (1.0,) * len(spec.codes) if weights is None else check_weights(weights, spec)
     chosen, device = settle(impl, output), output.device
     if counted is not None:
         check_counters(counted, 2 + len(spec.codes), device)
@@ -290,13 +290,13 @@ def likelihood_with_gradient(
         with torch.enable_grad():
             leaf = targets.output.requires_grad_()
             values = _reduced(reference_log_likelihood(leaf, *targets[1:], spec), reduction)
-            factors = row_of(weighted, device, values.dtype).expand_as(values)
+            factors = weight_row(weights, spec, device, values.dtype).expand_as(values)
             (gradient,) = torch.autograd.grad(values, leaf, factors)
         return values.detach(), gradient
     table = code_table(spec, device)
     counted = counters(spec, device) if counted is None else counted
     values, gradient = evaluate(
-        *targets, table.table, table.bounds, row_of(weighted, device, torch.float32), counted,
+        *targets, table.table, table.bounds, weight_row(weights, spec, device), counted,
         table.widest, reduction, chosen,
     )  # fmt: skip
     return values, gradient

@@ -3,15 +3,18 @@
 import torch
 from torch import Tensor
 
+from fastinfogan.kernels.adam import OVERFLOWED
 from fastinfogan.kernels.device.measures import accumulate_kernel
 from fastinfogan.kernels.launch import launch
 from fastinfogan.kernels.library import register
+from fastinfogan.kernels.loss_scale import GROWTH, LEAST, MOST, LossScale
 from fastinfogan.kernels.tuning import power_of_two
 
 
 def _accumulate(
     d_losses: Tensor, g_losses: Tensor, values: Tensor, entropies: Tensor, problems: Tensor,
-    sums: Tensor, tally: Tensor,
+    sums: Tensor, tally: Tensor, scaling: Tensor | None, base: Tensor | None,
+    weights: Tensor | None,
 ) -> None:  # fmt: skip
     tensors = (d_losses, g_losses, values, entropies)
     launch(
@@ -21,17 +24,26 @@ def _accumulate(
         problems,
         sums,
         tally,
+        scaling,
+        base,
+        weights,
         values.numel(),
-        BLOCK=power_of_two(values.numel(), 2, 1 << 16),
+        0 if base is None else base.numel(),
+        OVERFLOWED=OVERFLOWED,
+        GROWTH=GROWTH,
+        LEAST=LEAST,
+        MOST=MOST,
+        BLOCK=power_of_two(values.numel() + 1, 2, 1 << 16),
         num_warps=1,
-        read=(*tensors, problems, sums, tally),
-        written=(problems, sums, tally),
+        read=(*tensors, problems, sums, tally, scaling, base),
+        written=(problems, sums, tally, scaling, weights),
     )
 
 
 _by_kernel = register(
     "accumulate(Tensor d_losses, Tensor g_losses, Tensor values, Tensor entropies, "
-    "Tensor(a!) problems, Tensor(b!) sums, Tensor(c!) tally) -> ()",
+    "Tensor(a!) problems, Tensor(b!) sums, Tensor(c!) tally, Tensor(d!)? scaling, Tensor? base, "
+    "Tensor(e!)? weights) -> ()",
     _accumulate,
 )
 
@@ -44,6 +56,7 @@ def accumulate(
     problems: Tensor,
     sums: Tensor,
     tally: Tensor,
+    loss_scale: LossScale | None = None,
     *,
     by_triton: bool,
 ) -> None:
@@ -54,19 +67,38 @@ def accumulate(
         g_losses: (1,).
         values: (codes,), mean log-likelihoods in nats.
         entropies: (codes,), H(c) in nats.
-        problems: int32, one element: 0 if the iteration was finite. It is 0 afterwards.
+        problems: int32, one element: 0 if the iteration was finite; rows that were not, and
+            `adam.OVERFLOWED` if scaled gradients were not. It is 0 afterwards.
         sums: (2 + codes,), added to: D's loss, G's loss, each code's bound.
         tally: int32 (3,), added to: iterations in the sums, iterations skipped, and iterations
-            skipped since the last good one.
+            skipped since the last good one, without those that only found the scale too large.
+        loss_scale: moved on, if there is one.
         by_triton: whether Triton's kernel computes it, or plain torch.
     """
+    scaled = (
+        (None,) * 3
+        if loss_scale is None
+        else (loss_scale.state, loss_scale.base, loss_scale.weights)
+    )
     if by_triton:
-        _by_kernel(d_losses, g_losses, values, entropies, problems, sums, tally)
+        _by_kernel(d_losses, g_losses, values, entropies, problems, sums, tally, *scaled)
         return
-    good = problems.view(()) == 0
+    found_wrong = problems.view(())
+    good = found_wrong == 0
     found = torch.cat([d_losses.sum()[None], g_losses, entropies + values])
     sums += torch.where(good, found, torch.zeros_like(found))
     one = good.to(tally.dtype)
-    tally += torch.stack([one, 1 - one, 1 - one])
+    broken = 1 - one
+    if loss_scale is not None:
+        scale, since = loss_scale.state.unbind()
+        too_large = (found_wrong == OVERFLOWED) & (scale > LEAST)
+        broken = broken * (~too_large).to(tally.dtype)
+        since = torch.where(found_wrong >= OVERFLOWED, 0.0, since + one)
+        grown = since >= GROWTH
+        factor = torch.where(found_wrong >= OVERFLOWED, 0.5, torch.where(grown, 2.0, 1.0))
+        new = (scale * factor).clamp(LEAST, MOST)
+        loss_scale.state.copy_(torch.stack([new, torch.where(grown, 0.0, since)]))
+        loss_scale.restored()
+    tally += torch.stack([one, 1 - one, broken])
     tally[2] *= 1 - one
     problems.zero_()

@@ -106,6 +106,29 @@ def check_weights(weights: Sequence[float], spec: LatentSpec) -> tuple[float, ..
     return found
 
 
+def weight_row(
+    weights: Sequence[float] | Tensor | None,
+    spec: LatentSpec,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """One weight per code as a tensor, not to be written to: given numbers, given tensor, or ones.
+
+    Raises:
+        InputError: there is not one finite number per code, or the tensor is not `dtype` (codes,)
+            on the device.
+    """
+    if not isinstance(weights, Tensor):
+        found = (1.0,) * len(spec.codes) if weights is None else check_weights(weights, spec)
+        return row_of(found, device, dtype)
+    if weights.shape != (len(spec.codes),) or weights.dtype != dtype or weights.device != device:
+        raise InputError(
+            f"weights are {dtype} ({len(spec.codes)},) on {device}, "
+            f"not {weights.dtype} {tuple(weights.shape)} on {weights.device}"
+        )
+    return weights
+
+
 def count_problems(targets: Targets, spec: LatentSpec, counted: Tensor) -> None:
     """Count in plain torch what the kernels count; adds to `counted`."""
     sizes = row_of([c.classes for c in spec.categorical], counted.device, torch.int64)

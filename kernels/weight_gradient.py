@@ -7,11 +7,12 @@ import triton
 from torch import Tensor
 
 from fastinfogan.errors import InputError
-from fastinfogan.kernels.adam import Rates, Slot, require_alike
+from fastinfogan.kernels.adam import Rates
 from fastinfogan.kernels.device.weight_gradient import weight_gradient_kernel
 from fastinfogan.kernels.geometry import Gather
 from fastinfogan.kernels.launch import launch
 from fastinfogan.kernels.maps import Deferred
+from fastinfogan.kernels.slots import Slot, require_alike
 from fastinfogan.kernels.tickets import tickets
 from fastinfogan.kernels.tuning import GemmTile, precision, weight_gradient_tile
 

@@ -9,10 +9,11 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from fastinfogan.errors import InputError
-from fastinfogan.kernels.adam import AddressTable, Rates, Slot
+from fastinfogan.kernels.adam import Rates
 from fastinfogan.kernels.geometry import LINEAR, Gather, Window
 from fastinfogan.kernels.launch import Launch, recording
 from fastinfogan.kernels.maps import Deferred
+from fastinfogan.kernels.slots import AddressTable, Slot
 from fastinfogan.kernels.weight_gradient import weight_gradient, weight_update
 from fastinfogan.optim import Adam
 
@@ -136,7 +137,7 @@ def test_tables_that_a_graph_reads_are_its_own(monkeypatch: pytest.MonkeyPatch) 
     capturing = False
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
     monkeypatch.setattr(AddressTable, "_on_device", lambda self, made, _: torch.from_numpy(made))
-    monkeypatch.setattr("fastinfogan.kernels.adam._pinned", lambda size: torch.empty(size))
+    monkeypatch.setattr("fastinfogan.kernels.slots._pinned", lambda size: torch.empty(size))
     table = AddressTable(torch.device("cpu"))
     table._device = torch.device("cuda")
     p, m, v, step = torch.zeros(5), torch.zeros(5), torch.zeros(5), torch.zeros(())

@@ -198,7 +198,7 @@ def test_opcheck() -> None:
     torch.library.opcheck(
         heads.fused_d_head,
         (torch.randn(4, 8), torch.randn(2, 3, 8), 0.1, torch.randn(1, 8), torch.randn(1), targets,
-         1.0, counted, "native"),
+         1.0, None, counted, "native"),
     )  # fmt: skip
 
 

@@ -53,6 +53,7 @@ def digest(trainer: Trainer) -> str:
     ("stop", "precision", "augmentation"),
     [
         *((stop, precision, "none") for stop in (0, 7, 12) for precision in ("fp32", "bf16")),
+        (7, "fp16", "none"),
         (7, "fp32", "affine"),
     ],
 )

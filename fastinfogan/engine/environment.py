@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from fastinfogan import __version__
-from fastinfogan.engine.precision import cpu_bf16
+from fastinfogan.engine.precision import cpu_multiplies
 from fastinfogan.errors import InputError
 from fastinfogan.kernels.backend import native_status
 
@@ -58,7 +58,8 @@ def hardware() -> dict[str, str]:
         "cpu": cpu_model(),
         "cores": str(os.cpu_count()),
         "threads": str(torch.get_num_threads()),
-        "cpu bf16": cpu_bf16() or "none",
+        "cpu bf16": cpu_multiplies("bf16") or "none",
+        "cpu fp16": cpu_multiplies("fp16") or "none",
         "gpu": ", ".join(gpus) or "none",
         "native kernels": native_status(),
     }

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from fastinfogan.engine.passes import DHead, Pass, QHead
-from fastinfogan.engine.precision import BF16, FP32, FP64, narrowed
+from fastinfogan.engine.precision import PRECISIONS, narrowed
 from fastinfogan.engine.settings import TrainingSettings
 from fastinfogan.engine.update import Update
 from fastinfogan.errors import TrainingError
 from fastinfogan.experiments import Experiment
 from fastinfogan.kernels.backend import Implementation, choose
 from fastinfogan.kernels.draw import DrawnCodes, draw_codes, empty_codes
+from fastinfogan.kernels.loss_scale import LossScale
 from fastinfogan.kernels.measures import accumulate
 from fastinfogan.kernels.real_images import real_images
 from fastinfogan.networks import InfoGAN
@@ -28,7 +29,6 @@ from fastinfogan.objective import lambdas
 from fastinfogan.optim import Adam
 from fastinfogan.philox import Stream
 
-_PRECISIONS = {p.name: p for p in (FP64, FP32, BF16)}
 _REAL, _GENERATED = 1, 0
 MAX_SKIPPED = 3
 """Iterations in a row that may be skipped because something in them was not finite."""
@@ -99,7 +99,7 @@ class Iteration:
         self.settings = settings
         self.networks = networks
         self.device = images.device
-        self.precision = _PRECISIONS[settings.precision]
+        self.precision = PRECISIONS[settings.precision]
         self._images = images
         self._impl: Implementation = impl
         self._by_triton = choose(impl, self.device) == "triton"
@@ -129,7 +129,12 @@ class Iteration:
                     adam.keep_copy(parameter, copies[parameter])
         self.counter = torch.zeros((), dtype=torch.int64, device=self.device)
         # The objective is the adversarial loss less lambda times each bound.
-        self._weights = [-weight for weight in lambdas(e)]
+        self._weights: tuple[float | Tensor, list[float] | Tensor]
+        self._weights = 1.0, [-weight for weight in lambdas(e)]
+        self.loss_scale: LossScale | None = None
+        if self.precision.scaled:
+            self.loss_scale = LossScale([1.0, *self._weights[1]], self.device)
+            self._weights = self.loss_scale.weights[:1], self.loss_scale.weights[1:]
         dtype = self.precision.dtype
         self._entropies = torch.tensor(e.latents.entropies, device=self.device, dtype=dtype)
         # d_loss, g_loss, then the G step's bound for each code; see `kernels.measures`.
@@ -139,19 +144,23 @@ class Iteration:
         # of D's logits that were not finite. Adam updates nothing while it is not 0.
         self._counted = torch.zeros(3 + len(e.latents.codes), dtype=torch.int32, device=self.device)
         self.problems = self._counted[1:2]
-        self._d_update = Update(self.d_adam, self.problems, by_triton=self._by_triton)
-        self._g_update = Update(self.g_adam, self.problems, by_triton=self._by_triton)
+        divisor = self.loss_scale.divisor if self.loss_scale else None
+        self._d_update, self._g_update = (
+            Update(adam, self.problems, divisor, by_triton=self._by_triton)
+            for adam in (self.d_adam, self.g_adam)
+        )
 
     @torch.no_grad()
     def run(self, step: int) -> None:
         """Run iteration number `step`, counted from 0."""
-        self._run(step)
+        with self.precision.arithmetic():
+            self._run(step)
         self.count_batches(1)
 
     def program(self) -> None:
         """Run the iteration that `counter` tells, and count on: the whole without a host.
 
-        What it leaves to the host is `count_batches`.
+        What it leaves to the host is `count_batches`, and `precision.arithmetic` around it.
         """
         self._run(self.counter)
         self.counter += 1
@@ -176,6 +185,7 @@ class Iteration:
             self.problems,
             self.sums,
             self.tally,
+            self.loss_scale,
             by_triton=self._by_triton,
         )
 
@@ -247,7 +257,9 @@ class Iteration:
         p, codes, rows = self.passes[0], self.codes(0), self.settings.batch_size
         self._both[rows:].copy_(p.generator.forward(codes.generator_input[:, None, None]))
         features = p.trunk.forward(self._both)
-        losses = p.d_head.losses(features, (_REAL, _GENERATED), self._counted[1:3])
+        losses = p.d_head.losses(
+            features, (_REAL, _GENERATED), self._weights[0], self._counted[1:3]
+        )
         values = self._log_likelihood(p.q_head, features[rows:], codes)
         gradient = p.d_head.backward()
         gradient[rows:].add_(p.q_head.backward())
@@ -264,7 +276,7 @@ class Iteration:
         """
         p, codes = self.passes[1], self.codes(1)
         features = p.trunk.forward(p.generator.forward(codes.generator_input[:, None, None]))
-        losses = p.d_head.losses(features, (_REAL,), self._counted[1:3])
+        losses = p.d_head.losses(features, (_REAL,), self._weights[0], self._counted[1:3])
         values = self._log_likelihood(p.q_head, features, codes)
         gradient = p.d_head.backward()
         if self.settings.information == "maximise":
@@ -292,6 +304,8 @@ class Iteration:
             for name, parameter in named:
                 moments = adam.state[parameter]
                 optimizer |= {f"{name}.{key}": value for key, value in moments.items()}
+        if self.loss_scale:
+            optimizer["loss_scale"] = self.loss_scale.state
         return {
             "weights": dict(self.networks.state_dict()),
             "optimizer": optimizer,
@@ -305,12 +319,13 @@ class Iteration:
 
     def restored(self) -> None:
         """Follow a state that was written from outside: the copies are rounded anew."""
+        if self.loss_scale:
+            self.loss_scale.restored()
         self.d_adam.write_copies()
         self.g_adam.write_copies()
 
     def _log_likelihood(self, q_head: QHead, features: Tensor, codes: DrawnCodes) -> Tensor:
         """Of each code, (codes,); what `backward` differentiates is -lambda times it, summed."""
-        counted = self._counted[: 2 + max(len(self._weights), 1)]
-        return q_head.log_likelihood(
-            features, codes, self.experiment.latents, self._weights, counted
-        )
+        spec = self.experiment.latents
+        counted = self._counted[: 2 + max(len(spec.codes), 1)]
+        return q_head.log_likelihood(features, codes, spec, self._weights[1], counted)

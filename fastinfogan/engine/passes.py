@@ -153,12 +153,15 @@ class _Head(Network):
 class DHead(_Head):
     """D's head, up to its losses."""
 
-    def losses(self, x: Tensor, targets: Sequence[int], counted: Tensor) -> Tensor:
-        """Compute the losses; `backward` differentiates their sum.
+    def losses(
+        self, x: Tensor, targets: Sequence[int], scale: float | Tensor, counted: Tensor
+    ) -> Tensor:
+        """Compute the losses; `backward` differentiates scale times their sum.
 
         Args:
             x: the trunk's maps, (batch, height, width, channels).
             targets: of each group of rows, 1 for "should be called real", 0 for "generated".
+            scale: a number, or fp32 (1,) on the device.
             counted: int32 (2,): rows that are not finite, and the kernel's own.
 
         Returns:
@@ -167,7 +170,7 @@ class DHead(_Head):
         last = self._tensors[-1]
         features, kept = self._features(x)
         found = d_head_objective(
-            features, last.weight, last.bias, targets, counted=counted, impl=self._impl
+            features, last.weight, last.bias, targets, scale, counted=counted, impl=self._impl
         )
         self._keep(x, kept, found.gradient[:, None], found.bias_gradient)
         return found.losses
@@ -181,7 +184,7 @@ class QHead(_Head):
         x: Tensor,
         codes: DrawnCodes,
         spec: LatentSpec,
-        weights: Sequence[float],
+        weights: Sequence[float] | Tensor,
         counted: Tensor,
     ) -> Tensor:
         """Compute the log-likelihoods; `backward` differentiates their weighted sum.
@@ -190,7 +193,7 @@ class QHead(_Head):
             x: the trunk's maps, (batch, height, width, channels).
             codes: that the images were generated from.
             spec: what stands where.
-            weights: of each code in the sum.
+            weights: of each code in the sum; numbers, or fp32 (codes,) on the device.
             counted: int32 (2 + codes,), see `kernels.targets.counters`.
 
         Returns:

@@ -55,7 +55,7 @@ class CompiledRunner(Runner):
     def run(self, first: int, count: int) -> None:
         """See the base class."""
         self.iteration.counter.fill_(first)
-        with torch.no_grad():
+        with torch.no_grad(), self.iteration.precision.arithmetic():
             for _ in range(count):
                 self._program()
         self.iteration.count_batches(count)
@@ -78,7 +78,8 @@ class GraphRunner(Runner):
     def run(self, first: int, count: int) -> None:
         """See the base class."""
         if not self._graphs:
-            self._capture()
+            with self.iteration.precision.arithmetic():
+                self._capture()
         self.iteration.counter.fill_(first)
         self.iteration.count_batches(count)
         for size in sorted(self._graphs, reverse=True):

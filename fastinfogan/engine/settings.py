@@ -44,7 +44,7 @@ class TrainingSettings(_Recorded):
     Attributes:
         seed: of weights, codes, data order and augmentation, 0 <= seed < 2^64.
         batch_size: rows of real and of generated images in a step, 2 to 65,536.
-        precision: "fp32", "bf16" (or "fp64", for parity tests).
+        precision: "fp32", "tf32", "bf16", "fp16" (or "fp64", for parity tests).
         augmentation: of the real images.
         information: "maximise" is InfoGAN. "observe" is a GAN with Q observing, the baseline of the
             paper's Figure 1: the D step is InfoGAN's, D's trunk and Q learn from the MI term; only

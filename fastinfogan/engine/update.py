@@ -13,11 +13,15 @@ class Update:
 
     Args:
         adam: with its state made and its copies kept; both must stay where they are.
-        found_inf: one element: not 0, and nothing is updated.
+        found_inf: int32, one element: not 0, and nothing is updated.
+        grad_scale: fp32, one element, by which gradients are divided; those that are not finite
+            are told in `found_inf` first. None: they are as they should be.
         by_triton: whether Triton's kernel computes it.
     """
 
-    def __init__(self, adam: Adam, found_inf: Tensor, *, by_triton: bool) -> None:
+    def __init__(
+        self, adam: Adam, found_inf: Tensor, grad_scale: Tensor | None, *, by_triton: bool
+    ) -> None:
         (self._group,) = adam.param_groups
         parameters = self._group["params"]
         state = [adam.state[p] for p in parameters]
@@ -25,7 +29,7 @@ class Update:
         copied = [i for i, p in enumerate(parameters) if p in adam.copies]
         copies = [adam.copies[parameters[i]].detach() for i in copied]
         self._written = ([p.detach() for p in parameters], *moments, copies, copied)
-        self._found_inf = found_inf
+        self._found_inf, self._grad_scale = found_inf, grad_scale
         self._launcher: OneLaunch | None = None
         self._number = NATIVELY
         if by_triton:
@@ -43,6 +47,7 @@ class Update:
             *self._written,
             gradients,
             self._found_inf,
+            self._grad_scale,
             group["lr"],
             *group["betas"],
             group["eps"],

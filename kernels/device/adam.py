@@ -119,7 +119,7 @@ def _update_part(
 
 @triton.jit(do_not_specialize=["counted"])
 def adam_kernel(
-    table_ptr,  # int64: (TENSORS, FIELDS), then (CHUNKS): see `adam.AddressTable`
+    table_ptr,  # int64: (TENSORS, FIELDS), then (CHUNKS): see `slots.AddressTable`
     counters_ptr,  # int32 (2): programs that have finished, 0 between launches; updates skipped
     found_inf_ptr,  # fp32 (1) or None: not 0, and nothing is updated
     grad_scale_ptr,  # fp32 (1) or None: gradients are divided by it
@@ -169,3 +169,27 @@ def adam_kernel(
                 tl.store(step_ptrs, tl.load(step_ptrs, mask=ok, other=0.0) + 1.0, mask=ok)
         else:
             tl.store(counters_ptr + 1, tl.load(counters_ptr + 1) + counted)
+
+
+@triton.jit
+def overflow_kernel(
+    table_ptr,  # int64: (TENSORS, FIELDS), then (CHUNKS): see `slots.AddressTable`
+    problems_ptr,  # int32 (1): FLAG is set in it if a gradient is a NaN or an infinity
+    TENSORS, CHUNKS,
+    FLAG: tl.constexpr, FIELDS: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """Look through all gradients. Grid: (chunks of all tensors, or 1 if there are none,)."""
+    if tl.program_id(0) < CHUNKS:
+        place = tl.load(table_ptr + TENSORS * FIELDS + tl.program_id(0))
+        entry = table_ptr + (place >> 32) * FIELDS
+        at = (place & 0xFFFFFFFF) * CHUNK + tl.arange(0, CHUNK)
+        g_at, elements, kind = tl.load(entry + 1), tl.load(entry + 6), tl.load(entry + 7)
+        if kind == 0:
+            g = _load(g_at, at, elements, tl.float32, False)
+        elif kind == 1:
+            g = _load(g_at, at, elements, tl.bfloat16, False)
+        else:
+            g = _load(g_at, at, elements, tl.float16, False)
+        wrong = ((tl.abs(g) < float("inf")) == 0).to(tl.int32)
+        if tl.max(wrong, axis=0) != 0:
+            tl.atomic_or(problems_ptr, FLAG)

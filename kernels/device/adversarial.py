@@ -91,8 +91,9 @@ def d_head_kernel(
     bias_gradient_ptr,  # fp32 (1) out
     parts_ptr,  # fp32 (2, GROUPS, row tiles), scratch
     counters_ptr,  # int32 (2)
-    ROWS, DEPTH, GROUPS, FEATURES, SCALE,
-    NORM: tl.constexpr, SLOPE: tl.constexpr, HAS_BIAS: tl.constexpr,
+    ROWS, DEPTH, GROUPS, FEATURES,
+    SCALE,  # fp32 (1) on the device, or a number
+    NORM: tl.constexpr, SLOPE: tl.constexpr, HAS_BIAS: tl.constexpr, SCALE_ON_DEVICE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """D's last layer, logit = act(scale * y + shift) . w + bias, and the losses of its logits.
@@ -120,6 +121,8 @@ def d_head_kernel(
     if HAS_BIAS:
         logit += tl.load(bias_ptr).to(tl.float32)
     tl.store(logits_ptr + at, logit, mask=row_ok)
+    if SCALE_ON_DEVICE:
+        SCALE = tl.load(SCALE)
     leave_losses(
         logit, row_ok, group, tile, tl.num_programs(0), targets_ptr, gradient_ptr, at, losses_ptr,
         bias_gradient_ptr, parts_ptr, counters_ptr, ROWS, GROUPS, SCALE, True,

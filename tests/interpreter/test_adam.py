@@ -11,11 +11,12 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from fastinfogan.errors import InputError
-from fastinfogan.kernels.adam import CHUNK, AddressTable, OneLaunch, Rates, Scaling, Slot
+from fastinfogan.kernels.adam import OVERFLOWED, OneLaunch, Rates, Scaling
 from fastinfogan.kernels.device.adam import expm1
 from fastinfogan.kernels.geometry import LINEAR, Gather
 from fastinfogan.kernels.launch import recording
 from fastinfogan.kernels.maps import Deferred
+from fastinfogan.kernels.slots import CHUNK, AddressTable, Slot
 from fastinfogan.kernels.tuning import GemmTile
 from fastinfogan.kernels.weight_gradient import weight_gradient, weight_update
 from fastinfogan.optim import Adam
@@ -238,3 +239,21 @@ def test_all_updates_in_epilogues_leave_one_launch_to_count_them() -> None:
         adam.step()
     assert [launch.grid for launch in launches] == [(1,)]
     assert adam.state[p]["step"] == 1
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), None])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_overflowed_gradients_are_found(bad: float | None, dtype: torch.dtype) -> None:
+    """In the last element of the last tensor, behind whole chunks; rows counted before stay."""
+    sizes = (CHUNK + 3, 7, 2 * CHUNK + 1)
+    slots = []
+    for size in sizes:
+        p = torch.randn(size)
+        slots.append(Slot(p, torch.randn(size).to(dtype), p.clone(), p.clone(), torch.zeros(())))
+    if bad is not None:
+        gradient = slots[-1].gradient
+        assert gradient is not None
+        gradient[-1] = bad
+    problems = torch.tensor([2], dtype=torch.int32)
+    OneLaunch(torch.device("cpu")).find_overflow(slots, problems)
+    assert problems.item() == (2 if bad is None else 2 | OVERFLOWED)

@@ -251,7 +251,9 @@ def test_opcheck_of_the_others() -> None:
     counted = torch.zeros(2, dtype=torch.int32)
     targets = torch.tensor([1], dtype=torch.int32)
     row = (case.y, case.params, 0.1, case.weight[:1], case.bias[:1])
-    torch.library.opcheck(heads.fused_d_head, (*row, targets, 1.0, counted, "triton"))
+    torch.library.opcheck(heads.fused_d_head, (*row, targets, 1.0, None, counted, "triton"))
+    scale = torch.tensor([2.0])
+    torch.library.opcheck(heads.fused_d_head, (*row, targets, 1.0, scale, counted, "triton"))
     torch.library.opcheck(
         torch.ops.fastinfogan.adversarial_losses.default,
         (torch.randn(4, 1), targets, 1.0, counted, "triton"),

@@ -1,0 +1,44 @@
+"""Loss scaling for fp16: gradients are computed as multiples of themselves, lest they round to 0.
+
+The objective's gradients are multiplied by the scale in fp32, before they are rounded, and Adam
+divides by it. Gradients that are not finite in spite of finite losses overflowed: the iteration is
+skipped and the scale halved; after `GROWTH` good ones it is doubled. All of it happens on the
+device, see `measures.accumulate`. As in Micikevicius et al. 2018, section 3.2.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+FIRST = 2.0**16
+GROWTH = 2000
+LEAST, MOST = 1.0, 2.0**24
+
+
+class LossScale:
+    """A scale and the weights that it multiplies.
+
+    Args:
+        weights: of the objective's parts.
+        device: where it is used.
+
+    Attributes:
+        state: fp32 (2,): the scale, and the good iterations since it changed last.
+        base: fp32 (weights,), as given.
+        weights: fp32 (weights,): base times the scale.
+    """
+
+    def __init__(self, weights: Sequence[float], device: torch.device) -> None:
+        self.state = torch.tensor([FIRST, 0.0], device=device)
+        self.base = torch.tensor(list(weights), device=device)
+        self.weights = self.base * FIRST
+
+    @property
+    def divisor(self) -> Tensor:
+        """By what gradients are to be divided, fp32 (1,)."""
+        return self.state[:1]
+
+    def restored(self) -> None:
+        """Follow a state that was written from outside."""
+        torch.mul(self.base, self.state[0], out=self.weights)
