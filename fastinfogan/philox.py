@@ -36,6 +36,7 @@ class Stream(IntEnum):
     AUGMENT = 3
     PICTURES = 4
     EVALUATION = 5
+    RENDERED = 6
 
 
 def require_seed(seed: int) -> None:

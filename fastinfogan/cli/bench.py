@@ -13,7 +13,7 @@ class Bench:
     what: Annotated[Literal["counts"], tyro.conf.Positional]
     """What is told."""
     experiment: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="EXPERIMENT")]
-    """One of mnist, svhn, celeba, faces, chairs."""
+    """One of mnist, svhn, celeba, faces, chairs, sprites."""
     batch_size: int = 128
     """Real and generated images in a step."""
     precision: Literal["bf16", "fp32"] = "bf16"

@@ -20,6 +20,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from fastinfogan.cli.rendering import Rendering
 from fastinfogan.cli.report import print_evaluation
 from fastinfogan.data import Source, open_source
 from fastinfogan.engine import (
@@ -70,7 +71,7 @@ def describe_run(
         seed=seed,
         batch_size=experiment.batch_size,
         precision=chosen.name,
-        augmentation=augment or ("none" if data else "affine"),
+        augmentation=augment or ("none" if data or experiment.name != "mnist" else "affine"),
         information=information,
         data=str(data.absolute()) if data else None,
         data_fingerprint={},
@@ -79,7 +80,8 @@ def describe_run(
     path = out or free_name(experiment.name)
     if free:
         RunDirectory(path, experiment, settings, plan).require_free()
-    source = open_source(data, experiment)
+    with Rendering() as progress:
+        source = open_source(data, experiment, progress)
     settings = replace(settings, data_fingerprint=source.fingerprint)
     return RunDirectory(path, experiment, settings, plan), source
 
@@ -150,7 +152,9 @@ def go_on(
 def images_of(run: RunDirectory, data: Path | None = None) -> Source:
     """The images a run was started with, from where they were or from where they are now."""
     recorded = run.settings.data
-    return open_source(data or (Path(recorded) if recorded else None), run.experiment)
+    path = data or (Path(recorded) if recorded else None)
+    with Rendering() as progress:
+        return open_source(path, run.experiment, progress)
 
 
 def train_with_progress(

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from fastinfogan.data import folder, idx, npz, svhn
+from fastinfogan.data import folder, idx, npz, rendered, svhn
 from fastinfogan.data.digits import embedded_digits
 from fastinfogan.data.source import ImageShape, Source
 from fastinfogan.errors import InputError
@@ -11,24 +11,32 @@ from fastinfogan.experiments import Experiment
 _WANTED = "MNIST IDX files, SVHN's train_32x32.mat, an .npz or a folder of pictures"
 
 
-def open_source(path: Path | None, experiment: Experiment) -> Source:
+def open_source(
+    path: Path | None, experiment: Experiment, progress: rendered.Progress | None = None
+) -> Source:
     """Read a set of images that fits an experiment.
 
     Args:
-        path: a file or folder in one of the formats of this room; None for the embedded digits.
+        path: a file or folder in one of the formats of this room; None for the embedded digits, or
+            for the set that is rendered for the experiment.
         experiment: whose height, width and channels the images must have. Pictures in a folder
             are cropped and resized to it.
+        progress: told how far it is while a set is rendered.
 
     Raises:
         InputError: nothing there, an unknown or damaged format, or images that do not fit.
     """
     shape = ImageShape(experiment.height, experiment.width, experiment.channels)
     if path is None:
-        if experiment.name != "mnist":
+        if experiment.name in rendered.OF_EXPERIMENT:
+            name = rendered.OF_EXPERIMENT[experiment.name]
+            source = rendered.open(name, progress=progress)
+        elif experiment.name == "mnist":
+            source = embedded_digits()
+        else:
             raise InputError(
                 f"{experiment.name} has no embedded images; give --data PATH: {_WANTED}"
             )
-        source = embedded_digits()
     else:
         source = _read(path, shape)
     for part in (source, source.test):
