@@ -18,8 +18,9 @@ PARAMETERS = {
     "celeba": ("0.664M", "0.538M", "2.908M"),
     "faces": ("8.525M", "10k", "8.685M"),
     "chairs": ("19.54M", "64k", "19.78M"),
+    "sprites": ("0.247M", "18k", "0.251M"),
 }
-WIDTHS = {"mnist": 74, "svhn": 168, "celeba": 228, "faces": 133, "chairs": 189}
+WIDTHS = {"mnist": 74, "svhn": 168, "celeba": 228, "faces": 133, "chairs": 189, "sprites": 10}
 
 
 def count(*modules: torch.nn.Module) -> int:

@@ -1,4 +1,4 @@
-"""The paper's five experiments, and where the published sources disagree, their variants.
+"""The paper's five experiments and sprites; where published sources disagree, their variants.
 
 Floor 0: plain data.
 """

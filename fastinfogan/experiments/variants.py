@@ -14,6 +14,8 @@ from fastinfogan.latents import Categorical, Continuous, DeviationKind, Noise
 # What an experiment's defaults take from no published source.
 OURS = {
     "mnist": "lambda 0.1 on continuous codes is our number: the paper says smaller and gives none",
+    "sprites": "networks, codes and lambda of InfoGAN-CR's baseline (Lin et al. 2020); learning "
+    "rates, batch norm in D and 20,000 iterations are ours",
 }
 
 
@@ -157,6 +159,19 @@ VARIANTS: dict[str, dict[str, Variant]] = {
         **_DEVIATION,
         **_NOISE,
     },
+    "sprites": {
+        "shape-code": _with_codes(
+            "codes",
+            "1 of 3 classes and 4 continuous codes (ours: sprites have 3 shapes)",
+            (Categorical(3),) + (Continuous("fixed"),) * 4,
+        ),
+        "learned-deviation": Variant(
+            frozenset({"deviation"}),
+            "Q's standard deviations learned, as in the paper (ours)",
+            lambda e: _with_deviation(e, "learned"),
+        ),
+        **_NOISE,
+    },
 }  # fmt: skip
 
 _DEFAULTS = {"faces": ("azimuth",), "chairs": ("rotation",)}
@@ -166,7 +181,7 @@ def get(name: str, variants: Iterable[str] = ()) -> Experiment:
     """The experiment of that name, with variants applied.
 
     Args:
-        name: mnist, svhn, celeba, faces or chairs.
+        name: mnist, svhn, celeba, faces, chairs or sprites.
         variants: names from `VARIANTS[name]`, in any order; "paper" names the defaults.
 
     Raises:
