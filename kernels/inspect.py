@@ -1,4 +1,4 @@
-"""Compile every kernel that the five experiments launch, ahead of time, with no GPU.
+"""Compile every kernel that the experiments launch, ahead of time, with no GPU.
 
     python -m fastinfogan.kernels.inspect --target sm_90 [--experiment mnist] [--json]
 

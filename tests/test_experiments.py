@@ -1,4 +1,4 @@
-"""The five experiments: the paper's numbers, the variants, and their way through JSON."""
+"""The experiments: their published numbers, the variants, and their way through JSON."""
 
 import json
 from itertools import combinations

@@ -34,15 +34,16 @@ class Train:
         tyro.conf.Positional,
         tyro.conf.arg(metavar="EXPERIMENT", help_behavior_hint="(or --resume)"),
     ] = None
-    """One of mnist, svhn, celeba, faces, chairs."""
+    """One of mnist, svhn, celeba, faces, chairs, sprites."""
     iterations: Annotated[int | None, _open("INT", "as many as the published run")] = None
     """Train until this many iterations are done."""
     batch_size: Annotated[int | None, _open("INT", "128")] = None
     """Real and generated images in a step."""
     seed: Annotated[int | None, _open("INT", "0")] = None
     """Of weights, codes, data order and augmentation."""
-    data: Annotated[Path | None, _open("PATH", "for mnist, 5,000 embedded digits")] = None
-    """MNIST IDX files, SVHN's train_32x32.mat, an .npz or a folder of pictures."""
+    data: Annotated[Path | None, _open("PATH", "embedded digits, or rendered")] = None
+    """MNIST IDX files, SVHN's train_32x32.mat, an .npz or a folder of pictures. Without it, mnist
+    takes its 5,000 embedded digits; for faces, chairs and sprites, images are rendered."""
     out: Annotated[Path | None, _open("PATH", "a new folder in runs/")] = None
     """Where to keep the run."""
     variant: Annotated[
@@ -54,10 +55,10 @@ class Train:
     init_from: Annotated[Path | None, _open("RUN", "random weights")] = None
     """Start a new run from this run's weights."""
     precision: Annotated[
-        Literal["auto", "fp32", "bf16"] | None,
-        _open("{auto,fp32,bf16}", "auto: bf16 where the hardware has it"),
+        Literal["auto", "fp32", "tf32", "bf16", "fp16"] | None,
+        _open("{auto,fp32,tf32,bf16,fp16}", "auto: bf16 where the hardware has it"),
     ] = None
-    """Of convolutions and matrix products."""
+    """Of convolutions and matrix products; with fp16, losses are scaled."""
     augment: Annotated[
         Literal["none", "affine"] | None,
         _open("{none,affine}", "affine for the embedded digits alone"),
