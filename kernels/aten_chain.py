@@ -5,6 +5,8 @@ either. Kept for the gradient: each block's input, its y if batch norm follows, 
 """
 
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +25,20 @@ def _acts(layer: Layer) -> bool:
     return layer.activation in ("sigmoid", "tanh") or layer.loaded_slope != 1.0
 
 
+def _norm(source: Source) -> Any:  # noqa: ANN401 - an operation, or a function like it
+    """Batch norm and activation, by the statistics of those with whom they are shared."""
+    if source.ranks_group is None:
+        return epilogue.norm_activation
+    return partial(epilogue.norm_activation_across_ranks, ranks_group=source.ranks_group)
+
+
+def _norm_gradient(source: Source) -> Any:  # noqa: ANN401 - likewise
+    """The gradient of `_norm`."""
+    if source.ranks_group is None:
+        return epilogue.norm_activation_gradient
+    return partial(epilogue.norm_activation_gradient_across_ranks, ranks_group=source.ranks_group)
+
+
 def forward(
     x: Tensor,
     source: Source,
@@ -36,7 +52,7 @@ def forward(
         x = x.flatten(1)[:, None, None] if layer.flat else x
         y = aten.product(x, t.weight, t.bias, layer.gather)
         if layer.norm:
-            out, params = epilogue.norm_activation(
+            out, params = _norm(source)(
                 y, *t[2:], groups, layer.momentum, layer.eps, layer.activation, layer.loaded_slope
             )
             kept += [x, y, params]
@@ -90,7 +106,7 @@ def backward(
         here: dict[str, Tensor | None] = {}
         dout = dout.view(y.shape)
         if layer.norm:
-            dout, here["gamma"], here["beta"] = epilogue.norm_activation_gradient(
+            dout, here["gamma"], here["beta"] = _norm_gradient(source)(
                 dout, y, params, t.gamma, layer.activation, layer.loaded_slope
             )
             # In front of batch norm a bias changes nothing.

@@ -13,6 +13,7 @@ fp16. reference: plain torch, for all others.
 import torch
 from torch import Tensor
 
+from fastinfogan.kernels import ranks
 from fastinfogan.kernels.backend import native_available
 from fastinfogan.kernels.launch import run_native
 from fastinfogan.kernels.library import register
@@ -32,7 +33,7 @@ def _wide(t: Tensor) -> Tensor:
 def _norm_activation(
     y: Tensor, gamma: Tensor, beta: Tensor, running_mean: Tensor | None,
     running_var: Tensor | None, groups: int, momentum: float, eps: float, activation: str,
-    slope: float,
+    slope: float, ranks_group: ranks.Group = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """act(batch_norm(y)), and scale, shift, mean, rstd: (4, groups, C)."""
     wide = torch.promote_types(y.dtype, torch.float32)
@@ -47,10 +48,13 @@ def _norm_activation(
         variance.copy_(values.var(1, unbiased=False))
         mean.copy_(values.mean(1))
         rstd.copy_(torch.rsqrt(variance + eps))
+    count = y.numel() // variance.numel() * ranks.size(ranks_group)
+    if ranks_group is not None:
+        ranks.merge_statistics(mean, variance, ranks_group)
+        rstd.copy_(torch.rsqrt(variance + eps))
     scale.copy_(rstd).mul_(gamma)
     shift.copy_(beta).addcmul_(mean, scale, value=-1.0)
     if running_mean is not None and running_var is not None:
-        count = y.numel() // variance.numel()
         for group in range(groups):
             _move(running_mean, mean[group], momentum)
             _move(running_var, variance[group] * (count / (count - 1)), momentum)
@@ -71,12 +75,13 @@ norm_activation = register(
 
 
 def _norm_activation_gradient(
-    dout: Tensor, y: Tensor, params: Tensor, gamma: Tensor, activation: str, slope: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of y, gamma and beta."""
+    dout: Tensor, y: Tensor, params: Tensor, gamma: Tensor, activation: str, slope: float,
+    ranks_group: ranks.Group = None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """The gradients of y, by all ranks' batches, and of gamma and beta, by this rank's."""
     dy = torch.empty_like(y)
     dgamma, dbeta = (torch.empty_like(gamma, dtype=params.dtype) for _ in range(2))
-    if _natively(y):
+    if ranks_group is None and _natively(y):
         run_native(
             "norm_gradient", dout.flatten(1, 2), y.flatten(1, 2), *params.unbind(), gamma.float(),
             ACTIVATIONS.index(activation), slope, dy.flatten(1, 2), dgamma, dbeta,
@@ -90,10 +95,24 @@ def _norm_activation_gradient(
         sum_g, sum_gn = g.sum(1), (g * normal).sum(1)
         dbeta.copy_(sum_g.sum(0))
         dgamma.copy_(sum_gn.sum(0))
-        count = g.shape[1]
+        count = g.shape[1] * ranks.size(ranks_group)
+        if ranks_group is not None:
+            sum_g, sum_gn = ranks.summed(torch.stack([sum_g, sum_gn]), ranks_group)
         inner = g - (sum_g / count)[:, None] - normal * (sum_gn / count)[:, None]
         dy.copy_((inner * scale[:, None]).view(dy.shape))
     return dy, dgamma.to(gamma.dtype), dbeta.to(gamma.dtype)
+
+
+def norm_activation_across_ranks(
+    y: Tensor, gamma: Tensor, beta: Tensor, running_mean: Tensor | None,
+    running_var: Tensor | None, groups: int, momentum: float, eps: float, activation: str,
+    slope: float, ranks_group: ranks.Group,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """As `norm_activation`, by all ranks' statistics; torch.compile stops here."""
+    return _norm_activation(
+        y, gamma, beta, running_mean, running_var, groups, momentum, eps, activation, slope,
+        ranks_group,
+    )  # fmt: skip
 
 
 norm_activation_gradient = register(
@@ -101,6 +120,14 @@ norm_activation_gradient = register(
     "float slope) -> (Tensor, Tensor, Tensor)",
     _norm_activation_gradient,
 )
+
+
+def norm_activation_gradient_across_ranks(
+    dout: Tensor, y: Tensor, params: Tensor, gamma: Tensor, activation: str, slope: float,
+    ranks_group: ranks.Group,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """As `norm_activation_gradient`, by all ranks' statistics; torch.compile stops here."""
+    return _norm_activation_gradient(dout, y, params, gamma, activation, slope, ranks_group)
 
 
 def _activation(y: Tensor, name: str, slope: float) -> None:

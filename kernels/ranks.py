@@ -44,6 +44,29 @@ def gather_tiles(tiles: Tensor, group: Group) -> Tensor:
     return torch.cat(parts, dim=1)
 
 
+def merge_statistics(mean: Tensor, variance: Tensor, group: Group) -> None:
+    """Make of each rank's statistics those of all ranks' batches, in place.
+
+    Args:
+        mean: of this rank's batch, any shape.
+        variance: of this rank's batch, biased, of the same shape.
+        group: of ranks.
+    """
+    own = torch.stack([mean, variance])
+    parts = [torch.empty_like(own) for _ in range(size(group))]
+    dist.all_gather(parts, own, handle(group))
+    means, variances = torch.stack(parts, dim=1)
+    mean.copy_(means.mean(0))
+    variance.copy_((variances + (means - mean).square()).mean(0))
+
+
+def summed(values: Tensor, group: Group) -> Tensor:
+    """The sums over all ranks."""
+    values = values.contiguous()
+    dist.all_reduce(values, group=handle(group))
+    return values
+
+
 def batch_norm(
     z: Tensor,
     gamma: Tensor,

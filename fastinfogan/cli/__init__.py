@@ -3,6 +3,7 @@
 A command's options are a frozen dataclass that imports nothing heavy, so that --help is quick.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -59,5 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _tell(what: object, code: int) -> int:
-    print(f"fastinfogan: {' '.join(str(what).splitlines())}", file=sys.stderr)
+    rank = os.environ.get("RANK") if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
+    who = "fastinfogan" if rank is None else f"fastinfogan, rank {rank}"
+    print(f"{who}: {' '.join(str(what).splitlines())}", file=sys.stderr)
     return code

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fastinfogan.engine.passes import DHead, Pass, QHead
 from fastinfogan.engine.precision import PRECISIONS, narrowed
+from fastinfogan.engine.ranks import ALONE, Ranks, Shared
 from fastinfogan.engine.settings import TrainingSettings
 from fastinfogan.engine.update import Update
 from fastinfogan.errors import TrainingError
@@ -23,6 +24,7 @@ from fastinfogan.kernels.backend import Implementation, choose
 from fastinfogan.kernels.draw import DrawnCodes, draw_codes, empty_codes
 from fastinfogan.kernels.loss_scale import LossScale
 from fastinfogan.kernels.measures import accumulate
+from fastinfogan.kernels.ranks import Group
 from fastinfogan.kernels.real_images import real_images
 from fastinfogan.networks import InfoGAN
 from fastinfogan.objective import lambdas
@@ -51,11 +53,12 @@ class Passes:
         rows: int,
         dtype: torch.dtype,
         impl: Implementation,
+        ranks_group: Group,
         step: str,
     ) -> Self:
         """The passes of the "D" or the "G" step."""
         d = step == "D"
-        how: dict[str, Any] = {"dtype": dtype, "impl": impl}
+        how: dict[str, Any] = {"dtype": dtype, "impl": impl, "ranks_group": ranks_group}
         image = (e.channels, e.height, e.width)
         generator = Pass(networks.generator, (e.latents.input_width,), rows, **how, trained=not d)
         # In the D step real and generated images are two batches to batch norm, one to the maps.
@@ -79,8 +82,10 @@ class Iteration:
         images: uint8 (N, height, width, channels) on the same device; real images are gathered
             from it and scaled there.
         impl: who computes.
+        ranks: who shares the batch.
 
     Attributes:
+        rows: of the batch that are this rank's.
         passes: the networks in the D step and in the G step.
         counter: int64 (), the number of the iteration that `program` runs next.
         real: the real images of the last `draw`, (B, height, width, channels).
@@ -93,8 +98,11 @@ class Iteration:
         networks: InfoGAN,
         images: Tensor,
         impl: Implementation = "auto",
+        ranks: Ranks = ALONE,
     ) -> None:
         e = experiment
+        self.ranks = ranks
+        self.rows = ranks.rows(settings.batch_size)
         self.experiment = e
         self.settings = settings
         self.networks = networks
@@ -103,14 +111,15 @@ class Iteration:
         self._images = images
         self._impl: Implementation = impl
         self._by_triton = choose(impl, self.device) == "triton"
-        rows, computed = settings.batch_size, self.precision.computed
+        rows, computed = len(self.rows), self.precision.computed
         # The D step's images: real ones, then generated ones.
         shape = (2 * rows, e.height, e.width, e.channels)
         self._both = images.new_empty(shape, dtype=computed)
         self.real = self._both[:rows]
         self._codes = empty_codes(e.latents, 2 * rows, self.device, computed)
         computing, copies = narrowed(networks, computed)
-        arguments = (computing, e, rows, computed, impl)
+        synchronised = ranks.group(synchronised=settings.batch_norm == "synchronised")
+        arguments = (computing, e, rows, computed, impl, synchronised)
         self.passes = (Passes.of(*arguments, "D"), Passes.of(*arguments, "G"))
         betas = (e.beta1, e.beta2)
         self.d_adam = Adam(
@@ -128,12 +137,12 @@ class Iteration:
                 if parameter in copies:
                     adam.keep_copy(parameter, copies[parameter])
         self.counter = torch.zeros((), dtype=torch.int64, device=self.device)
-        # The objective is the adversarial loss less lambda times each bound.
-        self._weights: tuple[float | Tensor, list[float] | Tensor]
-        self._weights = 1.0, [-weight for weight in lambdas(e)]
+        # The objective is the adversarial loss less lambda times each bound, a mean over all rows.
+        weights = [weight / ranks.count for weight in (1.0, *(-each for each in lambdas(e)))]
+        self._weights: tuple[float | Tensor, list[float] | Tensor] = weights[0], weights[1:]
         self.loss_scale: LossScale | None = None
         if self.precision.scaled:
-            self.loss_scale = LossScale([1.0, *self._weights[1]], self.device)
+            self.loss_scale = LossScale(weights, self.device)
             self._weights = self.loss_scale.weights[:1], self.loss_scale.weights[1:]
         dtype = self.precision.dtype
         self._entropies = torch.tensor(e.latents.entropies, device=self.device, dtype=dtype)
@@ -144,6 +153,7 @@ class Iteration:
         # of D's logits that were not finite. Adam updates nothing while it is not 0.
         self._counted = torch.zeros(3 + len(e.latents.codes), dtype=torch.int32, device=self.device)
         self.problems = self._counted[1:2]
+        self._sharing: dict[str, Shared] = {}
         divisor = self.loss_scale.divisor if self.loss_scale else None
         self._d_update, self._g_update = (
             Update(adam, self.problems, divisor, by_triton=self._by_triton)
@@ -199,6 +209,8 @@ class Iteration:
             self.real,
             image_range=self.experiment.image_range,
             augmentation=s.augmentation,
+            first_row=self.rows.start,
+            all_rows=s.batch_size,
             impl="triton" if self._by_triton else "reference",
         )
         draw_codes(
@@ -206,7 +218,8 @@ class Iteration:
             s.seed,
             step,
             Stream.D_STEP,
-            s.batch_size,
+            len(self.rows),
+            first_row=self.rows.start,
             streams=2,  # the G step's is the one behind
             device=self.device,
             dtype=self.precision.computed,
@@ -254,7 +267,7 @@ class Iteration:
             Adversarial losses, of real and of generated images, and the mean log-likelihood of
             each code on the generated ones.
         """
-        p, codes, rows = self.passes[0], self.codes(0), self.settings.batch_size
+        p, codes, rows = self.passes[0], self.codes(0), len(self.rows)
         self._both[rows:].copy_(p.generator.forward(codes.generator_input[:, None, None]))
         features = p.trunk.forward(self._both)
         losses = p.d_head.losses(
@@ -264,7 +277,9 @@ class Iteration:
         gradient = p.d_head.backward()
         gradient[rows:].add_(p.q_head.backward())
         p.trunk.backward_to_weights(gradient)
-        self._d_update([*p.trunk.gradients, *p.d_head.gradients, *p.q_head.gradients])
+        gradients = [*p.trunk.gradients, *p.d_head.gradients, *p.q_head.gradients]
+        gradients, (losses, values) = self._shared("D", gradients, losses, values)
+        self._d_update(gradients)
         return losses, values
 
     @torch.no_grad()
@@ -282,12 +297,25 @@ class Iteration:
         if self.settings.information == "maximise":
             gradient.add_(p.q_head.backward())
         p.generator.backward_to_weights(p.trunk.backward(gradient))
-        self._g_update(p.generator.gradients)
+        gradients, (losses, values) = self._shared("G", p.generator.gradients, losses, values)
+        self._g_update(gradients)
         return losses, values
+
+    def _shared(
+        self, step: str, gradients: list[Tensor], *measured: Tensor
+    ) -> tuple[list[Tensor], tuple[Tensor, ...]]:
+        """All ranks' gradients and means of what was measured."""
+        if self.ranks.count == 1:
+            return gradients, measured
+        sizes = [len(each) for each in measured]
+        if step not in self._sharing:
+            self._sharing[step] = Shared(self.ranks, gradients, sum(sizes))
+        gradients, means = self._sharing[step](gradients, torch.cat(measured), self.problems)
+        return gradients, torch.split(means, sizes)
 
     def codes(self, step: int) -> DrawnCodes:
         """Noise and code of the last `draw`: of the D step (0) or the G step (1), B rows."""
-        rows = self.settings.batch_size
+        rows = len(self.rows)
         part, c = slice(step * rows, (step + 1) * rows), self._codes
         return DrawnCodes(c.generator_input[part], c.classes[part], c.continuous[part])
 

@@ -15,6 +15,7 @@ from fastinfogan.kernels.draw import DrawnCodes
 from fastinfogan.kernels.heads import d_head_objective, q_head_objective
 from fastinfogan.kernels.launch import nbytes
 from fastinfogan.kernels.maps import Deferred
+from fastinfogan.kernels.ranks import Group
 from fastinfogan.kernels.source import Source
 from fastinfogan.latents import LatentSpec
 from fastinfogan.nn import Chain, statistics_frozen
@@ -31,6 +32,7 @@ class Network:
         groups: equal parts of the batch with statistics of their own.
         dtype: of the maps.
         impl: who computes.
+        ranks_group: with whom statistics are shared.
         trained: whether its parameters have gradients and its running statistics move.
 
     Attributes:
@@ -51,6 +53,7 @@ class Network:
         groups: int = 1,
         dtype: torch.dtype,
         impl: Implementation,
+        ranks_group: Group = None,
         trained: bool,
     ) -> None:
         with nullcontext() if trained else statistics_frozen(network):
@@ -68,7 +71,7 @@ class Network:
         self._impl: Implementation = impl
         chosen = choose(impl, self._tensors[0].weight.device)
         self._how: Any = triton_chain if chosen == "triton" else aten_chain
-        self._source = Source(dtype)
+        self._source = Source(dtype, ranks_group)
         self._wanted = [
             [trained and isinstance(t, Parameter) and t.requires_grad for t in layer]
             for layer in self._tensors

@@ -112,8 +112,10 @@ class GraphRunner(Runner):
         iteration.restored()
 
 
-def choose_runner(name: RunnerName, device: torch.device) -> tuple[type[Runner], str]:
-    """Settle a runner for a device.
+def choose_runner(
+    name: RunnerName, device: torch.device, ranks: int = 1
+) -> tuple[type[Runner], str]:
+    """Settle a runner for a device and a number of ranks.
 
     Returns:
         The runner and, in a few words, why.
@@ -124,6 +126,11 @@ def choose_runner(name: RunnerName, device: torch.device) -> tuple[type[Runner],
     if name not in get_args(RunnerName):
         known = ", ".join(get_args(RunnerName))
         raise InputError(f"no runner {name!r}; there are {known}")
+    if name == "compiled" and ranks > 1:
+        raise InputError(
+            "--runner compiled: torch.compile makes no one graph of what ranks tell each other; "
+            "use eager, or graph on GPUs"
+        )
     if name == "graph" and device.type != "cuda":
         raise InputError(f"--runner graph replays CUDA graphs; this run is on {device.type}")
     if name == "auto":

@@ -11,6 +11,7 @@ from fastinfogan.philox import require_seed
 
 Information = Literal["maximise", "observe"]
 Device = Literal["cpu", "cuda"]
+BatchNorm = Literal["synchronised", "per-rank"]
 
 MAX_BATCH_SIZE = 2**16
 MAX_ITERATIONS = 2**32 - 1  # the generator's counter has 32 bits for the iteration
@@ -52,6 +53,8 @@ class TrainingSettings(_Recorded):
         data: path of the images, None for the embedded ones.
         data_fingerprint: of the images, see `fastinfogan.data.source`.
         log_every: iterations between two lines of metrics, each a mean over them.
+        batch_norm: of several ranks: by the statistics of the whole batch, or each by its own.
+        ranks: how many share the batch.
 
     Raises:
         InputError: a field is of the wrong type or out of range.
@@ -65,6 +68,8 @@ class TrainingSettings(_Recorded):
     data: str | None
     data_fingerprint: dict[str, str]
     log_every: int = 10
+    batch_norm: BatchNorm = "synchronised"
+    ranks: int = 1
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -78,13 +83,20 @@ class TrainingSettings(_Recorded):
             raise InputError(
                 f"--batch-size must be {MAX_BATCH_SIZE:,} or less, not {self.batch_size}"
             )
+        if self.ranks < 1:
+            raise InputError(f"a run has 1 rank or more, not {self.ranks}")
         if self.log_every < 1:
             raise InputError(f"--log-every must be 1 or more, not {self.log_every}")
 
     def deciding(self) -> dict[str, Any]:
-        """The fields that a checkpoint must share: all but where the images lie."""
+        """The fields that a checkpoint must share: those that decide its numbers.
+
+        Where the images lie does not; nor do ranks, if batch norm is the whole batch's.
+        """
         fields = self.to_dict()
         del fields["data"]
+        if self.batch_norm == "synchronised":
+            del fields["ranks"]
         return fields
 
 

@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NoReturn
 
 import torch
@@ -12,6 +11,7 @@ import torch
 from fastinfogan.checkpoint import difference
 from fastinfogan.data import Source
 from fastinfogan.engine.iteration import Iteration
+from fastinfogan.engine.ranks import ALONE, Ranks
 from fastinfogan.engine.run_directory import MetricsLog, RunDirectory, SavedState
 from fastinfogan.engine.runners import RunnerName, choose_runner
 from fastinfogan.errors import InputError, TrainingError
@@ -56,6 +56,7 @@ class Trainer:
         source: the images.
         device: where to train.
         runner: who drives the iteration.
+        ranks: who trains together; all but one of them write nothing.
 
     Attributes:
         iteration: the two steps and their state.
@@ -72,21 +73,27 @@ class Trainer:
         source: Source,
         device: torch.device,
         runner: RunnerName = "auto",
+        ranks: Ranks = ALONE,
     ) -> None:
         if differs := difference(source.fingerprint, run.settings.data_fingerprint):
             raise InputError(
                 f"{source.name}: these are not the images that {run.path} was started with; "
                 f"now and then: {differs}"
             )
+        if ranks.count != run.settings.ranks:
+            raise InputError(
+                f"{run.path} is of {run.settings.ranks} ranks, {ranks.count} are training it"
+            )
         self.run = run
+        self.ranks = ranks
         self.done = 0
         self._saved = -1
         networks = InfoGAN(run.experiment, run.settings.seed).to(device)
         if run.settings.precision == "fp64":
             networks = networks.double()
         images = torch.from_numpy(source.images).to(device)
-        self.iteration = Iteration(run.experiment, run.settings, networks, images)
-        self.runner = choose_runner(runner, device)[0](self.iteration)
+        self.iteration = Iteration(run.experiment, run.settings, networks, images, ranks=ranks)
+        self.runner = choose_runner(runner, device, ranks.count)[0](self.iteration)
 
     @property
     def networks(self) -> InfoGAN:
@@ -125,8 +132,9 @@ class Trainer:
             TrainingError: a loss or a weight is no longer finite; no checkpoint was written of it.
         """
         settings = self.run.settings
-        log = MetricsLog(self.run, self.done)
+        log = MetricsLog(self.run, self.done) if self.ranks.writes else None
         self.networks.train()
+        self.ranks.wait()  # nobody writes before everybody has read
         started, since = time.perf_counter(), self.done
 
         def write_metrics() -> None:
@@ -139,8 +147,9 @@ class Trainer:
             seconds = time.perf_counter() - started
             line["seconds_per_iteration"] = seconds / (self.done - since)
             line["images_per_second"] = settings.batch_size * (self.done - since) / seconds
-            attempt("metrics", lambda: log.write(line))
-            schedule.on_metrics(line)
+            if log:
+                attempt("metrics", lambda: log.write(line))
+                schedule.on_metrics(line)
             started, since = time.perf_counter(), self.done
 
         def attempt(what: str, write: Callable[[], object]) -> None:
@@ -149,23 +158,30 @@ class Trainer:
             except (OSError, InputError) as error:
                 schedule.on_warning(f"no {what} at iteration {self.done}: {error}")
 
+        def pictures() -> None:
+            if self.ranks.writes:
+                attempt("pictures", schedule.on_pictures)
+
         try:
-            while self.done < until and not schedule.stop():
+            stop, save_now = self.ranks.agree(schedule.stop(), False)
+            while self.done < until and not stop:
                 count = self._to_next_boundary(until, schedule)
                 self.runner.run(self.done, count)
                 self.done += count
                 if self.done % settings.log_every == 0 or self.done == until:
                     write_metrics()
                 begun = time.perf_counter()
-                if self.done % schedule.checkpoint_every == 0 or schedule.save_now():
+                stop, save_now = self.ranks.agree(schedule.stop(), schedule.save_now())
+                if self.done % schedule.checkpoint_every == 0 or save_now:
                     attempt("checkpoint", lambda: self.save(schedule.keep))
                 if schedule.pictures_every and self.done % schedule.pictures_every == 0:
-                    attempt("pictures", schedule.on_pictures)
+                    pictures()
                 started += time.perf_counter() - begun
             self.save(schedule.keep)
-            attempt("pictures", schedule.on_pictures)
+            pictures()
         finally:
-            attempt("TensorBoard events", log.close)
+            if log:
+                attempt("TensorBoard events", log.close)
 
     def _to_next_boundary(self, until: int, schedule: Schedule) -> int:
         """How many iterations may run before something is due."""
@@ -173,23 +189,25 @@ class Trainer:
         due = [n - self.done % n for n in every if n]
         return min(self.runner.at_once, until - self.done, *due)
 
-    def save(self, keep: int = 3) -> Path:
+    def save(self, keep: int = 3) -> None:
         """Write a checkpoint of the present state, if there is none yet, and prune older ones.
+
+        Of several ranks rank 0 alone writes; all check.
 
         Raises:
             OSError: it could not be written; older ones are kept.
             TrainingError: the state is not finite; older ones are kept.
         """
         if self._saved == self.done:
-            return self.run.newest_checkpoint()
+            return
         state = self.iteration.state()
         for kind, tensors in state.items():
             for name, tensor in tensors.items():
                 if tensor.is_floating_point() and not tensor.isfinite().all():
                     self._diverged(f"{kind} {name} is not finite")
-        folder = self.run.write_checkpoint(self.done, state, keep)
+        if self.ranks.writes:
+            self.run.write_checkpoint(self.done, state, keep)
         self._saved = self.done
-        return folder
 
     def _require_finite(self, line: dict[str, float]) -> None:
         for name, value in line.items():
