@@ -16,7 +16,8 @@ from fastinfogan.cli import main
 from fastinfogan.data import Source
 from fastinfogan.engine import Iteration, TrainingSettings
 from fastinfogan.engine.precision import ComputedIn
-from fastinfogan.engine.settings import Information
+from fastinfogan.engine.ranks import ALONE, Ranks
+from fastinfogan.engine.settings import BatchNorm, Information
 from fastinfogan.experiments import Block, Experiment
 from fastinfogan.kernels.backend import Implementation
 from fastinfogan.kernels.real_images import Augmentation
@@ -110,6 +111,8 @@ def make_iteration(
     information: Information = "maximise",
     device: str = "cpu",
     impl: Implementation = "auto",
+    ranks: Ranks = ALONE,
+    batch_norm: BatchNorm = "synchronised",
 ) -> Iteration:
     """The product's iteration on made-up images."""
     source = made_up_images(experiment)
@@ -124,8 +127,9 @@ def make_iteration(
     networks = InfoGAN(experiment, seed)
     if precision == "fp64":
         networks = networks.double()
+    settings = replace(settings, batch_norm=batch_norm, ranks=ranks.count)
     images = torch.from_numpy(source.images).to(device)
-    return Iteration(experiment, settings, networks.to(device), images, impl)
+    return Iteration(experiment, settings, networks.to(device), images, impl, ranks)
 
 
 def watch_gradients(

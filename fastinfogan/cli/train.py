@@ -12,6 +12,7 @@ from fastinfogan.errors import InputError
 if TYPE_CHECKING:
     from fastinfogan.data import Source
     from fastinfogan.engine import RunDirectory, Trainer
+    from fastinfogan.engine.ranks import Ranks
     from fastinfogan.engine.settings import Device
 
 
@@ -72,6 +73,12 @@ class Train:
     runner: Literal["auto", "eager", "compiled", "graph"] = "auto"
     """Who drives the iteration, with the same numbers: auto replays CUDA graphs on a GPU and is
     eager on a CPU; compiled runs torch.compile's program."""
+    batch_norm: Annotated[
+        Literal["synchronised", "per-rank"] | None,
+        _open("{synchronised,per-rank}", "synchronised"),
+    ] = None
+    """Of several ranks, started by torchrun: synchronised takes the statistics of the whole batch,
+    so that the run is the same for any number of them."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes the GPU if there is one."""
     log_every: Annotated[int | None, _open("INT", "10")] = None
@@ -86,6 +93,7 @@ class Train:
         from fastinfogan.cli import training
         from fastinfogan.engine import RunDirectory
         from fastinfogan.engine.environment import choose_device
+        from fastinfogan.engine.ranks import joined
 
         if self.resume and self.init_from:
             raise InputError("--resume goes on with a run, --init-from starts one; name one")
@@ -96,14 +104,15 @@ class Train:
             "pictures_every": self.pictures_every,
         }
         given: dict[str, Any] = {name: n for name, n in asked.items() if n is not None}
-        if self.resume:
-            run = RunDirectory.open(self.resume)
-            self._agree_with(run)
-            plan = replace(run.plan, device=device, **given)
-            trainer, source = training.go_on(run, plan, self.data, self.runner)
-        else:
-            trainer, source = self._start(device, given)
-        return training.train_with_progress(trainer, source, new=not self.resume)
+        with joined(device) as ranks:
+            if self.resume:
+                run = RunDirectory.open(self.resume)
+                self._agree_with(run)
+                plan = replace(run.plan, device=device, **given)
+                trainer, source = training.go_on(run, plan, self.data, self.runner, ranks)
+            else:
+                trainer, source = self._start(device, given, ranks)
+            return training.train_with_progress(trainer, source, new=not self.resume)
 
     def _agree_with(self, run: "RunDirectory") -> None:
         """Refuse options that would make a resumed run another one."""
@@ -120,6 +129,7 @@ class Train:
             "seed": (self.seed, settings.seed),
             "augment": (self.augment, settings.augmentation),
             "information": (self.information, settings.information),
+            "batch-norm": (self.batch_norm, settings.batch_norm),
             "log-every": (self.log_every, settings.log_every),
             "precision": (
                 None if self.precision == "auto" else self.precision,
@@ -132,7 +142,9 @@ class Train:
                     f"{run.path} was started with --{option} {has}; it cannot go on with {asked}"
                 )
 
-    def _start(self, device: "Device", given: dict[str, Any]) -> "tuple[Trainer, Source]":
+    def _start(
+        self, device: "Device", given: dict[str, Any], ranks: "Ranks"
+    ) -> "tuple[Trainer, Source]":
         from fastinfogan import checkpoint
         from fastinfogan.cli import training
         from fastinfogan.engine import Origin, Plan, RunDirectory
@@ -159,5 +171,7 @@ class Train:
             augment=self.augment,
             information=self.information or "maximise",
             log_every=10 if self.log_every is None else self.log_every,
+            batch_norm=self.batch_norm or "synchronised",
+            ranks=ranks,
         )
-        return training.start(run, source, weights, self.runner), source
+        return training.start(run, source, weights, self.runner, ranks), source

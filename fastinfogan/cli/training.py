@@ -35,8 +35,9 @@ from fastinfogan.engine import (
 )
 from fastinfogan.engine.memory import OutOfMemoryError, told_in_one_line
 from fastinfogan.engine.precision import PrecisionName
+from fastinfogan.engine.ranks import ALONE, Ranks
 from fastinfogan.engine.runners import RunnerName
-from fastinfogan.engine.settings import Information
+from fastinfogan.engine.settings import BatchNorm, Information
 from fastinfogan.errors import InputError
 from fastinfogan.evaluation import evaluate
 from fastinfogan.experiments import Experiment
@@ -57,6 +58,8 @@ def describe_run(
     augment: Augmentation | None,
     information: Information,
     log_every: int,
+    batch_norm: BatchNorm = "synchronised",
+    ranks: Ranks = ALONE,
     free: bool = True,
 ) -> tuple[RunDirectory, Source]:
     """Settle what is left open of a run and read its images; nothing is written.
@@ -76,9 +79,12 @@ def describe_run(
         data=str(data.absolute()) if data else None,
         data_fingerprint={},
         log_every=log_every,
+        batch_norm=batch_norm,
+        ranks=ranks.count,
     )
+    ranks.rows(settings.batch_size)
     path = out or free_name(experiment.name)
-    if free:
+    if free and ranks.writes:
         RunDirectory(path, experiment, settings, plan).require_free()
     with Rendering() as progress:
         source = open_source(data, experiment, progress)
@@ -91,18 +97,22 @@ def start(
     source: Source,
     weights: SavedState | None = None,
     runner: RunnerName = "auto",
+    ranks: Ranks = ALONE,
 ) -> Trainer:
     """Set a new run up, then make its folder; with weights, they are its first checkpoint.
+
+    Of several ranks rank 0 makes the folder.
 
     Raises:
         InputError: the weights do not fit, or it all does not fit into memory; no folder was made.
         OSError: the first checkpoint could not be written; no folder is left.
     """
     with told_in_one_line("train on fewer images"):
-        trainer = Trainer(run, source, torch.device(run.plan.device), runner)
+        trainer = Trainer(run, source, torch.device(run.plan.device), runner, ranks)
     if weights:
         trainer.take_weights(weights)
-    run.make()
+    if ranks.writes:
+        run.make()
     if weights:
         try:
             trainer.save()
@@ -113,7 +123,11 @@ def start(
 
 
 def go_on(
-    run: RunDirectory, plan: Plan, data: Path | None = None, runner: RunnerName = "auto"
+    run: RunDirectory,
+    plan: Plan,
+    data: Path | None = None,
+    runner: RunnerName = "auto",
+    ranks: Ranks = ALONE,
 ) -> tuple[Trainer, Source]:
     """Take a run up where its newest checkpoint is, or from its seed if it came to none.
 
@@ -122,10 +136,17 @@ def go_on(
         plan: what is asked of it from now on; recorded.
         data: where its images are now, if elsewhere; recorded.
         runner: who drives its iterations.
+        ranks: who trains it; as many as before, if each has batch-norm statistics of its own.
 
     Raises:
         InputError: it cannot go on, or not to that iteration; nothing was changed.
     """
+    if run.settings.batch_norm == "per-rank" and run.settings.ranks != ranks.count:
+        raise InputError(
+            f"{run.path} was started with {run.settings.ranks} ranks, each with batch-norm "
+            f"statistics of its own; it cannot go on with {ranks.count}"
+        )
+    run.settings = replace(run.settings, ranks=ranks.count)
     saved = None
     if run.has_checkpoint():
         saved = run.read_checkpoint()
@@ -141,11 +162,13 @@ def go_on(
         )
     source = images_of(run, data)
     with told_in_one_line("this run was started on a larger machine"):
-        trainer = Trainer(run, source, torch.device(plan.device), runner)
+        trainer = Trainer(run, source, torch.device(plan.device), runner, ranks)
     if saved:
         trainer.resume(saved)
-    settings = run.settings
-    run.update(replace(settings, data=str(data.absolute())) if data else settings, plan)
+    ranks.wait()  # config.json is written when everybody has read it
+    if ranks.writes:
+        settings = run.settings
+        run.update(replace(settings, data=str(data.absolute())) if data else settings, plan)
     return trainer, source
 
 
@@ -174,7 +197,7 @@ def train_with_progress(
     Returns:
         The exit code.
     """
-    console = Console(highlight=False)
+    console = Console(highlight=False, quiet=not trainer.ranks.writes)
     run = trainer.run
     goal = run.plan.iterations
     console.print(
@@ -215,6 +238,8 @@ def train_with_progress(
             soft_wrap=True,
         )
         return _INTERRUPTED[signals[0]]
+    if not trainer.ranks.writes:
+        return 0
     with Trained.borrowed(run.experiment, trainer.networks, trainer.done) as trained:
         print_evaluation(console, evaluate(trained, source))
     console.print(f"pictures     {run.pictures}")

@@ -1,4 +1,4 @@
-"""The whole iteration by the Triton kernels, against the reference, for the paper's five experiments."""
+"""The whole iteration by the Triton kernels, against the reference, for the paper's five."""
 
 from dataclasses import replace
 

@@ -1,0 +1,137 @@
+"""Several processes that train one run, joined by gloo, against one process that trains it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from conftest import make_iteration, narrowed
+from torch.multiprocessing import spawn
+
+from fastinfogan import experiments
+from fastinfogan.cli import main
+from fastinfogan.engine import RunDirectory
+from fastinfogan.engine.precision import ComputedIn
+from fastinfogan.engine.ranks import Ranks
+from fastinfogan.engine.settings import BatchNorm
+from fastinfogan.errors import InputError
+
+BATCH, ITERATIONS = 12, 3
+MNIST = ("train", "mnist", "--batch-size", "6", "--precision", "fp32", "--log-every", "1")
+
+
+def trained(ranks: Ranks, precision: ComputedIn, batch_norm: BatchNorm) -> dict[str, torch.Tensor]:
+    """The state of the tiny experiment after some iterations."""
+    tiny = replace(narrowed(experiments.get("mnist"), 16), batch_size=BATCH)
+    iteration = make_iteration(
+        tiny, batch_size=BATCH, precision=precision, ranks=ranks, batch_norm=batch_norm
+    )
+    if iteration.loss_scale:
+        iteration.loss_scale.state[0] = 64.0
+        iteration.restored()
+    for step in range(ITERATIONS):
+        iteration.run(step)
+    return {name: t for kind in iteration.state().values() for name, t in kind.items()}
+
+
+def one_of(rank: int, count: int, folder: Path, precision: ComputedIn, norm: BatchNorm) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=count
+    )
+    torch.save(trained(Ranks(rank, count), precision, norm), folder / f"{rank}")
+    dist.destroy_process_group()
+
+
+def by_ranks(
+    count: int, folder: Path, precision: ComputedIn, norm: BatchNorm = "synchronised"
+) -> list[dict[str, torch.Tensor]]:
+    spawn(one_of, (count, folder, precision, norm), count)
+    return [torch.load(folder / f"{rank}") for rank in range(count)]
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_batch_gives_the_same_iteration_however_many_ranks_share_it(
+    count: int, tmp_path: Path
+) -> None:
+    """In fp64, where order of summation is no excuse; on all ranks, to the last bit alike."""
+    alone = trained(Ranks(), "fp64", "synchronised")
+    found = by_ranks(count, tmp_path, "fp64")
+    for name, tensor in alone.items():
+        torch.testing.assert_close(found[0][name], tensor, rtol=1e-8, atol=1e-10, msg=name)
+        assert all(torch.equal(found[0][name], other[name]) for other in found[1:]), name
+
+
+@pytest.mark.parametrize(("precision", "norm"), [("bf16", "synchronised"), ("fp16", "per-rank")])
+def test_all_ranks_have_the_same_weights(
+    precision: ComputedIn, norm: BatchNorm, tmp_path: Path
+) -> None:
+    one, other = by_ranks(2, tmp_path, precision, norm)
+    for name, tensor in one.items():
+        own = norm == "per-rank" and "running" in name
+        assert torch.equal(tensor, other[name]) != own, name
+    assert one["tally"].tolist() == [ITERATIONS, 0, 0]
+
+
+def torchrun(count: int, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
+            str(count), "-m", "fastinfogan", *arguments,
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def lines(run: Path) -> list[dict[str, float]]:
+    file = run / "metrics.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def test_a_run_of_two_ranks_goes_on_with_one(digits: str) -> None:
+    more = ("--data", digits, "--pictures-every", "0", "--checkpoint-every", "2")
+    told, _ = torchrun(2, *MNIST, *more, "--iterations", "3", "--out", "two").communicate()
+    assert told.count("mnist in two: iterations 0 to 3") == 1  # rank 0 alone talks
+    assert main([*MNIST, *more, "--iterations", "5", "--out", "one"]) == 0
+    assert main(["train", "--resume", "two", "--iterations", "5"]) == 0
+    for ours, theirs in zip(lines(Path("two")), lines(Path("one")), strict=True):
+        for name in ("d_loss", "g_loss", "mi_c1"):
+            assert ours[name] == pytest.approx(theirs[name], abs=2e-2), name
+    assert json.loads(Path("two/config.json").read_text())["settings"]["ranks"] == 1
+
+
+def test_a_rank_that_dies_ends_the_others(digits: str) -> None:
+    """Within a minute, with an error; what was saved is whole."""
+    launched = torchrun(
+        2, *MNIST, "--data", digits, "--iterations", "100000", "--checkpoint-every", "1",
+        "--pictures-every", "0", "--out", "run",
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while len(lines(Path("run"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    children = Path(f"/proc/{launched.pid}/task/{launched.pid}/children").read_text().split()
+    os.kill(int(children[1]), signal.SIGKILL)
+    begun = time.monotonic()
+    told, _ = launched.communicate(timeout=60)
+    assert launched.returncode != 0
+    assert time.monotonic() - begun < 60
+    assert "SIGKILL" in told or "another rank is gone" in told
+    assert RunDirectory.open(Path("run")).read_checkpoint().iteration >= 3
+
+
+def test_what_ranks_cannot_share() -> None:
+    with pytest.raises(InputError, match="--batch-size 7 cannot be shared equally by 2 ranks"):
+        Ranks(0, 2).rows(7)
+    with pytest.raises(InputError, match="2 or more rows for each"):
+        Ranks(0, 4).rows(4)
+    assert Ranks(2, 3).rows(12) == range(8, 12)
