@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Measure the MI bound on fresh codes and, where labels exist, codes as classifiers."""
+    """Measure the MI bound on fresh codes, and what codes tell of known labels and factors."""
 
     run_directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run's folder."""
     data: Path | None = None
-    """Labelled images (default: those the run was trained on)."""
+    """Images with labels or factors (default: those the run was trained on)."""
     seed: int = 0
     """Of the fresh codes."""
     json: bool = False

@@ -2,7 +2,7 @@
 
 from rich.console import Console
 
-from fastinfogan.evaluation import Evaluation
+from fastinfogan.evaluation import Evaluation, FactorScores
 
 
 def print_evaluation(console: Console, found: Evaluation) -> None:
@@ -20,5 +20,26 @@ def print_evaluation(console: Console, found: Evaluation) -> None:
             f"{code.matching_error:.1%} by matching, {code.majority_error:.1%} by majority "
             f"(fitted on {code.fitted_on}, scored on {code.scored_on} other images)"
         )
+    if found.factors:
+        _print_factors(console, found.factors)
     if found.unclassified:
         console.print(f"error        not measured: {found.unclassified}", soft_wrap=True)
+
+
+_MEASURES = {
+    "spearman": "|rank correlation|",
+    "circular": "correlation with the angle",
+    "nmi": "normalised information",
+}
+
+
+def _print_factors(console: Console, found: FactorScores) -> None:
+    """Print which code follows which factor, and how well."""
+    gap = "" if found.mig is None else f"MIG {found.mig:.3f}, "
+    kept = "held-out images" if found.held_out else "images of the training set"
+    console.print(f"factors      {gap}on {found.images} {kept}")
+    for name, each in found.factors.items():
+        console.print(
+            f"             {name}: {each.code}, {_MEASURES[each.measure]} {each.score:.3f}, "
+            f"{each.information:.3f} of {each.entropy:.3f} nats"
+        )

@@ -18,6 +18,8 @@ from fastinfogan.philox import Stream
 
 Indices = NDArray[np.int64]
 
+_MAX_FITTED = 10_000  # images of a training part, which are enough to give values their meanings
+
 
 @dataclass(frozen=True)
 class CodeAsClassifier:
@@ -40,8 +42,8 @@ class CodeAsClassifier:
 def classify(trained: Trained, source: Source) -> dict[str, CodeAsClassifier]:
     """Score every categorical code on a labelled set.
 
-    Meanings are fitted on the set and scored on its test part; without a test part, they are
-    fitted on one random half and scored on the other.
+    Meanings are fitted on the set, on at most 10,000 of its images, and scored on its test part;
+    without a test part, they are fitted on one random half and scored on the other.
 
     Returns:
         By the code's name; empty where `why_not` has a reason.
@@ -49,13 +51,17 @@ def classify(trained: Trained, source: Source) -> dict[str, CodeAsClassifier]:
     if why_not(trained, source):
         return {}
     spec = trained.experiment.latents
-    values = _most_likely(trained, source)
     test, labels = source.test, source.labels
     assert labels is not None
     if test is not None and test.labels is not None:
-        fit, score = values, _most_likely(trained, test)
-        every_label, fitted = np.concatenate([labels, test.labels]), len(labels)
+        fitted = min(len(labels), _MAX_FITTED)
+        evenly = np.arange(fitted) * len(labels) // fitted  # a set may be sorted by class
+        labels = labels[evenly]
+        fit = _most_likely(trained, source.images[evenly])
+        score = _most_likely(trained, test.images)
+        every_label = np.concatenate([labels, test.labels])
     else:
+        values = _most_likely(trained, source.images)
         # Step 1 of the stream: step 0 has the codes of `fresh_information`.
         shuffled = shuffle.permute(
             np.arange(len(values)), len(values), shuffle.keys(0, 1, Stream.EVALUATION)
@@ -111,8 +117,8 @@ def error(meaning: Indices, values: Indices, labels: Indices) -> float:
     return float(np.mean(meaning[values] != labels))
 
 
-def _most_likely(trained: Trained, source: Source) -> Indices:
-    output = trained.read(torch.from_numpy(source.images))
+def _most_likely(trained: Trained, images: NDArray[np.uint8]) -> Indices:
+    output = trained.read(torch.from_numpy(images))
     spec = trained.experiment.latents
     return np.stack(
         [output[:, place].argmax(dim=1).cpu().numpy() for place in spec.logit_slices], axis=1

@@ -8,6 +8,7 @@ from typing import Any
 from fastinfogan.data import Source
 from fastinfogan.engine import Trained
 from fastinfogan.evaluation.classification import CodeAsClassifier, classify, why_not
+from fastinfogan.evaluation.factors import FactorScores, follow_factors
 from fastinfogan.evaluation.information import fresh_information
 
 
@@ -22,6 +23,7 @@ class Evaluation:
         entropy: H(c) of each code in nats, what a categorical code's L_I cannot exceed.
         classification: categorical codes as classifiers, by name; empty without labels.
         unclassified: why it is empty, or None.
+        factors: how codes follow the images' factors; None where none are known.
     """
 
     experiment: str
@@ -30,6 +32,7 @@ class Evaluation:
     entropy: dict[str, float]
     classification: dict[str, CodeAsClassifier]
     unclassified: str | None = None
+    factors: FactorScores | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, and the whole bound, as JSON can hold them: None for what is not finite."""
@@ -49,13 +52,16 @@ def evaluate(trained: Trained, source: Source | str, seed: int = 0) -> Evaluatio
 
     Args:
         trained: its networks.
-        source: images, whose labels if any the codes are matched with; or why there are none.
+        source: images, whose labels and factors if any the codes are matched with; or why there
+            are none.
         seed: of the fresh codes.
     """
     spec = trained.experiment.latents
     scores: dict[str, CodeAsClassifier] = {}
+    factors = None
     if isinstance(source, Source):
         scores, reason = classify(trained, source), why_not(trained, source)
+        factors = follow_factors(trained, source)
     else:
         reason = source
     return Evaluation(
@@ -65,4 +71,5 @@ def evaluate(trained: Trained, source: Source | str, seed: int = 0) -> Evaluatio
         dict(zip(spec.names, spec.entropies, strict=True)),
         scores,
         reason,
+        factors,
     )
