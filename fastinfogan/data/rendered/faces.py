@@ -3,7 +3,8 @@
 A head is a smooth union of some twenty ellipsoids (skull, jaw, brows, nose, lips, ears, hair), with
 eye sockets pressed in, and brows, irises and lips painted on; an identity is their sizes, places
 and tones. Seen from afar, each ellipsoid's depth and slope at a pixel are closed forms, so a head
-is rendered in one pass. The paper's heads (Paysan et al. 2009) cannot be passed on; these are ours.
+is rendered in one pass. The paper's heads, of Paysan et al. 2009, have a licence of their own;
+these are ours.
 """
 
 from dataclasses import dataclass
