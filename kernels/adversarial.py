@@ -23,6 +23,7 @@ from fastinfogan.kernels.library import register
 from fastinfogan.kernels.likelihood import settle
 from fastinfogan.kernels.targets import check_counters
 from fastinfogan.kernels.tuning import power_of_two
+from fastinfogan.kernels.workspace import empty, empty_like
 
 
 def reference_losses(logits: Tensor, targets: Sequence[int]) -> Tensor:
@@ -61,8 +62,8 @@ def _evaluate(
 ) -> tuple[Tensor, Tensor]:
     groups = targets.shape[0]
     rows = logits.numel() // groups
-    losses = logits.new_empty(groups, dtype=torch.float32)
-    gradient = torch.empty_like(logits)
+    losses = empty(groups, torch.float32, logits.device)
+    gradient = empty_like(logits)
     if impl == "native":
         flat = (logits.view(-1), targets, scale, losses, gradient.view(-1), counted[:1])
         run_native("adversarial_losses", *flat)
@@ -76,7 +77,7 @@ def _evaluate(
         targets,
         losses,
         gradient,
-        losses.new_empty((groups, tiles)),
+        empty((groups, tiles), torch.float32, losses.device),
         counted,
         rows,
         groups,

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fastinfogan.kernels import aten, epilogue
 from fastinfogan.kernels.chain import Layer, LayerTensors
 from fastinfogan.kernels.maps import Deferred
 from fastinfogan.kernels.source import Source
+from fastinfogan.kernels.workspace import zeros_like
 
 _KEPT = 3
 """Kept of each layer: what it read, y or without batch norm the result, and batch norm's params."""
@@ -111,7 +111,7 @@ def backward(
             )
             # In front of batch norm a bias changes nothing.
             if want.bias and t.bias is not None:
-                here["bias"] = torch.zeros_like(t.bias)
+                here["bias"] = zeros_like(t.bias)
         elif bias_gradient is not None and i == len(layers) - 1:
             here["bias"] = bias_gradient
         elif _acts(layer) or want.bias:

@@ -18,6 +18,7 @@ from fastinfogan.kernels.device.draw import draw_codes_kernel
 from fastinfogan.kernels.launch import is_recording, launch, run_native
 from fastinfogan.kernels.library import register
 from fastinfogan.kernels.tuning import power_of_two
+from fastinfogan.kernels.workspace import empty_like
 from fastinfogan.latents import NUMPY_DRAW, Draw, Latents, LatentSpec
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -141,7 +142,7 @@ def draw_codes(
         return out
     # Neither kernel writes double precision; what was drawn in fp32 is exact in it.
     wide = dtype == torch.float64
-    narrow = torch.empty_like(out.generator_input, dtype=torch.float32) if wide else None
+    narrow = empty_like(out.generator_input, torch.float32) if wide else None
     target = out.generator_input if narrow is None else narrow
     counter, number = (step, 0) if isinstance(step, Tensor) else (None, step)
     where = (seed & 0xFFFFFFFF, seed >> 32, int(stream), streams, first_row)

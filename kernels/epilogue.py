@@ -18,6 +18,7 @@ from fastinfogan.kernels.backend import native_available
 from fastinfogan.kernels.launch import run_native
 from fastinfogan.kernels.library import register
 from fastinfogan.kernels.maps import ACTIVATIONS
+from fastinfogan.kernels.workspace import empty, empty_like
 
 NATIVE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -37,10 +38,10 @@ def _norm_activation(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """act(batch_norm(y)), and scale, shift, mean, rstd: (4, groups, C)."""
     wide = torch.promote_types(y.dtype, torch.float32)
-    out = torch.empty_like(y)
-    params = y.new_empty((4, groups, y.shape[3]), dtype=wide)
+    out = empty_like(y)
+    params = empty((4, groups, y.shape[3]), wide, y.device)
     scale, shift, mean, rstd = params.unbind()
-    variance = torch.empty_like(mean)
+    variance = empty_like(mean)
     if native := _natively(y):
         run_native("norm_statistics", y.flatten(1, 2), groups, mean, rstd, variance, eps)
     else:
@@ -79,8 +80,8 @@ def _norm_activation_gradient(
     ranks_group: ranks.Group = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The gradients of y, by all ranks' batches, and of gamma and beta, by this rank's."""
-    dy = torch.empty_like(y)
-    dgamma, dbeta = (torch.empty_like(gamma, dtype=params.dtype) for _ in range(2))
+    dy = empty_like(y)
+    dgamma, dbeta = (empty_like(gamma, dtype=params.dtype) for _ in range(2))
     if ranks_group is None and _natively(y):
         run_native(
             "norm_gradient", dout.flatten(1, 2), y.flatten(1, 2), *params.unbind(), gamma.float(),
@@ -146,9 +147,9 @@ def _activation_gradient(
     dout: Tensor, out: Tensor, name: str, slope: float, bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """The gradients of y and, if one is given, of the bias in it (else of nothing)."""
-    dy, number = torch.empty_like(out), ACTIVATIONS.index(name)
+    dy, number = empty_like(out), ACTIVATIONS.index(name)
     wide = torch.promote_types(out.dtype, torch.float32)
-    dbias = out.new_empty(0 if bias is None else bias.shape[0], dtype=wide)
+    dbias = empty(0 if bias is None else bias.shape[0], wide, out.device)
     if _natively(out):
         run_native(
             "activation_gradient", dout.flatten(1, 2), out.flatten(1, 2), True, number, slope,

@@ -13,6 +13,7 @@ from fastinfogan.kernels.maps import ACTIVATIONS, Deferred, Tiles
 from fastinfogan.kernels.statistics import Backward, Forward, mergeable
 from fastinfogan.kernels.tickets import tickets
 from fastinfogan.kernels.tuning import GemmTile, gather_tile, precision
+from fastinfogan.kernels.workspace import empty
 
 _FORWARD, _ACTIVATED, _BACKWARD = 0, 1, 2
 
@@ -97,9 +98,9 @@ def multiply(
         merge = mergeable(groups * count, columns, features_out, tile.n)
 
     def scratch(*shape: int) -> Tensor:
-        return torch.empty(shape, dtype=torch.float32, device=x.device)
+        return empty(shape, torch.float32, x.device)
 
-    out = x.new_empty((images, out_height, out_width, columns))
+    out = empty((images, out_height, out_width, columns), x.dtype, x.device)
     found = Tiles(scratch(groups, count, 2, columns), tile.m, row_tiles, rows) if tiles else None
     partial = scratch(splits, images, columns) if splits > 1 else None
     map_before = (before.x, before.params) if before else (None, None)

@@ -27,6 +27,7 @@ from fastinfogan.kernels.likelihood import likelihood_with_gradient, settle
 from fastinfogan.kernels.maps import Deferred
 from fastinfogan.kernels.targets import check_counters, check_targets, counters, weight_row
 from fastinfogan.kernels.tuning import machine_of, power_of_two, precision
+from fastinfogan.kernels.workspace import empty
 from fastinfogan.latents import LatentSpec
 
 WIDEST = 256
@@ -95,10 +96,10 @@ def _q_head(
             output, classes, continuous, table, bounds, weights, counted, widest, "mean", impl
         )
         sums = gradient.sum(0, dtype=torch.float32)
-        return output if with_output else y.new_empty(0), values, gradient, sums
-    output = y.new_empty((rows, width) if with_output else 0)
-    gradient = y.new_empty((rows, width))
-    values, bias_gradient = (y.new_empty(n, dtype=torch.float32) for n in (codes, width))
+        return output if with_output else empty(0, y.dtype, y.device), values, gradient, sums
+    output = empty((rows, width) if with_output else 0, y.dtype, y.device)
+    gradient = empty((rows, width), y.dtype, y.device)
+    values, bias_gradient = (empty(n, torch.float32, y.device) for n in (codes, width))
     n = power_of_two(width, 16, WIDEST)
     m = 16 if n > 32 else 32
     # Three steps of the weight in flight fit into the least shared memory of the targets.
@@ -115,7 +116,7 @@ def _q_head(
         values,
         gradient,
         bias_gradient,
-        values.new_empty((tiles, width + codes)),
+        empty((tiles, width + codes), torch.float32, y.device),
         counted,
         rows,
         depth,
@@ -247,10 +248,10 @@ def _d_head(
     (all_rows, depth), groups = y.shape, targets.shape[0]
     rows = all_rows // groups
     logits, losses, bias_gradient = (
-        y.new_empty(n, dtype=torch.float32) for n in (all_rows, groups, 1)
+        empty(n, torch.float32, y.device) for n in (all_rows, groups, 1)
     )
     if impl == "native":
-        exact = y.new_empty(all_rows, dtype=torch.float32)
+        exact = empty(all_rows, torch.float32, y.device)
         scale = scale if scale_there is None else scale_there.item()
         run_native(
             "d_head_objective", _activated(Deferred(y, params, slope)), weight.reshape(depth),
@@ -258,7 +259,7 @@ def _d_head(
             counted[:1],
         )  # fmt: skip
         return logits, losses, exact.to(y.dtype), exact.sum(0, keepdim=True)
-    gradient = y.new_empty(all_rows)
+    gradient = empty(all_rows, y.dtype, y.device)
     m, k = 4, power_of_two(depth, 16, 512)
     tiles = triton.cdiv(rows, m)
     tensors = (y, params, weight, bias, targets)
@@ -271,7 +272,7 @@ def _d_head(
         losses,
         gradient,
         bias_gradient,
-        losses.new_empty((2, groups, tiles)),
+        empty((2, groups, tiles), torch.float32, y.device),
         counted,
         rows,
         depth,

@@ -16,6 +16,7 @@ from fastinfogan.kernels.statistics import Forward, mergeable
 from fastinfogan.kernels.tickets import tickets
 from fastinfogan.kernels.tuning import GemmTile, machine_of, power_of_two, precision
 from fastinfogan.kernels.weight_gradient import cut_steps
+from fastinfogan.kernels.workspace import empty
 
 MAX_DEPTH = 64
 """Taps times channels that one step of the flattened window holds."""
@@ -93,12 +94,8 @@ def image_block(
     block_n = power_of_two(columns, 16, 64)
     row_tiles = triton.cdiv(rows, block_m)
     column_tiles = triton.cdiv(columns, block_n)
-    out = torch.empty((count, p, q, columns), dtype=images.dtype, device=data.device)
-    found = (
-        torch.empty((groups, row_tiles, 2, columns), dtype=torch.float32, device=data.device)
-        if into
-        else None
-    )
+    out = empty((count, p, q, columns), images.dtype, data.device)
+    found = empty((groups, row_tiles, 2, columns), torch.float32, data.device) if into else None
     merged = into if mergeable(groups * row_tiles, columns, columns, block_n) else None
     launch(
         image_block_kernel,
@@ -162,9 +159,9 @@ def image_weight_gradient(
     wanted = max(1, min(machine_of(data.device).processors, rows * groups // (4 * block_k)))
     tile = GemmTile(block_m, size, block_k, splits=wanted)
     group_steps, steps, chunk, splits = cut_steps(rows, groups, tile)
-    partial = torch.empty((splits, columns, size), dtype=torch.float32, device=data.device)
+    partial = empty((splits, columns, size), torch.float32, data.device)
     shape = (columns, window.kernel, window.kernel, channels)
-    out = torch.empty(shape, dtype=weight.dtype, device=data.device)
+    out = empty(shape, weight.dtype, data.device)
     column_tiles = triton.cdiv(columns, block_m)
     launch(
         image_weight_gradient_kernel,

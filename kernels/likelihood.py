@@ -39,6 +39,7 @@ from fastinfogan.kernels.targets import (
     weight_row,
 )
 from fastinfogan.kernels.tuning import machine_of, power_of_two
+from fastinfogan.kernels.workspace import empty, empty_like
 from fastinfogan.latents import LatentSpec
 
 Reduction = Literal["none", "mean", "sum"]
@@ -115,8 +116,8 @@ def _evaluate(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     (rows, width), codes = output.shape, table.shape[0]
     shape = (rows, codes) if reduction == "none" else (codes,)
-    values = output.new_empty(shape, dtype=torch.float32)
-    gradient = torch.empty_like(output)
+    values = empty(shape, torch.float32, output.device)
+    gradient = empty_like(output)
     tensors = (output, classes, continuous, table, bounds)
     if impl == "native":
         _natively(tensors, weights, counted, reduction, values, gradient)
@@ -125,7 +126,7 @@ def _evaluate(
     block_m = max(1, min(_TILE // block_k, power_of_two(rows, 1, 128)))
     tiles = triton.cdiv(rows, block_m)
     merge = reduction != "none" and tiles > 1
-    parts = values.new_empty((codes, tiles)) if merge else None
+    parts = empty((codes, tiles), torch.float32, values.device) if merge else None
     launch(
         log_likelihood_kernel,
         (tiles, codes + 1),
@@ -158,7 +159,7 @@ def _natively(
 ) -> None:  # fmt: skip
     rows, codes = tensors[0].shape[0], tensors[3].shape[0]
     scales = weights / rows if reduction == "mean" else weights
-    means = values.new_empty(codes) if reduction == "none" else values
+    means = empty(codes, torch.float32, values.device) if reduction == "none" else values
     each = values if reduction == "none" else None
     run_native("q_head_log_likelihood", *tensors, scales, each, means, gradient, counted[:2])
     if reduction == "sum":

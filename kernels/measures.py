@@ -86,7 +86,7 @@ def accumulate(
     found_wrong = problems.view(())
     good = found_wrong == 0
     found = torch.cat([d_losses.sum()[None], g_losses, entropies + values])
-    sums += torch.where(good, found, torch.zeros_like(found))
+    sums += torch.where(good, found, 0.0)
     one = good.to(tally.dtype)
     broken = 1 - one
     if loss_scale is not None:

@@ -12,12 +12,13 @@ from fastinfogan.kernels.maps import ACTIVATIONS, Deferred, Tiles
 from fastinfogan.kernels.statistics import Backward, mergeable
 from fastinfogan.kernels.tickets import tickets
 from fastinfogan.kernels.tuning import GemmTile, matrix_tile
+from fastinfogan.kernels.workspace import empty, empty_like
 
 
 def materialize(operand: Deferred, groups: int, activation: str = "rectifier") -> Tensor:
     """Write act(scale * y + shift) out, as a map."""
     y = operand.x
-    out = torch.empty_like(y)
+    out = empty_like(y)
     cut = _Cut.of(y, operand.features, groups)
     cut.launch(
         pointwise.materialize_kernel, (y, operand.params), (out,), **_behind(operand, activation)
@@ -45,7 +46,7 @@ def enter_gradient(
         g, and its tiles' sums: fp32 (groups, tiles, 2, features).
     """
     y = operand.x
-    g = torch.empty_like(y)
+    g = empty_like(y)
     features = operand.features
     cut = _Cut.of(y, features, groups)
     sums = cut.numbers(y.device)
@@ -68,7 +69,7 @@ def enter_gradient(
 def form_gradient(gradient: Deferred, groups: int) -> Tensor:
     """Write dy = A * g + B * y + C out, as a map."""
     g = gradient.x
-    dy = torch.empty_like(g)
+    dy = empty_like(g)
     cut = _Cut.of(g, gradient.features, groups)
     cut.launch(pointwise.form_gradient_kernel, (g, gradient.y, gradient.params), (dy,))
     return dy
@@ -108,7 +109,7 @@ class _Cut(NamedTuple):
     def numbers(self, device: torch.device) -> Tensor:
         """Room for two numbers per tile and feature: fp32 (groups, tiles, 2, columns)."""
         shape = (self.groups, self.tiles, 2, self.columns)
-        return torch.empty(shape, dtype=torch.float32, device=device)
+        return empty(shape, torch.float32, device)
 
     def launch(
         self,

@@ -1,7 +1,8 @@
 """A batch of real images from a resident set, as the networks see it: the input of the D step.
 
 reference: NumPy draws, torch gathers, moves and scales. triton: one launch, which computes each
-image's number from (seed, step, row), so that nothing of it needs the host.
+image's number from (seed, step, row), so that nothing of it needs the host. A set that is not
+resident is handed over batch by batch, its rows in the batch's order.
 """
 
 from typing import Literal
@@ -34,6 +35,7 @@ def real_images(
     augmentation: Augmentation = "none",
     first_row: int = 0,
     all_rows: int | None = None,
+    in_order: bool = False,
     impl: Implementation = "auto",
 ) -> None:
     """Write a step's real images.
@@ -42,7 +44,8 @@ def real_images(
     `fastinfogan.shuffle`.
 
     Args:
-        images: uint8 (N, height, width, channels), contiguous: the whole set.
+        images: uint8 (N, height, width, channels), contiguous: the whole set; with `in_order`, N or
+            more of the rows of `out`.
         seed: the run's.
         step: the iteration's number, or an int64 tensor of no dimension that holds it.
         out: (rows, height, width, channels), contiguous and floating point.
@@ -50,6 +53,7 @@ def real_images(
         augmentation: "affine" moves each image a little, see `augment.affine_matrices`.
         first_row: number of the first row in the step's whole batch.
         all_rows: rows of the step's whole batch; the rows of `out` if None.
+        in_order: row i of `images` is what row i of `out` is made of; somebody has chosen already.
         impl: "reference", "triton" or "auto", which takes the kernel for CUDA tensors.
 
     Raises:
@@ -75,6 +79,8 @@ def real_images(
     if not 0 < len(images) <= shuffle.MAX_COUNT:
         raise InputError(f"a set has 1 to {shuffle.MAX_COUNT:,} images, not {len(images)}")
     rows = len(out)
+    if in_order and len(images) < rows:
+        raise InputError(f"{rows} rows in order are made of as many images, not of {len(images)}")
     chosen = choose(impl, images.device)
     if chosen == "native" and impl == "native":
         raise InputError("real images have no implementation in C++; use impl='auto'")
@@ -82,7 +88,7 @@ def real_images(
     arguments = (
         images, out, counter, 0 if isinstance(step, Tensor) else step, seed & 0xFFFFFFFF,
         seed >> 32, float(image_range[0]), float(image_range[1]), augmentation == "affine",
-        first_row, rows if all_rows is None else all_rows,
+        first_row, rows if all_rows is None else all_rows, in_order,
     )  # fmt: skip
     (_by_kernel if chosen == "triton" else _by_torch)(*arguments)
 
@@ -90,6 +96,7 @@ def real_images(
 def _launch_kernel(
     images: Tensor, out: Tensor, counter: Tensor | None, step: int, seed_low: int,
     seed_high: int, low: float, high: float, affine: bool, first_row: int, all_rows: int,
+    in_order: bool,
 ) -> None:  # fmt: skip
     count, height, width, channels = images.shape
     size = height * width * channels
@@ -111,6 +118,7 @@ def _launch_kernel(
         ORDER=int(Stream.DATA_ORDER),
         AUGMENT=int(Stream.AUGMENT),
         STEP_ON_DEVICE=counter is not None,
+        IN_ORDER=in_order,
         AFFINE=affine,
         CHANNELS=channels,
         LOW=low,
@@ -128,7 +136,8 @@ def _launch_kernel(
 
 _SCHEMA = (
     "(Tensor images, Tensor(a!) out, Tensor? counter, int step, int seed_low, int seed_high, "
-    "float low, float high, bool affine, int first_row, int all_rows) -> ()"
+    "float low, float high, bool affine, int first_row, int all_rows, "
+    "bool in_order) -> ()"
 )
 _by_kernel = register("real_images" + _SCHEMA, _launch_kernel)
 
@@ -136,15 +145,20 @@ _by_kernel = register("real_images" + _SCHEMA, _launch_kernel)
 def _compose(
     images: Tensor, out: Tensor, counter: Tensor | None, step: int, seed_low: int,
     seed_high: int, low: float, high: float, affine: bool, first_row: int, all_rows: int,
+    in_order: bool,
 ) -> None:  # fmt: skip
     if is_recording():
         return
     seed, rows = seed_low | seed_high << 32, len(out)
     number = step if counter is None else int(counter.item())
-    drawn = shuffle.indices(seed, number * all_rows + first_row, rows, len(images))
-    index = torch.from_numpy(drawn).to(images.device, non_blocking=True)
+    if in_order:
+        chosen = images[:rows]
+    else:
+        drawn = shuffle.indices(seed, number * all_rows + first_row, rows, len(images))
+        index = torch.from_numpy(drawn).to(images.device, non_blocking=True)
+        chosen = images.index_select(0, index)
     wide = torch.promote_types(out.dtype, torch.float32)
-    scaled = images.index_select(0, index).to(wide).div_(255.0)
+    scaled = chosen.to(wide).div_(255.0)
     if affine:
         height, width = images.shape[1:3]
         found = augment.affine_matrices(seed, number, rows, height, width, first_row)

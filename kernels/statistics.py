@@ -9,6 +9,7 @@ from torch import Tensor
 from fastinfogan.kernels.device import statistics
 from fastinfogan.kernels.launch import launch
 from fastinfogan.kernels.maps import Tiles
+from fastinfogan.kernels.workspace import empty, empty_like
 
 MOST_TILES = 8192
 """As many the last program of some columns merges by itself; more go to a kernel of their own."""
@@ -56,8 +57,8 @@ class Forward(NamedTuple):
         groups: int, eps: float, momentum: float,
     ) -> "Forward":  # fmt: skip
         """With room for what it leaves."""
-        params = torch.empty((groups, 3, len(gamma)), dtype=torch.float32, device=gamma.device)
-        rstd = torch.empty((groups, len(gamma)), dtype=torch.float32, device=gamma.device)
+        params = empty((groups, 3, len(gamma)), torch.float32, gamma.device)
+        rstd = empty((groups, len(gamma)), torch.float32, gamma.device)
         return cls(gamma, beta, running_mean, running_var, params, rstd, eps, momentum)
 
     @property
@@ -136,13 +137,13 @@ class Backward(NamedTuple):
     @classmethod
     def of_norm(cls, gamma: Tensor, params: Tensor, rstd: Tensor) -> "Backward":
         """Of a block with batch norm."""
-        dgamma, dbeta = torch.empty_like(gamma), torch.empty_like(gamma)
-        return cls(gamma, params, rstd, torch.empty_like(params), dgamma, dbeta)
+        dgamma, dbeta = empty_like(gamma), empty_like(gamma)
+        return cls(gamma, params, rstd, empty_like(params), dgamma, dbeta)
 
     @classmethod
     def of_bias(cls, bias: Tensor) -> "Backward":
         """Of a block without."""
-        return cls(None, None, None, None, None, torch.empty_like(bias))
+        return cls(None, None, None, None, None, empty_like(bias))
 
     @property
     def features(self) -> int:

@@ -14,6 +14,7 @@ import triton
 from torch import Tensor
 
 from fastinfogan.kernels.launch import is_recording
+from fastinfogan.kernels.workspace import zeros
 
 _AT_LEAST = 4096
 _SUPPLY = 1 << 18
@@ -36,7 +37,7 @@ def tickets(count: int, like: Tensor) -> Tensor:
     """
     device = like.device
     if is_recording():
-        return _zeros(count, device)
+        return zeros(count, torch.int32, device)
     stream = 0
     if device.type == "cuda":
         if torch.cuda.is_current_stream_capturing():

@@ -14,6 +14,7 @@ from fastinfogan.kernels.chain import Layer, LayerTensors
 from fastinfogan.kernels.images import fits
 from fastinfogan.kernels.maps import Deferred
 from fastinfogan.kernels.source import Source
+from fastinfogan.kernels.workspace import zeros_like
 
 _KEPT = 3
 """Kept of each layer: y, and of batch norm params and rstd."""
@@ -192,7 +193,7 @@ def backward(
             beside = y
             # In front of batch norm a bias changes nothing.
             if want.bias and t.bias is not None:
-                here["bias"] = t.bias.new_zeros(t.bias.shape)
+                here["bias"] = zeros_like(t.bias)
         elif want.bias:
             (here["bias"],) = numbers
         before, before_params, slope = x, None, 1.0

@@ -15,6 +15,7 @@ from fastinfogan.kernels.maps import Deferred
 from fastinfogan.kernels.slots import Slot, require_alike
 from fastinfogan.kernels.tickets import tickets
 from fastinfogan.kernels.tuning import GemmTile, precision, weight_gradient_tile
+from fastinfogan.kernels.workspace import empty
 
 
 def weight_gradient(
@@ -96,7 +97,7 @@ def _multiply(
     )
     group_steps, steps, chunk, splits = cut_steps(positions, groups, tile)
     out = _buffer((rows, kernel, kernel, columns), weight, update)
-    partial = out.new_empty((splits, *out.shape), dtype=torch.float32) if splits > 1 else None
+    partial = empty((splits, *out.shape), torch.float32, out.device) if splits > 1 else None
     tiles = triton.cdiv(rows, tile.m) * triton.cdiv(columns, tile.n)
     launch(
         weight_gradient_kernel,
@@ -160,7 +161,7 @@ def cut_steps(positions: int, groups: int, tile: GemmTile) -> tuple[int, int, in
 def _buffer(shape: tuple[int, ...], like: Tensor, update: tuple[Slot, Rates] | None) -> Tensor:
     """What the kernel writes: the weight itself if it updates it, seen in memory order."""
     if update is None:
-        return torch.empty(shape, dtype=like.dtype, device=like.device)
+        return empty(shape, like.dtype, like.device)
     weight = update[0].parameter
     return (weight if weight.dim() == 2 else weight.permute(0, 2, 3, 1)).detach().view(shape)
 

@@ -38,6 +38,10 @@ def test_the_host_never_waits(counts: Counts) -> None:
     assert counts.host_syncs == 0
 
 
+def test_nothing_is_allocated_after_the_first_iteration(counts: Counts) -> None:
+    assert counts.allocations == 0
+
+
 def test_a_wait_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     step = Iteration.g_step
 

@@ -45,7 +45,8 @@ class Counts:
         bytes_minimum: each operand and result of each product once, and what Adam reads and writes.
         flops: of the products, two for a multiplication with its addition.
         host_syncs: how often the host waits for the device.
-        allocations: tensors made; a replayed graph makes none, and reuses those of its capture.
+        allocations: tensors that our code makes after the first iterations, run call by call; a
+            replayed graph makes none.
     """
 
     experiment: str
@@ -127,8 +128,12 @@ def count(experiment: Experiment, precision: ComputedIn = "bf16") -> Counts:
             with _Aten():
                 iteration.program()  # the first one makes tables
             launches.clear()
-            with _makers_counted() as made, _Aten() as aten:
+            with _Aten() as aten:
                 iteration.program()
+    with recording(), torch.no_grad(), _Aten():
+        iteration.run(0)  # the workspace is laid out
+        with _makers_counted() as made:
+            iteration.run(1)
     with FlopCounterMode(display=False) as flops, _Aten(), torch.no_grad():
         _made(experiment, precision).run(0)
     kernels = Counter(launch.name.removesuffix("_kernel") for launch in launches)

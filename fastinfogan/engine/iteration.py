@@ -26,6 +26,7 @@ from fastinfogan.kernels.loss_scale import LossScale
 from fastinfogan.kernels.measures import accumulate
 from fastinfogan.kernels.ranks import Group
 from fastinfogan.kernels.real_images import real_images
+from fastinfogan.kernels.workspace import Workspace
 from fastinfogan.networks import InfoGAN
 from fastinfogan.objective import lambdas
 from fastinfogan.optim import Adam
@@ -153,6 +154,7 @@ class Iteration:
         # of D's logits that were not finite. Adam updates nothing while it is not 0.
         self._counted = torch.zeros(3 + len(e.latents.codes), dtype=torch.int32, device=self.device)
         self.problems = self._counted[1:2]
+        self._workspace = Workspace()
         self._sharing: dict[str, Shared] = {}
         divisor = self.loss_scale.divisor if self.loss_scale else None
         self._d_update, self._g_update = (
@@ -163,7 +165,7 @@ class Iteration:
     @torch.no_grad()
     def run(self, step: int) -> None:
         """Run iteration number `step`, counted from 0."""
-        with self.precision.arithmetic():
+        with self.precision.arithmetic(), self._workspace:
             self._run(step)
         self.count_batches(1)
 

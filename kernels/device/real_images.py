@@ -1,7 +1,7 @@
 """A batch of real images from a resident set: chosen, moved and scaled in one launch.
 
-An image's number is computed from (seed, step, row), see `device.shuffle`; so is the affine map by
-which it is moved, see kernels/augment.py. Pixels are read as uint8 and written as the networks'
+An image's number is computed from (seed, step, row), see `device.shuffle`, or is that of the row;
+so is the affine map by which it is moved, see kernels/augment.py. Pixels are read as uint8 and written as the networks'
 input, low + (high - low) * pixel / 255.
 """
 
@@ -25,13 +25,13 @@ def small_cos_sin(angle):
 
 @triton.jit(do_not_specialize=["step", "seed_low", "seed_high"])
 def real_images_kernel(
-    images_ptr,  # uint8 (COUNT, HEIGHT, WIDTH, CHANNELS)
+    images_ptr,  # uint8 (COUNT, HEIGHT, WIDTH, CHANNELS); the batch's rows if IN_ORDER
     out_ptr,  # (rows, HEIGHT, WIDTH, CHANNELS) out
     step,  # int64 () on the device, or a number
     seed_low, seed_high,  # int32, their bits are meant
     COUNT, SIDE, FIRST_ROW, ALL_ROWS, HEIGHT, WIDTH,
     ORDER: tl.constexpr, AUGMENT: tl.constexpr,  # streams
-    STEP_ON_DEVICE: tl.constexpr, AFFINE: tl.constexpr, CHANNELS: tl.constexpr,
+    STEP_ON_DEVICE: tl.constexpr, IN_ORDER: tl.constexpr, AFFINE: tl.constexpr, CHANNELS: tl.constexpr,
     LOW: tl.constexpr, HIGH: tl.constexpr, MAX_SHIFT: tl.constexpr, MAX_ROTATION: tl.constexpr,
     MAX_SHEAR: tl.constexpr, MAX_LOG_SCALE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -43,9 +43,12 @@ def real_images_kernel(
     if STEP_ON_DEVICE:
         step = tl.load(step)
     low, high = seed_low.to(tl.uint32), seed_high.to(tl.uint32)
-    # A number's int32 has the bits of an unsigned one.
-    position = step.to(tl.uint32).to(tl.int64) * ALL_ROWS + row
-    image = image_at(position, COUNT.to(tl.int64), SIDE.to(tl.uint32), ORDER, low, high)
+    if IN_ORDER:
+        image = tl.program_id(0).to(tl.int64)
+    else:
+        # A number's int32 has the bits of an unsigned one.
+        position = step.to(tl.uint32).to(tl.int64) * ALL_ROWS + row
+        image = image_at(position, COUNT.to(tl.int64), SIDE.to(tl.uint32), ORDER, low, high)
     size = HEIGHT * WIDTH * CHANNELS
     base = images_ptr + image * size
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
