@@ -162,6 +162,7 @@ def _around(
     with recording() as launches:
         for augmentation in ("none", "affine"):
             real_images(pixels, 0, counter, out, augmentation=augmentation)
+            real_images(pixels, 0, counter, out, augmentation=augmentation, in_order=True)
         draw_codes(spec, 0, counter, Stream.D_STEP, batch, streams=2, device=META, dtype=dtype)
         slots = []
         for weight in (layer.weight for layer in trunk):

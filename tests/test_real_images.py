@@ -62,6 +62,13 @@ def test_a_counter_is_as_good_as_a_number() -> None:
     assert torch.equal(batch(7), batch(torch.tensor(7)))  # type: ignore[arg-type]
 
 
+def test_rows_in_order_are_chosen_already() -> None:
+    chosen = images()[torch.from_numpy(shuffle.indices(SEED, 4 * 8, 8, COUNT))]
+    out = torch.empty(8, 28, 28, 1)
+    real_images(chosen, SEED, 4, out, augmentation="affine", in_order=True)
+    assert torch.equal(out, batch(4, augmentation="affine"))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_dtypes(dtype: torch.dtype) -> None:
     out = torch.empty(8, 28, 28, 1, dtype=dtype)
@@ -75,6 +82,7 @@ BAD = {
     "out is contiguous and floating point": {"out": torch.empty(8, 28, 28, 1, dtype=torch.uint8)},
     "the step counter is int64": {"step": torch.tensor(1, dtype=torch.int32)},
     "a set has 1 to": {"images": torch.empty(0, 28, 28, 1, dtype=torch.uint8)},
+    "8 rows in order are made of as many": {"images": images()[:7], "in_order": True},
     "--seed must be": {"seed": -1},
     "impl='triton' needs CUDA": {"impl": "triton"},
     "no implementation in C": {"impl": "native"},

@@ -1,8 +1,8 @@
 """A batch of real images from a resident set: chosen, moved and scaled in one launch.
 
 An image's number is computed from (seed, step, row), see `device.shuffle`, or is that of the row;
-so is the affine map by which it is moved, see kernels/augment.py. Pixels are read as uint8 and written as the networks'
-input, low + (high - low) * pixel / 255.
+so is the affine map by which it is moved, see kernels/augment.py. Pixels are read as uint8 and
+written as the networks' input, low + (high - low) * pixel / 255.
 """
 
 import triton
@@ -31,9 +31,10 @@ def real_images_kernel(
     seed_low, seed_high,  # int32, their bits are meant
     COUNT, SIDE, FIRST_ROW, ALL_ROWS, HEIGHT, WIDTH,
     ORDER: tl.constexpr, AUGMENT: tl.constexpr,  # streams
-    STEP_ON_DEVICE: tl.constexpr, IN_ORDER: tl.constexpr, AFFINE: tl.constexpr, CHANNELS: tl.constexpr,
-    LOW: tl.constexpr, HIGH: tl.constexpr, MAX_SHIFT: tl.constexpr, MAX_ROTATION: tl.constexpr,
-    MAX_SHEAR: tl.constexpr, MAX_LOG_SCALE: tl.constexpr, BLOCK: tl.constexpr,
+    STEP_ON_DEVICE: tl.constexpr, IN_ORDER: tl.constexpr, AFFINE: tl.constexpr,
+    CHANNELS: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, MAX_SHIFT: tl.constexpr,
+    MAX_ROTATION: tl.constexpr, MAX_SHEAR: tl.constexpr, MAX_LOG_SCALE: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """See the module. Grid: (rows, blocks of an image's values).
 

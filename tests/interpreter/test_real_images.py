@@ -56,6 +56,18 @@ def test_moved_images(shape: tuple[int, int, int], image_range: tuple[float, flo
     assert (ours - still).abs().max() > 0.1
 
 
+def test_rows_in_order_are_moved_as_their_rows_of_the_set_are() -> None:
+    """A buffer of one batch in place of the set: the same batch."""
+    images = torch.randint(0, 256, (9, 20, 33, 3), dtype=torch.uint8)
+    for augmentation in ("none", "affine"):
+        more = {"augmentation": augmentation, "first_row": 2, "all_rows": 8}
+        whole = both(images, 5, 5, 2, **more)
+        chosen = images[torch.from_numpy(shuffle.indices(5, 2 * 8 + 2, 5, 9))]
+        buffer = torch.cat([chosen, chosen[:1]])  # longer than the batch
+        for one, other in zip(both(buffer, 5, 5, 2, in_order=True, **more), whole, strict=True):
+            assert torch.equal(one, other)
+
+
 def test_halves_of_fp16() -> None:
     images = torch.randint(0, 256, (9, 8, 8, 1), dtype=torch.uint8)
     out = torch.empty(4, 8, 8, 1, dtype=torch.float16)
