@@ -53,6 +53,8 @@ def test_a_run_from_start_to_end(digits: str, capsys: pytest.CaptureFixture[str]
         lines[0]
     )
     assert lines[0]["images_per_second"] > 0
+    # Told once, beside the rate of what follows.
+    assert [line.get("seconds_to_first_iteration", 0) > 0 for line in lines][:2] == [True, False]
 
     assert main(["train", "mnist", "--resume", "run", "--iterations", "30"]) == 0
     assert len(Path("run/metrics.jsonl").read_text().splitlines()) == 3
@@ -202,7 +204,7 @@ def test_what_does_not_fit_into_memory_leaves_nothing(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def too_much(*_: object) -> None:
+    def too_much(*_: object, **more: object) -> None:
         raise error
 
     start = ["train", "mnist", "--data", digits, "--iterations", "2", "--out", "run", *QUICK]

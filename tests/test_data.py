@@ -12,7 +12,8 @@ from scipy.io import savemat
 
 from fastinfogan import experiments
 from fastinfogan.data import open_source
-from fastinfogan.data.digits import cache_directory, embedded_digits
+from fastinfogan.caches import cache_directory
+from fastinfogan.data.digits import embedded_digits
 from fastinfogan.errors import InputError
 
 MNIST, SVHN = experiments.get("mnist"), experiments.get("svhn")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fastinfogan import experiments
 from fastinfogan.cli import main
 from fastinfogan.data import open_source, rendered
-from fastinfogan.data.digits import cache_directory
+from fastinfogan.caches import cache_directory
 from fastinfogan.data.rendered import SCENES, kept
 from fastinfogan.data.rendered.__main__ import sheet
 from fastinfogan.data.rendered.scene import Numbers, Scene, turn

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import tyro
 
+from fastinfogan.caches import keep_compiled
 from fastinfogan.cli.bench import Bench
 from fastinfogan.cli.evaluate import Evaluate
 from fastinfogan.cli.figure1 import Figure1
@@ -40,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0, 2 for bad input, 1 for a full disk, training that diverged and the like,
         130 or 143 if stopped.
     """
+    keep_compiled()
     try:
         command = tyro.cli(
             Command,

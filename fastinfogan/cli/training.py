@@ -277,6 +277,9 @@ class _Show:
             f"D {line['d_loss']:.2f}  G {line['g_loss']:.2f}  MI {line['mi_bound']:.2f} nats  "
             f"{line['images_per_second']:,.0f} images/s"
         )
+        if "seconds_to_first_iteration" in line:
+            seconds = line["seconds_to_first_iteration"]
+            self._console.print(f"first iteration done {seconds:.1f} s after the start of training")
         self._bar.update(self._task, completed=done, description=text)
         if not self._console.is_terminal and (done >= self._next or done == self._goal):
             self._console.print(f"iteration {done:6d}  {text}")

@@ -7,18 +7,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fastinfogan.caches import cache_directory
 from fastinfogan.data.npz import UNREADABLE
 from fastinfogan.data.source import Source
 from fastinfogan.errors import InputError
 
 _NAME = "the embedded MNIST digits"
 _FINGERPRINT = "191567b2d37ba2b6d042fd0ee8525838d3077a7f9266f37ead5db6bf8d237ebb"
-
-
-def cache_directory() -> Path:
-    """Where decoded data is kept: $XDG_CACHE_HOME/fastinfogan, or ~/.cache/fastinfogan."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "fastinfogan"
 
 
 def embedded_digits() -> Source:

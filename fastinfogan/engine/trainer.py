@@ -10,6 +10,11 @@ import torch
 
 from fastinfogan.checkpoint import difference
 from fastinfogan.data import Source
+from fastinfogan.data.decoder import Decoder
+from fastinfogan.data.place import CacheName
+from fastinfogan.data.quarantine import OnBadImage
+from fastinfogan.engine.feed import Order
+from fastinfogan.engine.feeds import make_feed, whole_file_for
 from fastinfogan.engine.iteration import Iteration
 from fastinfogan.engine.ranks import ALONE, Ranks
 from fastinfogan.engine.run_directory import MetricsLog, RunDirectory, SavedState
@@ -53,15 +58,20 @@ class Trainer:
 
     Args:
         run: where it lives, or will live: nothing is written before `save` or `train`.
-        source: the images.
+        source: the images, or a set that is yet to be decoded and who decodes it.
         device: where to train.
         runner: who drives the iteration.
         ranks: who trains together; all but one of them write nothing.
+        cache: where decoded images are kept, see `data.place`.
+        on_bad_image: what is done about pictures that cannot be decoded.
 
     Attributes:
         iteration: the two steps and their state.
         runner: who drives it.
+        feed: has its images ready.
         done: how many iterations the state has seen.
+        seconds_to_first: from making the trainer to the end of the first iterations that it ran,
+            with all that was compiled and captured for them; None before.
 
     Raises:
         InputError: the images are not those that the run was started with.
@@ -70,14 +80,18 @@ class Trainer:
     def __init__(
         self,
         run: RunDirectory,
-        source: Source,
+        source: Source | Decoder,
         device: torch.device,
         runner: RunnerName = "auto",
         ranks: Ranks = ALONE,
+        cache: CacheName = "auto",
+        on_bad_image: OnBadImage = "fail",
     ) -> None:
+        images = source.source if isinstance(source, Decoder) else source
+        made_at = time.perf_counter()
         if differs := difference(source.fingerprint, run.settings.data_fingerprint):
             raise InputError(
-                f"{source.name}: these are not the images that {run.path} was started with; "
+                f"{images.name}: these are not the images that {run.path} was started with; "
                 f"now and then: {differs}"
             )
         if ranks.count != run.settings.ranks:
@@ -87,12 +101,25 @@ class Trainer:
         self.run = run
         self.ranks = ranks
         self.done = 0
+        self.seconds_to_first: float | None = None
         self._saved = -1
+        self._made_at = made_at
         networks = InfoGAN(run.experiment, run.settings.seed).to(device)
         if run.settings.precision == "fp64":
             networks = networks.double()
-        images = torch.from_numpy(source.images).to(device)
-        self.iteration = Iteration(run.experiment, run.settings, networks, images, ranks=ranks)
+        seed, batch = run.settings.seed, run.settings.batch_size
+        order = Order(seed, len(images), batch, ranks.rows(batch))
+        if ranks.count > 1 and isinstance(source, Decoder) and cache in ("auto", "file"):
+            whole_file_for(ranks, source, on_bad_image)
+        self.feed = make_feed(source, device, order, cache, on_bad_image)
+        self.iteration = Iteration(
+            run.experiment,
+            run.settings,
+            networks,
+            self.feed.images,
+            ranks=ranks,
+            in_order=self.feed.in_order,
+        )
         self.runner = choose_runner(runner, device, ranks.count)[0](self.iteration)
 
     @property
@@ -128,6 +155,7 @@ class Trainer:
         last checkpoint must be.
 
         Raises:
+            InputError: a picture cannot be decoded, or too many cannot; a checkpoint was written.
             OSError: the last checkpoint could not be written.
             TrainingError: a loss or a weight is no longer finite; no checkpoint was written of it.
         """
@@ -136,6 +164,7 @@ class Trainer:
         self.networks.train()
         self.ranks.wait()  # nobody writes before everybody has read
         started, since = time.perf_counter(), self.done
+        first: dict[str, float] = {}
 
         def write_metrics() -> None:
             nonlocal started, since
@@ -147,6 +176,10 @@ class Trainer:
             seconds = time.perf_counter() - started
             line["seconds_per_iteration"] = seconds / (self.done - since)
             line["images_per_second"] = settings.batch_size * (self.done - since) / seconds
+            if self.feed.waited is not None:
+                line["data_seconds"], self.feed.waited = self.feed.waited, 0.0
+            line |= first
+            first.clear()
             if log:
                 attempt("metrics", lambda: log.write(line))
                 schedule.on_metrics(line)
@@ -158,16 +191,40 @@ class Trainer:
             except (OSError, InputError) as error:
                 schedule.on_warning(f"no {what} at iteration {self.done}: {error}")
 
+        def prepare(count: int) -> bool:
+            try:
+                there = self.feed.prepare(self.done, count, schedule.stop)
+            except InputError:
+                if self.done:
+                    attempt("checkpoint", lambda: self.save(schedule.keep))
+                raise
+            tell()
+            return there
+
+        def tell() -> None:
+            for told in self.feed.news(self.run.path if self.ranks.writes else None):
+                schedule.on_warning(told)
+
         def pictures() -> None:
             if self.ranks.writes:
                 attempt("pictures", schedule.on_pictures)
 
         try:
+            self.runner.get_ready()
             stop, save_now = self.ranks.agree(schedule.stop(), False)
             while self.done < until and not stop:
                 count = self._to_next_boundary(until, schedule)
+                if not prepare(count):
+                    break
                 self.runner.run(self.done, count)
                 self.done += count
+                if self.seconds_to_first is None:
+                    self._wait_for_device()
+                    self.seconds_to_first = time.perf_counter() - self._made_at
+                    first["seconds_to_first_iteration"] = self.seconds_to_first
+                    if self.done % settings.log_every and self.done < until:
+                        # The rate is to be that of what follows.
+                        started, since = time.perf_counter(), self.done
                 if self.done % settings.log_every == 0 or self.done == until:
                     write_metrics()
                 begun = time.perf_counter()
@@ -180,14 +237,20 @@ class Trainer:
             self.save(schedule.keep)
             pictures()
         finally:
+            self.feed.close()
+            tell()
             if log:
                 attempt("TensorBoard events", log.close)
+
+    def _wait_for_device(self) -> None:
+        if self.iteration.device.type == "cuda":
+            torch.cuda.synchronize(self.iteration.device)
 
     def _to_next_boundary(self, until: int, schedule: Schedule) -> int:
         """How many iterations may run before something is due."""
         every = (self.run.settings.log_every, schedule.checkpoint_every, schedule.pictures_every)
         due = [n - self.done % n for n in every if n]
-        return min(self.runner.at_once, until - self.done, *due)
+        return min(self.runner.at_once, self.feed.at_once, until - self.done, *due)
 
     def save(self, keep: int = 3) -> None:
         """Write a checkpoint of the present state, if there is none yet, and prune older ones.

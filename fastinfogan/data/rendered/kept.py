@@ -9,7 +9,7 @@ from typing import Final
 
 import numpy as np
 
-from fastinfogan.data.digits import cache_directory
+from fastinfogan.caches import cache_directory
 from fastinfogan.data.rendered.scene import Pixels, Scene
 from fastinfogan.data.source import Source
 
