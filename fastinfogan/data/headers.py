@@ -1,0 +1,154 @@
+"""Which encoded pictures DALI and Pillow read alike, by their bytes, before either sees them."""
+
+import re
+import struct
+import zlib
+
+from PIL import Image
+
+Size = tuple[int, int]
+
+_ORIENTATION = 0x0112
+_TURNED = range(5, 9)  # orientations that swap width and height
+_FRAMES = frozenset({0xC0, 0xC1})  # one scan, Huffman-coded; several are Pillow's
+_SKIPPED = frozenset({*range(0xE0, 0xF0), 0xFE, 0xDD})
+_FACTORS = frozenset((across, down) for across in (1, 2) for down in (1, 2))
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7]", re.DOTALL)  # other than a restart
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_GREY, _PNG_RGB, _PNG_PALETTE = 0, 2, 3
+# What changes pixels, or turns them: left to Pillow, which sets the rule for it.
+_PNG_SPECIAL = frozenset({b"tRNS", b"eXIf", b"acTL", b"iTXt", b"zTXt", b"tEXt"})
+
+
+def upright_size(data: bytes, channels: int) -> Size | None:
+    """Height and width that a picture has upright, if it is whole and of a plain kind.
+
+    Plain are JPEGs of one scan and 8 bits in grey or three components, and PNGs of 8 bits without
+    transparency: what DALI decodes as Pillow does. Everything else is Pillow's, WebP too, whose
+    damage cannot be told without decoding it: None means no more than that.
+
+    Args:
+        data: the whole file.
+        channels: that are wanted; grey pictures are plain only where grey is.
+    """
+    try:
+        if data[:3] == b"\xff\xd8\xff":
+            return _jpeg(data, channels)
+        if data[:8] == _PNG:
+            return _png(data, channels)
+    except (struct.error, IndexError):
+        pass  # cut short inside its header
+    return None
+
+
+def _jpeg(data: bytes, channels: int) -> Size | None:
+    """Check a JPEG of one scan as far as a decoder may refuse it.
+
+    DALI 2.4 may crash, not only fail, on a batch with a picture that it refuses: while the others
+    are still being decoded it gives their memory back. So it is shown none of that kind.
+    """
+    place, turned = 2, False
+    size: Size | None = None
+    components: dict[int, int] = {}
+    quantisers: set[int] = set()
+    codes: set[int] = set()
+    while data[place] == 0xFF:
+        marker = data[place + 1]
+        (length,) = struct.unpack_from(">H", data, place + 2)
+        segment = data[place + 4 : place + 2 + length]
+        if length < 2 or len(segment) != length - 2:
+            return None
+        place += 2 + length
+        if marker in _FRAMES:
+            bits, height, width, count = struct.unpack_from(">BHHB", segment)
+            each = segment[6:]
+            plain = bits == 8 and count in ((1, 3) if channels == 1 else (3,)) and not size
+            if not plain or not height or not width or len(each) != 3 * count:
+                return None
+            size = (height, width)
+            components = {each[i]: each[i + 2] for i in range(0, 3 * count, 3)}
+            factors = {(each[i + 1] >> 4, each[i + 1] & 15) for i in range(0, 3 * count, 3)}
+            if len(components) != count or not factors <= _FACTORS:
+                return None
+        elif marker == 0xDB:
+            while segment:
+                step = 129 if segment[0] >> 4 else 65
+                if segment[0] & 15 > 3 or segment[0] >> 5 or len(segment) < step:
+                    return None
+                quantisers.add(segment[0] & 15)
+                segment = segment[step:]
+        elif marker == 0xC4:
+            while segment:
+                step = 17 + sum(segment[1:17])
+                if segment[0] & 0xEE or len(segment) < step or not _is_code(segment[:step]):
+                    return None
+                codes.add(segment[0])
+                segment = segment[step:]
+        elif marker == 0xDA:
+            known = size and quantisers.issuperset(components.values())
+            whole = known and _is_scan(segment, components, codes)
+            # Cut short, DALI would give the rest in grey.
+            ends = _MARKER.search(data, place)
+            if not size or not whole or ends is None or ends.start() != len(data) - 2:
+                return None
+            return size[::-1] if turned else size
+        elif marker == 0xE1 and b"tiff:Orientation" in segment:
+            return None  # in XMP, which DALI does not read
+        elif marker == 0xE1 and segment[:6] == b"Exif\0\0":
+            found = _orientation(segment)
+            if found is None:
+                return None
+            turned = found in _TURNED
+        elif marker not in _SKIPPED:
+            return None
+    return None
+
+
+def _is_code(table: bytes) -> bool:
+    """Whether a Huffman table's lengths are those of a code, and its values in range."""
+    free = 1
+    for count in table[1:17]:
+        free = 2 * free - count
+        if free < 0:
+            return False
+    return len(table) <= 17 + 256 and (table[0] & 16 != 0 or max(table[17:], default=0) <= 15)
+
+
+def _is_scan(segment: bytes, components: dict[int, int], codes: set[int]) -> bool:
+    """Whether a scan holds all components, in order, by tables that there are."""
+    count = len(components)
+    if segment[:1] != bytes([count]) or len(segment) != 4 + 2 * count:
+        return False
+    tables = segment[2 : 1 + 2 * count : 2]
+    used = {t >> 4 for t in tables} | {16 + (t & 15) for t in tables}
+    in_order = list(segment[1 : 1 + 2 * count : 2]) == list(components)
+    return in_order and used <= codes and segment[-3:] == b"\0\x3f\0"
+
+
+def _orientation(segment: bytes) -> int | None:
+    """The orientation in an Exif segment, 1 if it tells none; None if it cannot be read."""
+    exif = Image.Exif()
+    try:
+        exif.load(segment)
+        found = exif.get(_ORIENTATION, 1)
+    except (SyntaxError, ValueError, KeyError, TypeError, OSError, struct.error):
+        return None
+    return found if found in range(1, 9) else None
+
+
+def _png(data: bytes, channels: int) -> Size | None:
+    width, height, bits, colour = struct.unpack_from(">IIBB", data, 16)
+    wanted = (_PNG_RGB, _PNG_PALETTE, _PNG_GREY) if channels == 1 else (_PNG_RGB, _PNG_PALETTE)
+    if bits != 8 or colour not in wanted or not width or not height:
+        return None
+    place, seen = 8, memoryview(data)
+    while place < len(data):
+        length, kind = struct.unpack_from(">I4s", data, place)
+        end = place + 8 + length
+        (checksum,) = struct.unpack_from(">I", data, end)
+        if kind in _PNG_SPECIAL or zlib.crc32(seen[place + 4 : end]) != checksum:
+            return None
+        if kind == b"IEND":
+            return height, width
+        place = end + 4
+    return None
