@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fastinfogan.data.source import Encoded
+from fastinfogan.data.source import Encoded, Fingerprint
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,11 @@ class Decoder(ABC):
 
     def __init__(self, source: Encoded) -> None:
         self.source = source
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """The set's, and who decodes it."""
+        return {**self.source.fingerprint, "decoder": self.name}
 
     @abstractmethod
     def batches(self, wanted: Iterable[NDArray[np.int64]]) -> Iterator[Decoded]:

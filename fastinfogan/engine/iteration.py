@@ -84,6 +84,8 @@ class Iteration:
             from it and scaled there.
         impl: who computes.
         ranks: who shares the batch.
+        in_order: `images` are this rank's rows of the batch alone, see `kernels.real_images`;
+            somebody writes them before each iteration.
 
     Attributes:
         rows: of the batch that are this rank's.
@@ -100,6 +102,8 @@ class Iteration:
         images: Tensor,
         impl: Implementation = "auto",
         ranks: Ranks = ALONE,
+        *,
+        in_order: bool = False,
     ) -> None:
         e = experiment
         self.ranks = ranks
@@ -110,6 +114,7 @@ class Iteration:
         self.device = images.device
         self.precision = PRECISIONS[settings.precision]
         self._images = images
+        self._in_order = in_order
         self._impl: Implementation = impl
         self._by_triton = choose(impl, self.device) == "triton"
         rows, computed = len(self.rows), self.precision.computed
@@ -213,6 +218,7 @@ class Iteration:
             augmentation=s.augmentation,
             first_row=self.rows.start,
             all_rows=s.batch_size,
+            in_order=self._in_order,
             impl="triton" if self._by_triton else "reference",
         )
         draw_codes(

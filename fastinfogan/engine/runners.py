@@ -31,6 +31,9 @@ class Runner(ABC):
     def __init__(self, iteration: Iteration) -> None:
         self.iteration = iteration
 
+    def get_ready(self) -> None:  # noqa: B027 - most have nothing to do
+        """Do beforehand what is better done while no other thread calls CUDA."""
+
     @abstractmethod
     def run(self, first: int, count: int) -> None:
         """Run iterations first, first + 1, ..., `count` of them."""
@@ -75,11 +78,15 @@ class GraphRunner(Runner):
         super().__init__(iteration)
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
 
-    def run(self, first: int, count: int) -> None:
-        """See the base class."""
+    def get_ready(self) -> None:
+        """Capture."""
         if not self._graphs:
             with self.iteration.precision.arithmetic():
                 self._capture()
+
+    def run(self, first: int, count: int) -> None:
+        """See the base class."""
+        self.get_ready()
         self.iteration.counter.fill_(first)
         self.iteration.count_batches(count)
         for size in sorted(self._graphs, reverse=True):

@@ -191,9 +191,12 @@ class Trainer:
             except (OSError, InputError) as error:
                 schedule.on_warning(f"no {what} at iteration {self.done}: {error}")
 
+        # Several ranks stop at a boundary that they agree on.
+        stop_waiting = schedule.stop if self.ranks.count == 1 else lambda: False
+
         def prepare(count: int) -> bool:
             try:
-                there = self.feed.prepare(self.done, count, schedule.stop)
+                there = self.feed.prepare(self.done, count, stop_waiting)
             except InputError:
                 if self.done:
                     attempt("checkpoint", lambda: self.save(schedule.keep))
@@ -210,7 +213,8 @@ class Trainer:
                 attempt("pictures", schedule.on_pictures)
 
         try:
-            self.runner.get_ready()
+            if self.done < until:
+                self.runner.get_ready()
             stop, save_now = self.ranks.agree(schedule.stop(), False)
             while self.done < until and not stop:
                 count = self._to_next_boundary(until, schedule)

@@ -1,0 +1,102 @@
+"""Where a set's decoded images are kept, chosen by their size."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from fastinfogan.errors import InputError
+
+CacheName = Literal["auto", "device", "host", "file", "off"]
+Where = Literal["device", "host", "file", "off"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where images are kept.
+
+    Attributes:
+        where: they are read from in training.
+        keep: whether a file of them is left for later runs.
+        why: in a few words.
+    """
+
+    where: Where
+    keep: bool
+    why: str
+
+
+def choose_place(asked: CacheName, size: int, gpu_free: int | None, folder: Path) -> Place:
+    """Settle where a set's images are kept.
+
+    "auto" takes at most half of what is free, so that networks and maps, other processes and other
+    sets have room: GPU memory if the set takes at most half of what is free of it; else the file;
+    else memory; else nothing is kept. The file is written if it takes at most half of what is free
+    on its disk. Memory that is asked for by name must hold the set.
+
+    Args:
+        asked: by --cache.
+        size: of the set, in bytes.
+        gpu_free: bytes free on the GPU that trains; None for a CPU.
+        folder: of the files.
+
+    Raises:
+        InputError: the set does not fit where it was asked to be.
+    """
+    if asked == "off":
+        return Place("off", False, "asked for: decoded again every epoch")
+    host, disk = available_memory(), available_disk(folder)
+    if asked == "file":
+        return Place("file", True, "asked for")
+    if asked in ("device", "host"):
+        gpu = gpu_free is not None and asked == "device"
+        free = gpu_free if gpu_free is not None and gpu else host
+        if size > free:
+            raise InputError(
+                f"--cache {asked}: decoded, the images take {told(size)}, {told(free)} are free; "
+                "take --cache file or off"
+            )
+        return Place("device" if gpu else "host", False, "asked for")
+    keep = size <= disk // 2
+    if gpu_free is not None and size <= gpu_free // 2:
+        return Place("device", keep, f"{told(size)} of {told(gpu_free)} free on the GPU")
+    if keep:
+        return Place("file", True, f"{told(size)} of {told(disk)} free on disk")
+    if size <= host // 2:
+        return Place("host", False, f"{told(size)}; the disk has {told(disk)} free")
+    return Place("off", False, f"{told(size)} fit neither on disk nor into memory")
+
+
+def available_memory() -> int:
+    """Bytes of memory that this process may still take, of the machine and of its cgroup."""
+    found = []
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
+    except (OSError, ValueError):
+        pass
+    try:
+        cgroup = Path("/sys/fs/cgroup")
+        limit, used = ((cgroup / f"memory.{n}").read_text().strip() for n in ("max", "current"))
+        found.append(int(limit) - int(used))
+    except (OSError, ValueError):
+        pass  # no cgroup, or one without a limit
+    return max(min(found, default=0), 0)
+
+
+def available_disk(folder: Path) -> int:
+    """Bytes free on the disk that a folder is on, or would be; 0 if that cannot be told."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return 0
+
+
+def told(size: int) -> str:
+    """A size for people."""
+    for unit, name in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
+        if size >= unit:
+            return f"{size / unit:.1f} {name}"
+    return f"{size} bytes"
