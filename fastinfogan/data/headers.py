@@ -3,6 +3,7 @@
 import re
 import struct
 import zlib
+from functools import lru_cache
 
 from PIL import Image
 
@@ -70,20 +71,11 @@ def _jpeg(data: bytes, channels: int) -> Size | None:
             factors = {(each[i + 1] >> 4, each[i + 1] & 15) for i in range(0, 3 * count, 3)}
             if len(components) != count or not factors <= _FACTORS:
                 return None
-        elif marker == 0xDB:
-            while segment:
-                step = 129 if segment[0] >> 4 else 65
-                if segment[0] & 15 > 3 or segment[0] >> 5 or len(segment) < step:
-                    return None
-                quantisers.add(segment[0] & 15)
-                segment = segment[step:]
-        elif marker == 0xC4:
-            while segment:
-                step = 17 + sum(segment[1:17])
-                if segment[0] & 0xEE or len(segment) < step or not _is_code(segment[:step]):
-                    return None
-                codes.add(segment[0])
-                segment = segment[step:]
+        elif marker == 0xDB or marker == 0xC4:
+            found = _tables(marker, segment)
+            if found is None:
+                return None
+            (quantisers if marker == 0xDB else codes).update(found)
         elif marker == 0xDA:
             known = size and quantisers.issuperset(components.values())
             whole = known and _is_scan(segment, components, codes)
@@ -95,13 +87,31 @@ def _jpeg(data: bytes, channels: int) -> Size | None:
         elif marker == 0xE1 and b"tiff:Orientation" in segment:
             return None  # in XMP, which DALI does not read
         elif marker == 0xE1 and segment[:6] == b"Exif\0\0":
-            found = _orientation(segment)
-            if found is None:
+            orientation = _orientation(segment)
+            if orientation is None:
                 return None
-            turned = found in _TURNED
+            turned = orientation in _TURNED
         elif marker not in _SKIPPED:
             return None
     return None
+
+
+@lru_cache(256)  # most pictures of a set have the same ones
+def _tables(marker: int, segment: bytes) -> frozenset[int] | None:
+    """The numbers of a segment's quantisation or Huffman tables; None if one is damaged."""
+    numbers = set()
+    while segment:
+        if marker == 0xDB:
+            step = 129 if segment[0] >> 4 else 65
+            fits = segment[0] & 15 <= 3 and not segment[0] >> 5
+        else:
+            step = 17 + sum(segment[1:17])
+            fits = not segment[0] & 0xEE and _is_code(segment[:step])
+        if not fits or len(segment) < step:
+            return None
+        numbers.add(segment[0])
+        segment = segment[step:]
+    return frozenset(number & 15 for number in numbers) if marker == 0xDB else frozenset(numbers)
 
 
 def _is_code(table: bytes) -> bool:
