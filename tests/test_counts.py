@@ -33,7 +33,7 @@ LAUNCHES = {
     "celeba": {"trunk": 10, "trunk of G": 11, "generator": 16, "d_head": 4, "q_head": 7},
     "faces": {"trunk": 10, "trunk of G": 11, "generator": 13, "d_head": 4, "q_head": 4},
     "chairs": {"trunk": 19, "trunk of G": 20, "generator": 22, "d_head": 4, "q_head": 4},
-    "sprites": {"trunk": 16, "trunk of G": 17, "generator": 19, "d_head": 4, "q_head": 7},
+    "sprites": {"trunk": 15, "trunk of G": 16, "generator": 19, "d_head": 4, "q_head": 7},
 }
 
 

@@ -238,8 +238,9 @@ CHAIRS = Experiment(
 
 # Not in the paper. Widths, codes, noise, deviation 1 and lambda are those by which Lin et al. 2020
 # (InfoGAN-CR, arXiv 1906.06034, and its code) train InfoGAN on dSprites, after the networks of Kim
-# and Mnih 2018 (FactorVAE). Ours: the paper's blocks (batch norm in D too, where they have spectral
-# norm; ReLU in G), its learning rates (theirs: 2e-3 and 1e-3) and its batch of 128 (theirs: 64).
+# and Mnih 2018 (FactorVAE); nor has their D batch norm. Ours: ReLU and batch norm in G as in the
+# paper, D without their spectral norm, the paper's learning rates (theirs: 2e-3 and 1e-3) and its
+# batch of 128 (theirs: 64).
 SPRITES = Experiment(
     name="sprites",
     height=64,
@@ -247,13 +248,10 @@ SPRITES = Experiment(
     channels=1,
     latents=LatentSpec(Noise(5), (Continuous("fixed"),) * 5),
     trunk=(
-        _conv(32, batch_norm=False),
-        _conv(32),
-        _conv(64),
-        _conv(64),
-        _linear(128, "leaky_relu"),
+        *(_conv(channels, batch_norm=False) for channels in (32, 32, 64, 64)),
+        replace(_linear(128, "leaky_relu"), batch_norm=False),
     ),
-    q_head=(_linear(128, "leaky_relu"),),
+    q_head=(replace(_linear(128, "leaky_relu"), batch_norm=False),),
     generator=(
         _linear(128, "relu"),
         _linear(64, "relu", 4, 4),

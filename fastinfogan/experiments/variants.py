@@ -15,7 +15,7 @@ from fastinfogan.latents import Categorical, Continuous, DeviationKind, Noise
 OURS = {
     "mnist": "lambda 0.1 on continuous codes is our number: the paper says smaller and gives none",
     "sprites": "networks, codes and lambda of InfoGAN-CR's baseline (Lin et al. 2020); learning "
-    "rates, batch norm in D and 20,000 iterations are ours",
+    "rates, no spectral norm in D and 20,000 iterations are ours",
 }
 
 
