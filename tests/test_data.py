@@ -11,9 +11,12 @@ from PIL import Image
 from scipy.io import savemat
 
 from fastinfogan import experiments
-from fastinfogan.data import open_source
 from fastinfogan.caches import cache_directory
+from fastinfogan.data import open_source
+from fastinfogan.data.decoder import Decoded
 from fastinfogan.data.digits import embedded_digits
+from fastinfogan.data.pillow import PillowDecoder
+from fastinfogan.data.source import Encoded
 from fastinfogan.errors import InputError
 
 MNIST, SVHN = experiments.get("mnist"), experiments.get("svhn")
@@ -46,6 +49,12 @@ def message(path: Path | None, experiment: experiments.Experiment = MNIST) -> st
         open_source(path, experiment)
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+def decoded(path: Path, experiment: experiments.Experiment) -> Decoded:
+    source = open_source(path, experiment)
+    assert isinstance(source, Encoded)
+    return next(iter(PillowDecoder(source, 2).batches([np.arange(len(source))])))
 
 
 def one_line_or_none(path: Path, experiment: experiments.Experiment) -> None:
@@ -140,15 +149,14 @@ def test_folder_in_the_order_of_names(tmp_path: Path) -> None:
         (tmp_path / f"{i % 2}").mkdir(exist_ok=True)
         Image.fromarray(COLOURS[i]).save(tmp_path / f"{i % 2}" / f"{i}.png")
     (tmp_path / "notes.txt").write_text("not a picture")
-    source = open_source(tmp_path, SVHN)
-    assert np.array_equal(source.images, COLOURS[[0, 2, 1]])
+    assert np.array_equal(decoded(tmp_path, SVHN).images, COLOURS[[0, 2, 1]])
 
 
 def test_folder_crops_resizes_and_greys(tmp_path: Path) -> None:
     wide = np.zeros((56, 112, 3), np.uint8)
     wide[:, 28:84] = (255, 0, 0)
     Image.fromarray(wide).save(tmp_path / "wide.png")
-    image = open_source(tmp_path, MNIST).images[0]
+    image = decoded(tmp_path, MNIST).images[0]
     assert image.shape == (28, 28, 1)
     assert (image == 76).all()  # the luminance of red; the black sides are cropped away
 
@@ -157,7 +165,16 @@ def test_folder_follows_exif(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was held sideways: rotate by 270 degrees to see it upright
     Image.fromarray(COLOURS[0]).save(tmp_path / "side.png", exif=exif)
-    assert np.array_equal(open_source(tmp_path, SVHN).images[0], np.rot90(COLOURS[0], 3))
+    assert np.array_equal(decoded(tmp_path, SVHN).images[0], np.rot90(COLOURS[0], 3))
+
+
+def test_folder_with_links_that_lead_back(tmp_path: Path) -> None:
+    Image.fromarray(COLOURS[0]).save(tmp_path / "one.png")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    (tmp_path / "self.png").symlink_to("self.png")
+    source = open_source(tmp_path, SVHN)
+    assert isinstance(source, Encoded)
+    assert [picture.name for picture in source.pictures] == ["one.png"]
 
 
 def test_embedded_digits_are_mnist_and_cached(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -369,17 +386,20 @@ def test_damaged_mat_files_are_told_in_one_line(compressed: bool, tmp_path: Path
 
 def test_what_is_wrong_with_a_folder(tmp_path: Path) -> None:
     assert "no pictures in this folder" in message(tmp_path, SVHN)
-    picture = tmp_path / "one.png"
+    picture = tmp_path / "1.png"
     Image.fromarray(COLOURS[0]).save(picture)
-    whole = picture.read_bytes()
-    picture.write_bytes(whole[:200])
-    assert "one.png: cannot be decoded" in message(tmp_path, SVHN)
-    picture.write_text("text named .png")
-    assert "one.png: cannot be decoded" in message(tmp_path, SVHN)
-    Image.fromarray(DIGITS[0]).save(picture)
-    assert "one.png: RGB is needed, this picture's mode is L" in message(tmp_path, SVHN)
-    Image.fromarray(COLOURS[0]).convert("RGBA").save(picture)
-    assert "one.png: grey or RGB is needed, this picture's mode is RGBA" in message(tmp_path)
+    (tmp_path / "2.png").write_bytes(picture.read_bytes()[:200])
+    (tmp_path / "3.png").write_text("text named .png")
+    (tmp_path / "4.png").write_bytes(b"")
+    Image.fromarray(np.full((32, 32), 65535, np.uint16)).save(tmp_path / "5.png")
+    Image.fromarray(COLOURS[0]).convert("RGBA").save(tmp_path / "6.png")
+    found = decoded(tmp_path, SVHN)
+    assert [bad.name for bad in found.bad] == ["2.png", "3.png", "4.png"]
+    assert found.bad[1].reason == "not a picture of a kind that is known"
+    assert found.bad[2].reason == "an empty file"
+    assert np.array_equal(found.images[0], COLOURS[0])
+    assert (found.images[4] == 255).all()
+    assert np.array_equal(found.images[5], COLOURS[0])
 
 
 def test_what_is_wrong_with_a_path(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from fastinfogan.data import folder, idx, npz, rendered, svhn
 from fastinfogan.data.digits import embedded_digits
-from fastinfogan.data.source import ImageShape, Source
+from fastinfogan.data.source import Encoded, ImageShape, Source
 from fastinfogan.errors import InputError
 from fastinfogan.experiments import Experiment
 
@@ -13,7 +13,7 @@ _WANTED = "MNIST IDX files, SVHN's train_32x32.mat, an .npz or a folder of pictu
 
 def open_source(
     path: Path | None, experiment: Experiment, progress: rendered.Progress | None = None
-) -> Source:
+) -> Source | Encoded:
     """Read a set of images that fits an experiment.
 
     Args:
@@ -27,6 +27,7 @@ def open_source(
         InputError: nothing there, an unknown or damaged format, or images that do not fit.
     """
     shape = ImageShape(experiment.height, experiment.width, experiment.channels)
+    source: Source | Encoded
     if path is None:
         if experiment.name in rendered.OF_EXPERIMENT:
             name = rendered.OF_EXPERIMENT[experiment.name]
@@ -40,12 +41,12 @@ def open_source(
     else:
         source = _read(path, shape)
     for part in (source, source.test):
-        if part is not None:
+        if isinstance(part, Source):
             part.require(shape)
     return source
 
 
-def _read(path: Path, shape: ImageShape) -> Source:
+def _read(path: Path, shape: ImageShape) -> Source | Encoded:
     if path.is_dir():
         if idx.image_file(path, "train"):
             return idx.read(path)
