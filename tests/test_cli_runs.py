@@ -107,6 +107,9 @@ def test_a_resume_takes_the_recorded_goal_and_records_another(digits: str) -> No
         "device": plan["device"],
         "checkpoint_every": 2,
         "pictures_every": 0,
+        "cache": "auto",
+        "decoder": "auto",
+        "on_bad_image": "fail",
     }
     for name in ("iteration-000006", "iteration-000004"):  # as if stopped at 2
         shutil.rmtree(Path("run/checkpoints", name))

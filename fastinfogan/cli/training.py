@@ -23,6 +23,9 @@ from rich.progress import (
 from fastinfogan.cli.rendering import Rendering
 from fastinfogan.cli.report import print_evaluation
 from fastinfogan.data import Source, open_source
+from fastinfogan.data.decoder import Decoder, DecoderName
+from fastinfogan.data.sample import is_known, sample
+from fastinfogan.data.source import Encoded
 from fastinfogan.engine import (
     Plan,
     RunDirectory,
@@ -33,7 +36,7 @@ from fastinfogan.engine import (
     TrainingSettings,
     choose_precision,
 )
-from fastinfogan.engine.memory import OutOfMemoryError, told_in_one_line
+from fastinfogan.engine.memory import told_in_one_line
 from fastinfogan.engine.precision import PrecisionName
 from fastinfogan.engine.ranks import ALONE, Ranks
 from fastinfogan.engine.runners import RunnerName
@@ -61,8 +64,8 @@ def describe_run(
     batch_norm: BatchNorm = "synchronised",
     ranks: Ranks = ALONE,
     free: bool = True,
-) -> tuple[RunDirectory, Source]:
-    """Settle what is left open of a run and read its images; nothing is written.
+) -> tuple[RunDirectory, Source | Decoder]:
+    """Settle what is left open of a run and open its images; nothing is written.
 
     `free` refuses a folder with something in it, before the images are read.
 
@@ -86,15 +89,14 @@ def describe_run(
     path = out or free_name(experiment.name)
     if free and ranks.writes:
         RunDirectory(path, experiment, settings, plan).require_free()
-    with Rendering() as progress:
-        source = open_source(data, experiment, progress)
+    source = opened(data, experiment, plan)
     settings = replace(settings, data_fingerprint=source.fingerprint)
     return RunDirectory(path, experiment, settings, plan), source
 
 
 def start(
     run: RunDirectory,
-    source: Source,
+    source: Source | Decoder,
     weights: SavedState | None = None,
     runner: RunnerName = "auto",
     ranks: Ranks = ALONE,
@@ -108,7 +110,7 @@ def start(
         OSError: the first checkpoint could not be written; no folder is left.
     """
     with told_in_one_line("train on fewer images"):
-        trainer = Trainer(run, source, torch.device(run.plan.device), runner, ranks)
+        trainer = _trainer(run, source, run.plan, runner, ranks)
     if weights:
         trainer.take_weights(weights)
     if ranks.writes:
@@ -128,7 +130,7 @@ def go_on(
     data: Path | None = None,
     runner: RunnerName = "auto",
     ranks: Ranks = ALONE,
-) -> tuple[Trainer, Source]:
+) -> tuple[Trainer, Source | Decoder]:
     """Take a run up where its newest checkpoint is, or from its seed if it came to none.
 
     Args:
@@ -160,9 +162,9 @@ def go_on(
         raise InputError(
             f"{run.path} has done {done} iterations; --iterations {plan.iterations} is less"
         )
-    source = images_of(run, data)
+    source = images_of(run, data, plan)
     with told_in_one_line("this run was started on a larger machine"):
-        trainer = Trainer(run, source, torch.device(plan.device), runner, ranks)
+        trainer = _trainer(run, source, plan, runner, ranks)
     if saved:
         trainer.resume(saved)
     ranks.wait()  # config.json is written when everybody has read it
@@ -172,16 +174,74 @@ def go_on(
     return trainer, source
 
 
-def images_of(run: RunDirectory, data: Path | None = None) -> Source:
+def _trainer(
+    run: RunDirectory, source: Source | Decoder, plan: Plan, runner: RunnerName, ranks: Ranks
+) -> Trainer:
+    device = torch.device(plan.device)
+    return Trainer(run, source, device, runner, ranks, plan.cache, plan.on_bad_image)
+
+
+def opened(data: Path | None, experiment: Experiment, plan: Plan) -> Source | Decoder:
+    """A set's images, or the set and who decodes it, as a run's plan says.
+
+    Raises:
+        InputError: they cannot be read or do not fit, or the plan asks of images in memory what is
+            of pictures in files.
+    """
+    with Rendering() as progress:
+        source = open_source(data, experiment, progress)
+    if isinstance(source, Encoded):
+        return decoder_of(source, plan.decoder, plan.device)
+    for option, asked, default in (
+        ("decoder", plan.decoder, "auto"),
+        ("on-bad-image", plan.on_bad_image, "fail"),
+    ):
+        if asked != default:
+            raise InputError(
+                f"--{option} {asked}: {source.name} holds images that are decoded already; "
+                "it is for pictures in files of their own"
+            )
+    return source
+
+
+def decoder_of(source: Encoded, name: DecoderName, device: str) -> Decoder:
+    """Who decodes a set.
+
+    Raises:
+        InputError: who was asked for does not work here.
+    """
+    from fastinfogan.data.decode import choose_decoder
+
+    return choose_decoder(name, source, device, 128)[0]
+
+
+def name_of(source: Source | Decoder) -> str:
+    """What the user calls a set."""
+    return source.name if isinstance(source, Source) else source.source.name
+
+
+def images_of(
+    run: RunDirectory, data: Path | None = None, plan: Plan | None = None
+) -> Source | Decoder:
     """The images a run was started with, from where they were or from where they are now."""
     recorded = run.settings.data
     path = data or (Path(recorded) if recorded else None)
-    with Rendering() as progress:
-        return open_source(path, run.experiment, progress)
+    return opened(path, run.experiment, plan or run.plan)
+
+
+def to_evaluate(
+    source: Source | Decoder, plan: Plan, tell: Callable[[str], object]
+) -> Source | str:
+    """Images with what is known of them, in memory; or why there are none."""
+    if isinstance(source, Source):
+        return source
+    if not is_known(source.source):
+        return f"{source.source.name}: no labels"
+    return sample(source, lambda test: decoder_of(test, plan.decoder, plan.device), tell)
 
 
 def train_with_progress(
-    trainer: Trainer, source: Source, *, new: bool, go_on_with: str | None = None
+    trainer: Trainer, source: Source | Decoder, *, new: bool, go_on_with: str | None = None
 ) -> int:
     """Train as the run's plan says, showing how it goes; then evaluate and draw.
 
@@ -203,8 +263,9 @@ def train_with_progress(
     console.print(
         f"[bold]{run.experiment.name}[/bold] in {run.path}: iterations {trainer.done} to {goal}, "
         f"batch {run.settings.batch_size}, {run.settings.precision} on {trainer.iteration.device}, "
-        f"{len(source.images)} images"
+        f"{len(source if isinstance(source, Source) else source.source)} images"
     )
+    console.print(f"images {trainer.feed.path}", soft_wrap=True)
 
     def draw() -> None:
         with Trained.borrowed(run.experiment, trainer.networks, trainer.done) as trained:
@@ -227,7 +288,7 @@ def train_with_progress(
         try:
             with told_in_one_line("take a smaller --batch-size"):
                 trainer.train(goal, schedule)
-        except OutOfMemoryError:
+        except InputError:
             if new and trainer.done == 0:
                 shutil.rmtree(run.path, ignore_errors=True)
             raise
@@ -241,7 +302,8 @@ def train_with_progress(
     if not trainer.ranks.writes:
         return 0
     with Trained.borrowed(run.experiment, trainer.networks, trainer.done) as trained:
-        print_evaluation(console, evaluate(trained, source))
+        known = to_evaluate(source, run.plan, lambda told: console.print(escape(told)))
+        print_evaluation(console, evaluate(trained, known))
     console.print(f"pictures     {run.pictures}")
     for file in sorted(run.pictures.glob("*.png")):
         console.print(f"             {file.name}")

@@ -283,6 +283,7 @@ class FileSlots(Slots):
     def close(self) -> None:
         """Let go of the file; if it is not whole, the next fill may take it up."""
         if self._file >= 0:
+            fcntl.flock(self._file, fcntl.LOCK_UN)  # the mapping would hold it on
             os.close(self._sums_file)
             os.close(self._file)
             self._file = -1

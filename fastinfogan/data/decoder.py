@@ -3,11 +3,14 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastinfogan.data.source import Encoded, Fingerprint
+
+DecoderName = Literal["auto", "dali", "pillow"]
 
 
 @dataclass(frozen=True)

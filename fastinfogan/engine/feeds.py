@@ -20,7 +20,7 @@ from fastinfogan.data.cache import (
 )
 from fastinfogan.data.decoder import Decoder
 from fastinfogan.data.filling import fill_file
-from fastinfogan.data.place import CacheName, Place, available_memory, choose_place
+from fastinfogan.data.place import CacheName, Place, available_memory, choose_place, told
 from fastinfogan.data.quarantine import OnBadImage, Quarantine
 from fastinfogan.engine.feed import Feed, Order, ResidentFeed, StagedFeed
 from fastinfogan.engine.ranks import Ranks
@@ -75,6 +75,18 @@ def make_feed(
     return feed
 
 
+def planned(source: Decoder, device: torch.device, cache: CacheName = "auto") -> str:
+    """What will be done about a set that is yet to be decoded, for people."""
+    size, key = size_of(source), Key.of(source)
+    gpu_free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+    place = choose_place(cache, size, gpu_free, folder())
+    if (folder() / f"{key.hash}.json").exists():
+        return f"{told(size)}, decoded already, in {folder()}"
+    lie = {"device": "GPU memory", "host": "memory", "file": "a file", "off": "nowhere"}
+    kept = f", left in {folder()} for later runs" if place.keep else ""
+    return f"{told(size)}, kept in {lie[place.where]} ({place.why}){kept}"
+
+
 def whole_file_for(ranks: Ranks, source: Decoder, on_bad_image: OnBadImage) -> None:
     """Have rank 0 decode the whole set into its file, which all ranks map; they wait for it.
 
@@ -89,7 +101,7 @@ def whole_file_for(ranks: Ranks, source: Decoder, on_bad_image: OnBadImage) -> N
         quarantine = Quarantine(source.source.name, len(source.source), on_bad_image)
         try:
             with suppress(OSError):  # `make_feed` finds the same, and tells it
-                fill_file(source, quarantine, lambda told: None)
+                fill_file(source, quarantine, lambda _: None)
         except InputError as found:
             error = found
     (failed,) = ranks.agree(error is not None)

@@ -4,6 +4,9 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
+from fastinfogan.data.decoder import DecoderName
+from fastinfogan.data.place import CacheName
+from fastinfogan.data.quarantine import OnBadImage
 from fastinfogan.engine.precision import ComputedIn
 from fastinfogan.errors import InputError, check_fields
 from fastinfogan.kernels.real_images import Augmentation
@@ -128,6 +131,9 @@ class Plan(_Recorded):
         device: "cpu" or "cuda".
         checkpoint_every: iterations between checkpoints.
         pictures_every: iterations between sets of pictures; 0 for the end alone.
+        cache: where decoded images are kept, see `data.place`.
+        decoder: who decodes pictures, see `data.decode`.
+        on_bad_image: what is done about pictures that cannot be decoded.
 
     Raises:
         InputError: a field is of the wrong type or out of range.
@@ -138,6 +144,9 @@ class Plan(_Recorded):
     device: Device = "cpu"
     checkpoint_every: int = 500
     pictures_every: int = 500
+    cache: CacheName = "auto"
+    decoder: DecoderName = "auto"
+    on_bad_image: OnBadImage = "fail"
 
     def __post_init__(self) -> None:
         check_fields(self)

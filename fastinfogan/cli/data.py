@@ -1,0 +1,245 @@
+"""`fastinfogan data`: look at a set of images, check it, decode it beforehand."""
+
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from fastinfogan import experiments
+from fastinfogan.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from fastinfogan.data import Source
+    from fastinfogan.data.decoder import Decoder
+
+_DecoderName = Literal["auto", "dali", "pillow"]
+_Path = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PATH")]
+_ACROSS, _DOWN = 10, 10
+_ROWS = 128
+_PLAIN_EVERY = 10.0  # seconds between lines where there is no terminal
+
+
+def _open(path: Path, experiment: str, decoder: _DecoderName) -> "tuple[Source | Decoder, str]":
+    """A set, and why its decoder is the one it is."""
+    from fastinfogan.cli.rendering import Rendering
+    from fastinfogan.data import Source, open_source
+    from fastinfogan.data.decode import choose_decoder
+    from fastinfogan.engine.environment import choose_device
+
+    with Rendering() as progress:
+        source = open_source(path, experiments.get(experiment), progress)
+    if isinstance(source, Source):
+        return source, ""
+    return choose_decoder(decoder, source, choose_device("auto").type, _ROWS)
+
+
+@dataclass(frozen=True)
+class DataInfo:
+    """Tell what a path holds and what training will do with it, and draw some of its images."""
+
+    path: _Path
+    """A set in any format that train takes."""
+    experiment: str = "mnist"
+    """Whose images they are to become: decides height, width and channels."""
+    decoder: _DecoderName = "auto"
+    """Who decodes pictures."""
+    out: Path = Path("contact-sheet.png")
+    """Where to draw a hundred of them, evenly from the whole set."""
+
+    def run(self) -> int:
+        """Do it; the exit code."""
+        import numpy as np
+        from PIL import Image
+
+        from fastinfogan.data import Source
+        from fastinfogan.data.sample import decode_some
+        from fastinfogan.engine.environment import choose_device
+        from fastinfogan.engine.feeds import planned
+
+        found, why = _open(self.path, self.experiment, self.decoder)
+        source = found if isinstance(found, Source) else found.source
+        labels = "none" if source.labels is None else f"{len(np.unique(source.labels))} classes"
+        facts = {
+            "set": source.name,
+            "images": f"{len(source):,}, {source.shape}",
+            "labels": labels,
+            "factors": ", ".join(source.factors.names) if source.factors else "none",
+            "test part": "none" if source.test is None else f"{len(source.test):,} images",
+        }
+        count = min(len(source), _ACROSS * _DOWN)
+        chosen = np.arange(count, dtype=np.int64) * len(source) // count
+        if isinstance(found, Source):
+            facts["pictures"] = "decoded already"
+            images = found.images[chosen]
+        else:
+            facts["recipe"] = str(found.source.recipe)
+            facts["decoder"] = f"{found.name}: {why}"
+            facts["cache"] = planned(found, choose_device("auto"))
+            images, good = decode_some(found, chosen)
+            images[~good] = 0
+            if not good.all():
+                facts["bad"] = f"{(~good).sum()} of {count} that were drawn; see data verify"
+        try:
+            Image.fromarray(_contact_sheet(images)).save(self.out)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{self.out}: cannot be written: {error}") from error
+        facts["sheet"] = str(self.out)
+        for name, fact in facts.items():
+            print(f"{name:12} {fact}")
+        return 0
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Decode every picture of a set and list those that cannot be; exit code 1 if any cannot."""
+
+    path: _Path
+    """A set in any format that train takes."""
+    experiment: str = "mnist"
+    """Whose images they are to become."""
+    decoder: _DecoderName = "auto"
+    """Who decodes pictures."""
+
+    def run(self) -> int:
+        """Do it; the exit code."""
+        from fastinfogan.data import Source
+        from fastinfogan.data.filling import in_sequence
+
+        found, _ = _open(self.path, self.experiment, self.decoder)
+        if isinstance(found, Source):
+            test = f" and {len(found.test):,} for testing" if found.test else ""
+            print(f"{found.name}: {len(found):,} images{test}, all read")
+            return 0
+        bad = 0
+        parts = [found.source]
+        if found.source.test is not None:
+            parts.append(found.source.test)
+        for part in parts:
+            decoder = found if part is found.source else _decoder_of(part, self.decoder)
+            with _progress("decoding", len(part)) as advance:
+                done = 0
+                for batch in decoder.batches(in_sequence(len(part), _ROWS)):
+                    for each in batch.bad:
+                        print(f"{each.name}: {each.reason}")
+                    bad += len(batch.bad)
+                    done += len(batch.index)
+                    advance(done)
+        count = sum(len(part) for part in parts)
+        print(f"{found.source.name}: {bad:,} of {count:,} pictures cannot be decoded")
+        return 1 if bad else 0
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Decode a set into its file, which every later run maps; goes on where it was stopped."""
+
+    path: _Path
+    """A set in any format that train takes."""
+    experiment: str
+    """Whose images they are to become."""
+    decoder: _DecoderName = "auto"
+    """Who decodes pictures: the same as in training."""
+    on_bad_image: Literal["fail", "skip"] = "fail"
+    """What to do about a picture that cannot be decoded, as in training."""
+
+    def run(self) -> int:
+        """Do it; the exit code."""
+        from fastinfogan.data import Source
+        from fastinfogan.data.cache import folder, size_of
+        from fastinfogan.data.filling import fill_file
+        from fastinfogan.data.place import told
+        from fastinfogan.data.quarantine import Quarantine
+
+        found, _ = _open(self.path, self.experiment, self.decoder)
+        if isinstance(found, Source):
+            print(f"{found.name}: holds images that are decoded already; nothing to prepare")
+            return 0
+        count = len(found.source)
+        quarantine = Quarantine(found.source.name, count, self.on_bad_image)
+        seen: list[int] = []
+        begun = time.perf_counter()
+        with _progress("decoding", count) as advance:
+
+            def progress(done: int) -> None:
+                seen.append(done)
+                advance(done)
+
+            fill_file(found, quarantine, lambda text: print(text, file=sys.stderr), progress)
+        seconds, new = time.perf_counter() - begun, count - seen[0]
+        if quarantine.bad:
+            print(f"{len(quarantine)} cannot be decoded and are skipped: {quarantine.reasons()}")
+        rate = f", {new / seconds:,.0f} images/s" if new else ""
+        there = f"{seen[0]:,} of them were there already" if seen[0] else "all of them new"
+        print(f"{count:,} images, {told(size_of(found))}, in {folder()}; {there}{rate}")
+        return 0
+
+
+def _decoder_of(part: object, name: _DecoderName) -> "Decoder":
+    from fastinfogan.cli.training import decoder_of
+    from fastinfogan.data.source import Encoded
+    from fastinfogan.engine.environment import choose_device
+
+    assert isinstance(part, Encoded)
+    return decoder_of(part, name, choose_device("auto").type)
+
+
+def _contact_sheet(images: "NDArray[np.uint8]") -> "NDArray[np.uint8]":
+    """Rows of images with a gap of a pixel: uint8 (height, width) or (height, width, 3)."""
+    import numpy as np
+
+    count, height, width, channels = images.shape
+    down = -(-count // _ACROSS)
+    sheet = np.full((down * (height + 1) - 1, _ACROSS * (width + 1) - 1, channels), 255, np.uint8)
+    for i, image in enumerate(images):
+        top, left = i // _ACROSS * (height + 1), i % _ACROSS * (width + 1)
+        sheet[top : top + height, left : left + width] = image
+    return sheet[..., 0] if channels == 1 else sheet
+
+
+@contextmanager
+def _progress(what: str, total: int) -> "Iterator[Callable[[int], None]]":
+    """A bar with a rate on a terminal, a line now and then elsewhere; on stderr."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True, highlight=False)
+    begun = told = time.monotonic()
+    first = -1
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    task = bar.add_task(what, total=total)
+
+    def advance(done: int) -> None:
+        nonlocal first, told
+        first = done if first < 0 else first
+        now = time.monotonic()
+        rate = (done - first) / max(now - begun, 1e-3)
+        bar.update(task, completed=done, description=f"{what}, {rate:,.0f} images/s")
+        if not console.is_terminal and now - told > _PLAIN_EVERY:
+            told = now
+            console.print(f"{done:,} of {total:,}, {rate:,.0f} images/s")
+
+    with bar:
+        yield advance

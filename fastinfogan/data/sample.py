@@ -1,0 +1,77 @@
+"""Images of a set that is not in memory, to look at or to be evaluated on."""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastinfogan.data.cache import Key, open_whole
+from fastinfogan.data.decoder import Decoder
+from fastinfogan.data.filling import in_sequence
+from fastinfogan.data.source import Encoded, Factors, Source
+from fastinfogan.errors import InputError
+
+MOST = 10_000
+"""Images that are decoded for an evaluation."""
+_ROWS = 128
+
+
+def sample(
+    decoder: Decoder,
+    decoder_of: Callable[[Encoded], Decoder],
+    tell: Callable[[str], object],
+    most: int = MOST,
+) -> Source:
+    """A set's images with what is known of them: all if they are kept, else evenly some.
+
+    Args:
+        decoder: of the set.
+        decoder_of: makes one for its test part.
+        tell: told what was taken, if not all was, and what could not be decoded.
+        most: images that are decoded, of each part.
+
+    Raises:
+        InputError: none of them can be decoded.
+    """
+    source = decoder.source
+    test = None
+    if source.test is not None:
+        test = sample(decoder_of(source.test), decoder_of, tell, most)
+    whole = open_whole(Key.of(decoder), tell)
+    if whole is not None:
+        return Source(source.name, whole.images, source.labels, test, source.factors)
+    count = min(len(source), most)
+    chosen = np.arange(count, dtype=np.int64) * len(source) // count
+    images, good = decode_some(decoder, chosen)
+    if not good.any():
+        raise InputError(f"{source.name}: not one of {count:,} pictures can be decoded")
+    if count < len(source) or not good.all():
+        lost = f"; {(~good).sum()} of them cannot be decoded" if not good.all() else ""
+        tell(f"{source.name}: {count:,} of {len(source):,} images were decoded for this{lost}")
+    kept, known = chosen[good], source.factors
+    factors = None
+    if known is not None:
+        factors = Factors(known.names, known.values[kept], known.classes, known.periods)
+    labels = None if source.labels is None else source.labels[kept]
+    return Source(source.name, images[good], labels, test, factors)
+
+
+def decode_some(
+    decoder: Decoder, chosen: NDArray[np.int64]
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Some images of a set, and which of them could be decoded."""
+    images = np.empty((len(chosen), *decoder.source.shape), np.uint8)
+    good = np.ones(len(chosen), np.bool_)
+    done = 0
+    for batch in decoder.batches(chosen[rows] for rows in in_sequence(len(chosen), _ROWS)):
+        part = slice(done, done + len(batch.index))
+        images[part] = batch.images
+        good[part] = ~np.isin(batch.index, [bad.index for bad in batch.bad])
+        done = part.stop
+    return images, good
+
+
+def is_known(source: Encoded) -> bool:
+    """Whether there are labels or factors that images could be evaluated by."""
+    parts = (source, source.test)
+    return any(p is not None and (p.labels is not None or p.factors is not None) for p in parts)
