@@ -45,8 +45,8 @@ def upright_size(data: bytes, channels: int) -> Size | None:
 def _jpeg(data: bytes, channels: int) -> Size | None:
     """Check a JPEG of one scan as far as a decoder may refuse it.
 
-    DALI 2.4 may crash, not only fail, on a batch with a picture that it refuses: while the others
-    are still being decoded it gives their memory back. So it is shown none of that kind.
+    DALI 2.4 was seen to crash, not only to fail, on a batch with a JPEG that it refuses beside some
+    that it decodes; never where it decodes all of them. So it is shown none that it may refuse.
     """
     place, turned = 2, False
     size: Size | None = None
