@@ -1,5 +1,6 @@
 """One MNIST iteration at batch 128: the product against PyTorch, as usual and at its best."""
 
+import statistics
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -8,12 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ceilings import gemm_rate
 from pairs import Interleaved, Pair
 from peers import BestLoop, UsualLoop
 
 from fastinfogan import experiments
 from fastinfogan.data import Source, open_source
 from fastinfogan.engine import Iteration, TrainingSettings, choose_precision
+from fastinfogan.engine.counts import count
 from fastinfogan.engine.environment import cpu_model
 from fastinfogan.engine.precision import ComputedIn
 from fastinfogan.networks import InfoGAN
@@ -62,6 +65,9 @@ def test_mnist_iteration(benchmark: Any, report: list[str], precision: str) -> N
     check_parity(ours, loop)
     ratio = measure(benchmark, ours, loop)
     report.append(f"mnist, batch 128, {chosen.name} ({why}): {told(ratio)} reference's fp32 time")
+    share = rate_of(ours, ratio) / peak(ours)
+    benchmark.extra_info["share of the GEMM rate"] = share
+    report.append(f"mnist, batch 128, {chosen.name}: {share:.2f} of the measured GEMM rate")
     if precision == "auto" and ratio.ratio > AIM:
         warnings.warn(f"{ratio.ratio:.3f} of the reference's; the aim is {AIM}", stacklevel=1)
 
@@ -86,6 +92,17 @@ def test_mnist_iteration_against_pytorch_at_its_best(
     )
     if ratio.ratio > AIM_OF_BEST:
         warnings.warn(f"{ratio.ratio:.3f} of it; the aim is {AIM_OF_BEST}", stacklevel=1)
+
+
+def rate_of(ours: Iteration, times: Pair) -> float:
+    """FLOP/s of the products of an iteration, by its median time."""
+    precision = ours.settings.precision
+    return count(ours.experiment, precision).flops / statistics.median(times.ours)
+
+
+def peak(ours: Iteration) -> float:
+    """FLOP/s of a large product in the iteration's number format."""
+    return gemm_rate(ours.precision.computed)
 
 
 def measure(benchmark: Any, ours: Iteration, loop: UsualLoop) -> Pair:  # noqa: ANN401
