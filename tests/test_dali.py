@@ -273,3 +273,17 @@ def test_importing_fastinfogan_does_not_import_dali() -> None:
         "import sys, fastinfogan.data.decode, fastinfogan.cli; assert 'nvidia' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_dali_that_fails_on_everything_is_told_apart_from_bad_pictures(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    files = {f"{i}.png": bytes_of(scene(i, 20, 20), "PNG") for i in range(9)}
+    decoder = DaliDecoder(stored(files, RECIPES[0]))
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("Critical error:\nout of memory")
+
+    monkeypatch.setattr(module, "_as_array", broken)
+    with pytest.raises(InputError, match=r"that Pillow decodes \(out of memory\); take --decoder"):
+        all_of(decoder)

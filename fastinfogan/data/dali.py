@@ -26,6 +26,8 @@ from fastinfogan.errors import InputError
 
 _AHEAD = 3  # batches that are read before DALI asks for them
 _DEPTH = 2  # batches inside the pipeline
+_MANY = 8
+"""Pictures that DALI may not refuse without exception before it is taken to be broken."""
 _READERS = 2
 
 # What DALI raises, by what went wrong inside.
@@ -183,14 +185,26 @@ class DaliDecoder(Decoder):
             not_ours.append(error)
 
     def _one_by_one(self, part: _Part) -> None:
-        """Decode a part that a pipeline failed on; what fails alone is left to Pillow."""
-        failed = []
+        """Decode a part that a pipeline failed on; what fails alone is left to Pillow.
+
+        Raises:
+            InputError: DALI fails on all of them, Pillow on few: it is not the pictures.
+        """
+        failed, told = [], ""
         for row, data, box in zip(part.rows, part.encoded, part.boxes, strict=True):
             try:
                 part.images[row] = self._by_pipeline([data], [box])[0]
-            except _FAILURES:
+            except _FAILURES as error:
                 failed.append(row)
+                told = _reason(error)
+        bad_before = len(part.bad)
         self._by_pillow(part, failed)
+        refused = len(part.bad) - bad_before
+        if len(failed) == len(part.rows) >= _MANY and refused < _MANY // 2:
+            raise InputError(
+                f"{self.source.name}: DALI fails on pictures that Pillow decodes ({told}); "
+                "take --decoder pillow"
+            )
 
     def _by_pipeline(
         self, encoded: list[NDArray[np.uint8]], boxes: list[Boxes]
