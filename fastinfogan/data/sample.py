@@ -5,11 +5,13 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from fastinfogan import shuffle
 from fastinfogan.data.cache import Key, open_whole
 from fastinfogan.data.decoder import Decoder
 from fastinfogan.data.filling import in_sequence
 from fastinfogan.data.source import Encoded, Factors, Source
 from fastinfogan.errors import InputError
+from fastinfogan.philox import Stream
 
 MOST = 10_000
 """Images that are decoded for an evaluation."""
@@ -22,7 +24,7 @@ def sample(
     tell: Callable[[str], object],
     most: int = MOST,
 ) -> Source:
-    """A set's images with what is known of them: all if they are kept, else evenly some.
+    """A set's images with what is known of them: all if they are kept, else some, the same ones every time.
 
     Args:
         decoder: of the set.
@@ -41,7 +43,9 @@ def sample(
     if whole is not None:
         return Source(source.name, whole.images, source.labels, test, source.factors)
     count = min(len(source), most)
-    chosen = np.arange(count, dtype=np.int64) * len(source) // count
+    # By a shuffle: a set may be sorted by class, or its classes may take turns.
+    key = shuffle.keys(0, 0, Stream.EVALUATION)
+    chosen = np.sort(shuffle.permute(np.arange(count, dtype=np.int64), len(source), key))
     images, good = decode_some(decoder, chosen)
     if not good.any():
         raise InputError(f"{source.name}: not one of {count:,} pictures can be decoded")
