@@ -24,7 +24,7 @@ def sample(
     tell: Callable[[str], object],
     most: int = MOST,
 ) -> Source:
-    """A set's images with what is known of them: all if they are kept, else some, the same ones every time.
+    """A set's images with what is known of them: all if they are kept, else always the same few.
 
     Args:
         decoder: of the set.
