@@ -105,6 +105,26 @@ def test_product_and_reference_start_from_the_same_weights(name: str) -> None:
         assert mine.requires_grad == other.requires_grad
 
 
+@pytest.mark.parametrize(
+    ("name", "asked", "taken"),
+    [
+        ("faces", (), ("research",)),
+        ("faces", ("elevation",), ("elevation", "research")),
+        ("faces", ("paper",), ("paper",)),
+        ("faces", ("research",), ("research",)),
+        ("chairs", ("fixed-deviation",), ("fixed-deviation",)),
+        ("mnist", (), ()),
+        ("sprites", ("shape-code",), ("shape-code",)),
+    ],
+)
+def test_faces_and_chairs_are_trained_as_their_authors_code_does(
+    name: str, asked: tuple[str, ...], taken: tuple[str, ...]
+) -> None:
+    """Unless the paper's tables are asked for, or what contradicts that code."""
+    assert set(experiments.to_train(name, asked)) == set(taken)
+    experiments.get(name, taken)
+
+
 def test_nonsense_is_refused() -> None:
     with pytest.raises(InputError, match="no experiment 'cifar'; there are mnist, svhn"):
         experiments.get("cifar")

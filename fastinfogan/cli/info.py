@@ -22,7 +22,7 @@ class Info:
         from fastinfogan.caches import cache_directory, compiled_folders
         from fastinfogan.data.cache import folder
         from fastinfogan.engine import choose_precision, choose_runner, environment
-        from fastinfogan.experiments import OURS, VARIANTS
+        from fastinfogan.experiments import OURS, VARIANTS, to_train
         from fastinfogan.kernels.backend import choose
 
         device = environment.choose_device("auto")
@@ -48,7 +48,10 @@ class Info:
         for name, variants in VARIANTS.items():
             print(f"\n{name}: --variant")
             ours = f"; {OURS[name]}" if name in OURS else ""
-            print(f"  {'paper':20} the default{ours}")
+            default = "the default"
+            if "research" in to_train(name):
+                default = "the paper's tables; train takes research unless this is named"
+            print(f"  {'paper':20} {default}{ours}")
             for variant, what in variants.items():
                 print(f"  {variant:20} {what.about}")
         return 0

@@ -49,7 +49,8 @@ class Train:
     out: Annotated[Path | None, _open("PATH", "a new folder in runs/")] = None
     """Where to keep the run."""
     variant: Annotated[
-        tyro.conf.UseAppendAction[tuple[str, ...]], _open("NAME", "the paper's settings")
+        tyro.conf.UseAppendAction[tuple[str, ...]],
+        _open("NAME", "the paper's; research for faces and chairs"),
     ] = ()
     """A named departure from the paper, as `info` lists them; may be given again."""
     resume: Annotated[Path | None, _open("RUN", "start a new run")] = None
@@ -140,7 +141,8 @@ class Train:
             raise InputError(f"{run.path} is a run of {name}, not of {self.experiment}")
         if self.out is not None:
             raise InputError("--out starts a new folder, --resume goes on in the run's; name one")
-        if self.variant and experiments.get(name, self.variant).variants != run.experiment.variants:
+        asked = experiments.get(name, experiments.to_train(name, self.variant))
+        if self.variant and asked.variants != run.experiment.variants:
             have = " ".join(run.experiment.variants) or "paper"
             raise InputError(f"{run.path} was started with --variant {have}")
         given: dict[str, Any] = {
@@ -170,7 +172,8 @@ class Train:
 
         if self.experiment is None:
             raise InputError(f"name an experiment to train: {', '.join(experiments.BASES)}")
-        experiment = experiments.get(self.experiment, self.variant)
+        variants = experiments.to_train(self.experiment, self.variant)
+        experiment = experiments.get(self.experiment, variants)
         if self.batch_size is not None:
             experiment = replace(experiment, batch_size=self.batch_size)
         plan = Plan(**{"iterations": experiment.iterations, "device": device, **given})

@@ -4,6 +4,16 @@ Floor 0: plain data.
 """
 
 from fastinfogan.experiments.tables import BASES, Activation, Block, Experiment
-from fastinfogan.experiments.variants import OURS, VARIANTS, Variant, get
+from fastinfogan.experiments.variants import OURS, VARIANTS, Variant, get, to_train
 
-__all__ = ["BASES", "OURS", "VARIANTS", "Activation", "Block", "Experiment", "Variant", "get"]
+__all__ = [
+    "BASES",
+    "OURS",
+    "VARIANTS",
+    "Activation",
+    "Block",
+    "Experiment",
+    "Variant",
+    "get",
+    "to_train",
+]
