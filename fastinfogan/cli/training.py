@@ -89,7 +89,8 @@ def describe_run(
     path = out or free_name(experiment.name)
     if free and ranks.writes:
         RunDirectory(path, experiment, settings, plan).require_free()
-    source = opened(data, experiment, plan)
+    with ranks.first():
+        source = opened(data, experiment, plan)
     settings = replace(settings, data_fingerprint=source.fingerprint)
     return RunDirectory(path, experiment, settings, plan), source
 
@@ -162,7 +163,8 @@ def go_on(
         raise InputError(
             f"{run.path} has done {done} iterations; --iterations {plan.iterations} is less"
         )
-    source = images_of(run, data, plan)
+    with ranks.first():
+        source = images_of(run, data, plan)
     with told_in_one_line("this run was started on a larger machine"):
         trainer = _trainer(run, source, plan, runner, ranks)
     if saved:

@@ -70,6 +70,19 @@ class Ranks:
             dist.all_reduce(told, dist.ReduceOp.MAX)
         return [bool(flag) for flag in told.tolist()]
 
+    @contextmanager
+    def first(self) -> Iterator[None]:
+        """Have rank 0 do something before the others do: what it makes, they find.
+
+        Raises:
+            TrainingError: another rank is gone.
+        """
+        if not self.writes:
+            self.wait()
+        yield
+        if self.writes:
+            self.wait()
+
     def wait(self) -> None:
         """Wait until every rank has come here.
 
