@@ -395,12 +395,13 @@ def objective_launches(
                 empty(batch, of_q, of=dtype), empty(1, 3, of_q), 0.1, empty(width, of_q),
                 empty(width), *codes, table.widest, False, "triton",
             )  # fmt: skip
+        scale_there = empty(1) if dtype == torch.float16 else None  # fp16's losses are scaled
         for groups in (2, 1):
             rows, targets = groups * batch, empty(groups, of=torch.int32)
             counted = empty(2, of=torch.int32)
             adversarial.evaluate(empty(rows, of=dtype), targets, 1.0, counted, "triton")
             fused_d_head(
                 empty(rows, of_d, of=dtype), empty(groups, 3, of_d), 0.1, empty(1, of_d),
-                empty(1), targets, 1.0, None, counted, "triton",
+                empty(1), targets, 1.0, scale_there, counted, "triton",
             )  # fmt: skip
     return launches
