@@ -1,6 +1,7 @@
 """Every format, read from small files in exactly its layout, and what is said of damaged ones."""
 
 import gzip
+import os
 import struct
 import zipfile
 from pathlib import Path
@@ -172,9 +173,13 @@ def test_folder_with_links_that_lead_back(tmp_path: Path) -> None:
     Image.fromarray(COLOURS[0]).save(tmp_path / "one.png")
     (tmp_path / "loop").symlink_to(tmp_path)
     (tmp_path / "self.png").symlink_to("self.png")
+    (tmp_path / "above").symlink_to(tmp_path.parent)
+    os.mkfifo(tmp_path / "pipe.png")
     source = open_source(tmp_path, SVHN)
     assert isinstance(source, Encoded)
-    assert [picture.name for picture in source.pictures] == ["one.png"]
+    assert [picture.name for picture in source.pictures] == ["one.png", "self.png"]
+    (bad,) = decoded(tmp_path, SVHN).bad
+    assert (bad.name, bad.reason) == ("self.png", "too many levels of symbolic links")
 
 
 def test_embedded_digits_are_mnist_and_cached(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,14 +1,15 @@
 """What turns encoded pictures into images, be it DALI or Pillow."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastinfogan.data.source import Encoded, Fingerprint
+from fastinfogan.data.source import Encoded, Fingerprint, Source
+from fastinfogan.errors import InputError
 
 DecoderName = Literal["auto", "dali", "pillow"]
 
@@ -74,3 +75,24 @@ class Decoder(ABC):
         Returns:
             A batch for each. Closing the iterator stops what works ahead.
         """
+
+
+def decode_all(source: Encoded, decoder: Callable[[Encoded], Decoder]) -> Source:
+    """Decode a small set at once, its test part too.
+
+    Args:
+        source: the set.
+        decoder: makes one for a set, as `PillowDecoder` does.
+
+    Raises:
+        InputError: a picture cannot be decoded.
+    """
+    images = np.empty((len(source), *source.shape), np.uint8)
+    parts = np.array_split(np.arange(len(source)), -(-len(source) // 128))
+    for batch in decoder(source).batches(parts):
+        if batch.bad:
+            first = batch.bad[0]
+            raise InputError(f"{source.name}: {first.name} cannot be decoded: {first.reason}")
+        images[batch.index] = batch.images
+    test = None if source.test is None else decode_all(source.test, decoder)
+    return Source(source.name, images, source.labels, test, source.factors)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from fastinfogan.data.decoder import BadImage, Decoded, Decoder
+from fastinfogan.data.recipes import box
 from fastinfogan.data.source import Encoded, Picture, Recipe
 from fastinfogan.errors import InputError
 
@@ -143,7 +144,8 @@ def decode(data: bytes, recipe: Recipe) -> NDArray[np.uint8]:
         picture = _eight_bits(ImageOps.exif_transpose(opened))
     size = (shape.width, shape.height)
     # Cropped before it is resized, lest the filter reach for pixels outside the crop.
-    picture = picture.crop(_box(picture.size, recipe))
+    top, left, down, across = box(recipe, picture.height, picture.width)
+    picture = picture.crop((left, top, left + across, top + down))
     picture = picture.convert("L" if shape.channels == 1 else "RGB")
     if picture.size != size:
         picture = picture.resize(size, Image.Resampling.LANCZOS)
@@ -160,21 +162,6 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
     if picture.mode in ("1", "LA", "La"):
         return picture.convert("L")
     return picture if picture.mode in ("L", "RGB") else picture.convert("RGB")
-
-
-def _box(size: tuple[int, int], recipe: Recipe) -> tuple[int, int, int, int]:
-    """What is cut out: left, upper, right, lower."""
-    width, height = size
-    if recipe.crop:
-        down, across = recipe.crop
-        if down > height or across > width:
-            raise ValueError(f"{height}x{width}, smaller than the {down}x{across} that are cut out")
-    else:
-        shape = recipe.shape
-        down = min(height, max(round(width * shape.height / shape.width), 1))
-        across = min(width, max(round(height * shape.width / shape.height), 1))
-    left, upper = (width - across) // 2, (height - down) // 2
-    return left, upper, left + across, upper + down
 
 
 def _reason(error: BaseException) -> str:
