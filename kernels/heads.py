@@ -21,7 +21,7 @@ from fastinfogan.kernels.code_table import code_table, row_of
 from fastinfogan.kernels.device.adversarial import d_head_kernel
 from fastinfogan.kernels.device.likelihood import q_head_kernel
 from fastinfogan.kernels.geometry import LINEAR
-from fastinfogan.kernels.launch import Launch, launch, recording, run_native
+from fastinfogan.kernels.launch import Launch, is_recording, launch, recording, run_native
 from fastinfogan.kernels.library import register
 from fastinfogan.kernels.likelihood import likelihood_with_gradient, settle
 from fastinfogan.kernels.maps import Deferred
@@ -252,7 +252,8 @@ def _d_head(
     )
     if impl == "native":
         exact = empty(all_rows, torch.float32, y.device)
-        scale = scale if scale_there is None else scale_there.item()
+        if scale_there is not None and not is_recording():
+            scale = scale_there.item()
         run_native(
             "d_head_objective", _activated(Deferred(y, params, slope)), weight.reshape(depth),
             None if bias is None else bias.float(), targets, scale, logits, losses, exact,
@@ -286,6 +287,7 @@ def _d_head(
         BLOCK_M=m,
         BLOCK_K=k,
         num_warps=4,
+        **machine_of(y.device).limits,
         read=tensors,
         written=(logits, losses, gradient, bias_gradient),
     )
