@@ -9,6 +9,10 @@ from fastinfogan.data.source import Encoded, ImageShape
 from fastinfogan.errors import InputError
 
 
+class NoPicturesError(InputError):
+    """There are no pictures in a folder."""
+
+
 def read(path: Path, shape: ImageShape, damaged: OnBadImage = "fail") -> Encoded:
     """List every picture: its largest centred box of the right proportions becomes the image.
 
@@ -18,11 +22,12 @@ def read(path: Path, shape: ImageShape, damaged: OnBadImage = "fail") -> Encoded
         damaged: whether subfolders that cannot be read are left out.
 
     Raises:
-        InputError: no pictures, or a folder that cannot be read.
+        NoPicturesError: there are no pictures.
+        InputError: a folder that cannot be read.
     """
     pictures = pictures_below(path, damaged)
     if not pictures:
-        raise InputError(
+        raise NoPicturesError(
             f"{path}: no pictures in this folder (looked for {', '.join(sorted(SUFFIXES))})"
         )
     return Encoded(str(path), pictures, recipe("plain", shape))

@@ -2,14 +2,29 @@
 
 from pathlib import Path
 
-from fastinfogan.data import celeba, chairs, folder, idx, npz, rendered, svhn
+from fastinfogan.data import (
+    celeba,
+    chairs,
+    folder,
+    idx,
+    known_arrays,
+    npz,
+    rendered,
+    svhn,
+    webdataset,
+)
 from fastinfogan.data.digits import embedded_digits
 from fastinfogan.data.quarantine import OnBadImage
 from fastinfogan.data.source import Encoded, ImageShape, Source
 from fastinfogan.errors import InputError
 from fastinfogan.experiments import Experiment
 
-_WANTED = "MNIST IDX files, SVHN's train_32x32.mat, an .npz or a folder of pictures"
+_WANTED = (
+    "MNIST's IDX files, SVHN's train_32x32.mat, CelebA's img_align_celeba, rendered_chairs, "
+    "dSprites or MPI3D (.npz), 3D Shapes or MPI3D (.h5), any .npz of images, .tar files of "
+    "pictures (shard-{000..009}.tar) or a folder of pictures"
+)
+_ARRAYS = known_arrays.HDF5_SUFFIXES | {".npz"}
 
 
 def open_source(
@@ -26,8 +41,8 @@ def open_source(
         experiment: whose height, width and channels the images must have. Pictures in a folder
             are cropped and resized to it.
         progress: told how far it is while a set is rendered.
-        damaged: "skip" leaves out folders that cannot be read; pictures are looked at later, when
-            they are decoded.
+        damaged: "skip" leaves out folders that cannot be read, and takes the whole pictures of a
+            tar that is damaged. The pictures themselves are looked at when they are decoded.
 
     Raises:
         InputError: nothing there, an unknown or damaged format, or images that do not fit.
@@ -54,21 +69,43 @@ def open_source(
 
 def _read(path: Path, shape: ImageShape, damaged: OnBadImage) -> Source | Encoded:
     if path.is_dir():
-        if idx.image_file(path, "train"):
-            return idx.read(path)
-        if (path / "train_32x32.mat").is_file():
-            return svhn.read(path / "train_32x32.mat")
-        if celeba.find(path):
-            return celeba.read(path, shape, damaged)
-        if chairs.find(path):
-            return chairs.read(path, shape, damaged)
-        return folder.read(path, shape, damaged)
+        return _read_folder(path, shape, damaged)
+    tars = webdataset.shards(path)
+    if tars:
+        return webdataset.read(path, tars, shape, damaged)
     if not path.exists():
         raise InputError(f"{path}: no such file or folder; --data takes {_WANTED}")
     if path.suffix == ".mat":
         return svhn.read(path)
     if path.suffix == ".npz":
-        return npz.read(path)
+        return known_arrays.read_npz(path, shape) or npz.read(path)
+    if path.suffix in known_arrays.HDF5_SUFFIXES:
+        return known_arrays.read_hdf5(path, shape)
     if idx.is_idx(path):
         return idx.read(path)
     raise InputError(f"{path}: of no format known here; --data takes {_WANTED}")
+
+
+def _read_folder(path: Path, shape: ImageShape, damaged: OnBadImage) -> Source | Encoded:
+    if idx.image_file(path, "train"):
+        return idx.read(path)
+    for name in svhn.IN_FOLDER:
+        if (path / name).is_file():
+            return svhn.read(path / name)
+    if celeba.find(path):
+        return celeba.read(path, shape, damaged)
+    if chairs.find(path):
+        return chairs.read(path, shape, damaged)
+    try:
+        return folder.read(path, shape, damaged)
+    except folder.NoPicturesError:
+        tars = webdataset.shards(path)
+        if tars:
+            return webdataset.read(path, tars, shape, damaged)
+        arrays = [p for p in sorted(path.iterdir()) if p.suffix in _ARRAYS and p.is_file()]
+        if len(arrays) > 1:
+            names = ", ".join(file.name for file in arrays)
+            raise InputError(f"{path}: holds several sets, {names}; give one as --data") from None
+        if not arrays:
+            raise
+    return _read(arrays[0], shape, damaged)

@@ -1,5 +1,6 @@
-"""SVHN's cropped digits: train_32x32.mat (MATLAB 5), and test_32x32.mat if it lies beside it."""
+"""SVHN's cropped digits: train_32x32.mat or extra_32x32.mat (MATLAB 5), with test_32x32.mat."""
 
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -8,6 +9,9 @@ import numpy as np
 
 from fastinfogan.data.source import Source, as_labels, pixels
 from fastinfogan.errors import InputError
+
+IN_FOLDER = ("train_32x32.mat", "extra_32x32.mat")
+"""What is looked for in a folder; the first one counts."""
 
 _HEADER, _START = 128, 512  # of the file; of an element, more than flags, shape and name can take
 _MATRIX_CLASS = range(6, 16)  # of numbers: flags, shape, name, values
@@ -23,7 +27,7 @@ def read(path: Path) -> Source:
         InputError: not a MATLAB 5 file, damaged, or without X and y of these shapes.
     """
     source = _read_one(path)
-    test = path.with_name(path.name.replace("train", "test"))
+    test = path.with_name(re.sub("train|extra", "test", path.name))
     if test != path and test.is_file():
         return Source(source.name, source.images, source.labels, _read_one(test))
     return source
