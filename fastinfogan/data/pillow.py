@@ -2,7 +2,7 @@
 
 How a picture becomes an image, which every decoder follows:
 
-- The first frame counts, upright by its EXIF tag.
+- The first frame counts, upright by its EXIF tag; EXIF that cannot be read turns nothing.
 - 16-bit grey is scaled to 8 bits, round(value / 257), so that 65535 becomes 255.
 - CMYK and palettes become RGB. Transparency is dropped, the colours below it stay.
 - Colour becomes grey by luminance; grey becomes colour by three equal channels.
@@ -11,27 +11,44 @@ How a picture becomes an image, which every decoder follows:
 
 import io
 import os
+import struct
+import threading
 import warnings
+import zlib
 from collections import deque
 from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 
 import numpy as np
 import PIL
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from fastinfogan.data.decoder import BadImage, Decoded, Decoder
 from fastinfogan.data.recipes import box
 from fastinfogan.data.source import Encoded, Picture, Recipe
 from fastinfogan.errors import InputError
 
-MAX_PIXELS = 300_000_000
-"""Of a picture; one that announces more is taken for a decompression bomb."""
+MAX_PIXELS = 100_000_000
+"""That are decoded of a picture; one that announces more is taken for a decompression bomb."""
+LARGE = 16_000_000
+"""Pictures of more pixels are decoded one at a time."""
 
 _AHEAD = 3  # batches that are decoded before they are asked for
 _DRAFT = 4  # a JPEG is decoded to no less than so many times the image's size
 _SIXTEEN_BITS = frozenset({"I;16", "I;16L", "I;16B", "I;16N", "I"})
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ORIENTATION = 0x0112
+# What Pillow ends in on damaged pictures.
 _UNDECODABLE = (
     OSError,
     ValueError,
@@ -39,8 +56,11 @@ _UNDECODABLE = (
     EOFError,
     LookupError,
     TypeError,
-    OverflowError,
+    ArithmeticError,
     MemoryError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
     Image.DecompressionBombError,
 )
 
@@ -63,6 +83,9 @@ class PillowDecoder(Decoder):
         if threads is not None and threads < 1:
             raise InputError(f"pictures cannot be decoded by {threads} threads")
         self._threads = threads or len(os.sched_getaffinity(0))
+        self._large = threading.Lock()
+        # Not around each picture: the filters are the process's, and threads would mix them up.
+        warnings.filterwarnings("ignore", module=r"PIL\.")
 
     def batches(self, wanted: Iterable[NDArray[np.int64]]) -> Generator[Decoded]:
         """Decode batches, in the order in which they are wanted; see `Decoder`."""
@@ -87,7 +110,10 @@ class PillowDecoder(Decoder):
     def _one(self, number: int) -> NDArray[np.uint8] | BadImage:
         picture = self.source.pictures[number]
         try:
-            return decode(read_bytes(picture), self.source.recipe)
+            with opened(read_bytes(picture), self.source.recipe) as found:
+                large = found.width * found.height > LARGE
+                with self._large if large else nullcontext():
+                    return decoded(found, self.source.recipe)
         except _UNDECODABLE as error:
             return BadImage(number, picture.name, _reason(error))
 
@@ -122,34 +148,51 @@ def read_bytes(picture: Picture) -> bytes:
     return data
 
 
-def decode(data: bytes, recipe: Recipe) -> NDArray[np.uint8]:
-    """Decode one picture to uint8 (height, width, channels), as this module's head tells.
+def opened(data: bytes, recipe: Recipe) -> Image.Image:
+    """Read a picture's header, and have a large JPEG decoded at less than its size.
+
+    Raises:
+        OSError, ValueError: it is of no kind that is known, or of too many pixels. Pillow raises
+            others, too.
+    """
+    picture = Image.open(io.BytesIO(data))
+    shape = recipe.shape
+    if recipe.crop is None and min(picture.size) > 2 * _DRAFT * max(shape.height, shape.width):
+        # At a half to an eighth: less memory, as good an image.
+        picture.draft(None, (_DRAFT * shape.width, _DRAFT * shape.height))
+    if picture.width * picture.height > MAX_PIXELS:
+        raise ValueError(
+            f"{picture.width}x{picture.height} pixels, more than the {MAX_PIXELS:,} allowed"
+        )
+    return picture
+
+
+def decoded(picture: Image.Image, recipe: Recipe) -> NDArray[np.uint8]:
+    """Decode a picture to uint8 (height, width, channels), as this module's head tells.
 
     Raises:
         OSError, ValueError: it cannot be decoded, or is smaller than the recipe's box. Pillow
             raises others, too.
     """
     shape = recipe.shape
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS decides
-        opened = Image.open(io.BytesIO(data))
-    with opened:
-        if opened.width * opened.height > MAX_PIXELS:
-            raise ValueError(
-                f"{opened.width}x{opened.height} pixels, more than the {MAX_PIXELS:,} allowed"
-            )
-        if recipe.crop is None and min(opened.size) > 2 * _DRAFT * max(shape.height, shape.width):
-            # A large JPEG is decoded at a half to an eighth: less memory, as good an image.
-            opened.draft(None, (_DRAFT * shape.width, _DRAFT * shape.height))
-        picture = _eight_bits(ImageOps.exif_transpose(opened))
-    size = (shape.width, shape.height)
+    picture.load()
+    picture = _eight_bits(_upright(picture))
     # Cropped before it is resized, lest the filter reach for pixels outside the crop.
     top, left, down, across = box(recipe, picture.height, picture.width)
-    picture = picture.crop((left, top, left + across, top + down))
+    if (across, down) != picture.size:
+        picture = picture.crop((left, top, left + across, top + down))
     picture = picture.convert("L" if shape.channels == 1 else "RGB")
-    if picture.size != size:
-        picture = picture.resize(size, Image.Resampling.LANCZOS)
+    if picture.size != (shape.width, shape.height):
+        picture = picture.resize((shape.width, shape.height), Image.Resampling.LANCZOS)
     return np.asarray(picture, np.uint8).reshape(shape)
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    try:
+        turn = _TURNS.get(picture.getexif().get(_ORIENTATION, 1))
+    except (SyntaxError, ValueError, LookupError, TypeError, OSError, EOFError, struct.error):
+        turn = None
+    return picture if turn is None else picture.transpose(turn)
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:
@@ -168,6 +211,8 @@ def _reason(error: BaseException) -> str:
     """In a few words, without the places in memory that Pillow's messages name."""
     if isinstance(error, PIL.UnidentifiedImageError):
         return "not a picture of a kind that is known"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"more pixels than the {MAX_PIXELS:,} allowed"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     return " ".join(str(error).split()) or type(error).__name__
