@@ -20,7 +20,7 @@ from PIL import Image
 
 from fastinfogan.data.decoder import BadImage, Decoded, Decoder
 from fastinfogan.data.headers import upright_size
-from fastinfogan.data.pillow import PillowDecoder
+from fastinfogan.data.pillow import LARGE, PillowDecoder
 from fastinfogan.data.source import Encoded, Picture, Recipe
 from fastinfogan.errors import InputError
 
@@ -120,7 +120,7 @@ class DaliDecoder(Decoder):
         for row, number in enumerate(index):
             data = _read(self.source.pictures[number])
             size = upright_size(data, recipe.shape.channels)
-            box = _box(recipe, *size) if size else None
+            box = _box(recipe, *size) if size and size[0] * size[1] <= LARGE else None
             if box is None:
                 others.append(row)
                 continue
