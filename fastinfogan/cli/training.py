@@ -191,7 +191,7 @@ def opened(data: Path | None, experiment: Experiment, plan: Plan) -> Source | De
             of pictures in files.
     """
     with Rendering() as progress:
-        source = open_source(data, experiment, progress)
+        source = open_source(data, experiment, progress, plan.on_bad_image)
     if isinstance(source, Encoded):
         return decoder_of(source, plan.decoder, plan.device)
     for option, asked, default in (
