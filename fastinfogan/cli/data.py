@@ -28,7 +28,9 @@ _ROWS = 128
 _PLAIN_EVERY = 10.0  # seconds between lines where there is no terminal
 
 
-def _open(path: Path, experiment: str, decoder: _DecoderName) -> "tuple[Source | Decoder, str]":
+def _open(
+    path: Path, experiment: str, decoder: _DecoderName, damaged: Literal["fail", "skip"] = "fail"
+) -> "tuple[Source | Decoder, str]":
     """A set, and why its decoder is the one it is."""
     from fastinfogan.cli.rendering import Rendering
     from fastinfogan.data import Source, open_source
@@ -36,7 +38,7 @@ def _open(path: Path, experiment: str, decoder: _DecoderName) -> "tuple[Source |
     from fastinfogan.engine.environment import choose_device
 
     with Rendering() as progress:
-        source = open_source(path, experiments.get(experiment), progress)
+        source = open_source(path, experiments.get(experiment), progress, damaged)
     if isinstance(source, Source):
         return source, ""
     return choose_decoder(decoder, source, choose_device("auto").type, _ROWS)
@@ -159,7 +161,7 @@ class Prepare:
         from fastinfogan.data.place import told
         from fastinfogan.data.quarantine import Quarantine
 
-        found, _ = _open(self.path, self.experiment, self.decoder)
+        found, _ = _open(self.path, self.experiment, self.decoder, self.on_bad_image)
         if isinstance(found, Source):
             print(f"{found.name}: holds images that are decoded already; nothing to prepare")
             return 0
