@@ -1,6 +1,8 @@
 """How precisions multiply, and what the loss scale of fp16 does."""
 
 from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
 
 import pytest
 import torch
@@ -104,6 +106,51 @@ def test_products_are_rounded_to_tf32_where_that_is_asked_for_and_nowhere_else(
             each.parameters["PRECISION"] for each in launches if "PRECISION" in each.parameters
         }
         assert asked_of == {expected}
+
+
+def torchs_settings() -> list[object]:
+    b: Any = torch.backends
+    found: list[object] = []
+    for read in (torch.get_float32_matmul_precision, lambda: b.cudnn.allow_tf32):
+        try:
+            found.append(read())
+        except RuntimeError:
+            found.append("mixed")
+    where = (b, b.cuda.matmul, b.cudnn, b.cudnn.conv, b.cudnn.rnn, b.mkldnn.matmul, b.mkldnn.conv)
+    return found + [each.fp32_precision for each in where]
+
+
+@pytest.mark.parametrize("way", ["by name", "everywhere", "of one backend"])
+def test_how_the_process_multiplies_is_put_back(way: str) -> None:
+    """However it was set, by torch's old names or its new switches, and after an error too."""
+    b: Any = torch.backends
+    where, name, asked = {
+        "by name": (None, "", "medium"),
+        "everywhere": (b, "fp32_precision", "tf32"),
+        "of one backend": (b.cuda.matmul, "fp32_precision", "tf32"),
+    }[way]
+    before = torchs_settings()
+    if where is None:
+        torch.set_float32_matmul_precision(asked)
+    else:
+        setattr(where, name, asked)
+    try:
+        changed = torchs_settings()
+        assert changed != before
+        for chosen, expected in ((FP32, "ieee"), (TF32, "tf32")):
+            with suppress(KeyError), chosen.arithmetic():
+                assert precision(torch.float32) == expected
+                assert b.cuda.matmul.allow_tf32 == b.cudnn.allow_tf32 == (expected == "tf32")
+                assert b.mkldnn.matmul.fp32_precision == expected
+                raise KeyError
+            assert torchs_settings() == changed
+    finally:
+        b.fp32_precision = "none"
+        torch.set_float32_matmul_precision("highest")
+        for each in (b.cuda.matmul, b.mkldnn.matmul, b.mkldnn.conv):
+            each.fp32_precision = "none"
+        b.cudnn.allow_tf32 = True
+    assert torchs_settings() == before
 
 
 def test_precisions_that_a_cpu_does_not_have(monkeypatch: pytest.MonkeyPatch) -> None:

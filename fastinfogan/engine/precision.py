@@ -2,11 +2,11 @@
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Final, Literal, TypeVar, get_args
+from typing import Any, Final, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -46,14 +46,33 @@ class Precision:
         How torch and our kernels multiply is a setting of the process; it is put back. What is
         compiled or captured inside keeps it.
         """
-        before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-        torch.set_float32_matmul_precision("high" if self.name == "tf32" else "highest")
-        torch.backends.cudnn.allow_tf32 = self.name == "tf32"
+        rounded = self.name == "tf32"
+        switches = _switches()
+        before = [switch.fp32_precision for switch in switches]
+        cudnn: Any = torch.backends.cudnn
+        name, allowed = "highest", True  # torch's own
+        with suppress(RuntimeError):  # the switches are set to what has no name
+            name = torch.get_float32_matmul_precision()
+        with suppress(RuntimeError):
+            allowed = cudnn.allow_tf32
         try:
+            # By name, which our kernels and torch.compile go by; and whatever backends inherit.
+            torch.set_float32_matmul_precision("high" if rounded else "highest")
+            cudnn.allow_tf32 = rounded
+            for switch in switches:
+                switch.fp32_precision = "tf32" if rounded else "ieee"
             yield
         finally:
-            torch.set_float32_matmul_precision(before[0])
-            torch.backends.cudnn.allow_tf32 = before[1]
+            torch.set_float32_matmul_precision(name)
+            cudnn.allow_tf32 = allowed
+            for switch, value in zip(switches, before, strict=True):
+                switch.fp32_precision = value
+
+
+def _switches() -> tuple[Any, ...]:
+    """Where torch keeps how products of fp32 are computed, beside the name of it all."""
+    b: Any = torch.backends
+    return b.cuda.matmul, b.cudnn.conv, b.cudnn.rnn, b.mkldnn.matmul, b.mkldnn.conv
 
 
 FP64: Final = Precision("fp64", torch.float64)
