@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,16 +13,16 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import make_iteration, narrowed
+from conftest import made_up_images, make_iteration, narrowed, settings_of
 from torch.multiprocessing import spawn
 
 from fastinfogan import experiments
 from fastinfogan.cli import main
-from fastinfogan.engine import RunDirectory
+from fastinfogan.engine import Plan, RunDirectory, Schedule, Trainer
 from fastinfogan.engine.precision import ComputedIn
-from fastinfogan.engine.ranks import Ranks
+from fastinfogan.engine.ranks import Ranks, Shared
 from fastinfogan.engine.settings import BatchNorm
-from fastinfogan.errors import InputError
+from fastinfogan.errors import InputError, TrainingError
 
 BATCH, ITERATIONS = 12, 3
 MNIST = ("train", "mnist", "--batch-size", "6", "--precision", "fp32", "--log-every", "1")
@@ -80,6 +81,68 @@ def test_all_ranks_have_the_same_weights(
     assert one["tally"].tolist() == [ITERATIONS, 0, 0]
 
 
+def shared_troubles(rank: int, folder: Path) -> None:
+    """Of two ranks the second has losses that are not finite, and then pictures that are lost."""
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2
+    )
+    ranks = Ranks(rank, 2)
+    tiny = replace(narrowed(experiments.get("mnist"), 16), batch_size=4)
+    iteration = make_iteration(tiny, batch_size=4, ranks=ranks)
+    before = [p.clone() for p in iteration.networks.parameters()]
+    for step in range(3):
+        iteration.draw(step)
+        if rank == 1:
+            iteration.networks.d_head[0].layer.bias.data.fill_(float("nan"))
+        iteration.run(step)
+    with pytest.raises(TrainingError, match="the last 3 iterations"):
+        iteration.read()
+    if rank == 0:
+        after = iteration.networks.parameters()
+        assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+    source = made_up_images(tiny)
+    settings = replace(settings_of(source, batch_size=4), ranks=2)
+    run = RunDirectory(folder / "run", tiny, settings, Plan(9))
+    trainer = Trainer(run, source, torch.device("cpu"), ranks=ranks)
+    if ranks.writes:
+        run.make()
+    trainer.feed.waited, trainer.feed.at_once = 0.0, 1
+
+    def prepare(step: int, *_: object) -> bool:
+        if rank == 1 and step == 2:
+            raise InputError("picture 7 is torn")
+        return True
+
+    trainer.feed.prepare = prepare  # type: ignore[method-assign]
+    with pytest.raises(InputError, match=("another rank lacks", "picture 7 is torn")[rank]):
+        trainer.train(9, Schedule())
+    assert trainer.done == 2
+    dist.destroy_process_group()
+
+
+def test_what_is_wrong_on_one_rank_stops_all_in_order(tmp_path: Path) -> None:
+    """By what each was told, not by a peer that is gone; and rank 0 has saved."""
+    spawn(shared_troubles, (tmp_path,), 2)
+    assert RunDirectory.open(tmp_path / "run").read_checkpoint().iteration == 2
+
+
+def test_shared_gradients_begin_where_vectors_load_whole() -> None:
+    """As Adam's quick way wants them; odd sizes and channels_last survive."""
+    conv = torch.zeros(2, 3, 4, 4).to(memory_format=torch.channels_last)
+    shapes = [torch.zeros(1), torch.zeros(5, 3), conv, torch.zeros(7, dtype=torch.float64)]
+    for given in (shapes[:3], shapes):
+        shared = Shared(Ranks(0, 2), given, 3)
+        for mine, like in zip(shared._gradients, given, strict=True):
+            assert mine.data_ptr() % 16 == 0
+            assert (mine.shape, mine.stride()) == (like.shape, like.stride())
+        for i, mine in enumerate(shared._gradients):
+            mine.fill_(i + 1)
+        assert [float(g.unique()) for g in shared._gradients] == [*range(1, len(given) + 1)]
+        assert shared._flat.count_nonzero() == sum(g.numel() for g in given)
+
+
 def torchrun(count: int, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [
@@ -127,6 +190,37 @@ def test_a_rank_that_dies_ends_the_others(digits: str) -> None:
     assert time.monotonic() - begun < 60
     assert "SIGKILL" in told or "another rank is gone" in told
     assert RunDirectory.open(Path("run")).read_checkpoint().iteration >= 3
+
+
+def test_a_signal_to_one_rank_stops_all(digits: str) -> None:
+    """Rank 0 saves and says so, and does not take the run for finished."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {
+        **os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+    }  # fmt: skip
+    arguments = ("--data", digits, "--iterations", "100000", "--pictures-every", "0")
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-m", "fastinfogan", *MNIST, *arguments, "--out", "run"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**environment, "RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]
+    deadline = time.monotonic() + 60
+    while len(lines(Path("run"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    both[1].send_signal(signal.SIGTERM)
+    told = [each.communicate(timeout=60)[0] for each in both]
+    assert [each.returncode for each in both] == [143, 143], told
+    done = RunDirectory.open(Path("run")).read_checkpoint().iteration
+    assert f"stopped after {done} of 100000 iterations; go on with: fastinfogan train" in told[0]
+    assert told[1] == ""
 
 
 def test_what_ranks_cannot_share() -> None:

@@ -291,9 +291,12 @@ def train_with_progress(
             with told_in_one_line("take a smaller --batch-size"):
                 trainer.train(goal, schedule)
         except InputError:
-            if new and trainer.done == 0:
+            if new and trainer.done == 0 and trainer.ranks.writes:
                 shutil.rmtree(run.path, ignore_errors=True)
             raise
+        # A signal may have come to one rank alone; all have stopped.
+        came = trainer.ranks.agree(*(each in signals for each in _INTERRUPTED))
+        signals += [each for each, seen in zip(_INTERRUPTED, came, strict=True) if seen]
     if signals:
         command = go_on_with or f"fastinfogan train --resume {run.path} --iterations {goal}"
         console.print(

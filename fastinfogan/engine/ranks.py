@@ -18,6 +18,8 @@ from fastinfogan.errors import InputError, TrainingError
 from fastinfogan.kernels.adam import OVERFLOWED
 from fastinfogan.kernels.ranks import Group
 
+_ALIGNED = 16
+"""Numbers, of which each gradient's place in the flat sum is a multiple."""
 _MOST_ROWS = OVERFLOWED // 2
 """Beyond which rows that are not finite are no longer counted: flags stand above."""
 
@@ -104,6 +106,8 @@ def told_of_the_others() -> Iterator[None]:
     """
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:  # what gloo raises, and the base of torch's DistError
         first = str(error).splitlines()[0]
         raise TrainingError(
@@ -163,10 +167,12 @@ class Shared:
     def __init__(self, ranks: Ranks, gradients: Sequence[Tensor], measures: int) -> None:
         self._ranks = ranks
         sizes = [g.numel() for g in gradients]
+        # Every gradient begins where vectors load whole.
+        padded = [-(-size // _ALIGNED) * _ALIGNED for size in sizes]
         device, exact = gradients[0].device, any(g.dtype == torch.float64 for g in gradients)
         dtype = torch.float64 if exact else torch.float32
-        self._flat = torch.zeros(sum(sizes) + measures + 1, dtype=dtype, device=device)
-        parts = torch.split(self._flat, [*sizes, measures, 1])
+        self._flat = torch.zeros(sum(padded) + measures + 1, dtype=dtype, device=device)
+        parts = torch.split(self._flat, [*padded, measures, 1])
         self._gradients = [
             part.as_strided(g.shape, g.stride()) for part, g in zip(parts, gradients, strict=False)
         ]

@@ -110,7 +110,7 @@ class Trainer:
         seed, batch = run.settings.seed, run.settings.batch_size
         order = Order(seed, len(images), batch, ranks.rows(batch))
         if ranks.count > 1 and isinstance(source, Decoder) and cache in ("auto", "file"):
-            whole_file_for(ranks, source, on_bad_image)
+            whole_file_for(ranks, source, cache, on_bad_image)
         self.feed = make_feed(source, device, order, cache, on_bad_image)
         self.iteration = Iteration(
             run.experiment,
@@ -195,12 +195,18 @@ class Trainer:
         stop_waiting = schedule.stop if self.ranks.count == 1 else lambda: False
 
         def prepare(count: int) -> bool:
+            there, error = False, None
             try:
                 there = self.feed.prepare(self.done, count, stop_waiting)
-            except InputError:
+            except InputError as found:
+                error = found
+            failed = error is not None
+            if self.feed.waited is not None:  # ranks decode each their own pictures
+                (failed,) = self.ranks.agree(failed)
+            if failed:
                 if self.done:
                     attempt("checkpoint", lambda: self.save(schedule.keep))
-                raise
+                raise error or InputError("another rank lacks its images; its message says why")
             tell()
             return there
 
