@@ -1,13 +1,9 @@
 """Who decodes a set's pictures."""
 
-from typing import Literal
-
-from fastinfogan.data.decoder import Decoder
+from fastinfogan.data.decoder import Decoder, DecoderName
 from fastinfogan.data.pillow import PillowDecoder
 from fastinfogan.data.source import Encoded
 from fastinfogan.errors import InputError
-
-DecoderName = Literal["auto", "dali", "pillow"]
 
 
 def choose_decoder(
