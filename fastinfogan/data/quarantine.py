@@ -24,7 +24,8 @@ class Quarantine:
 
     Attributes:
         count: as given.
-        bad: by number in the set.
+        bad: by number in the set; another dict after every addition, as one thread adds while
+            others read.
     """
 
     def __init__(self, name: str, count: int, policy: OnBadImage) -> None:
@@ -52,7 +53,7 @@ class Quarantine:
                 f"{self._name}: {first.name} cannot be decoded: {first.reason}; mend or remove it, "
                 "or go on without it by --on-bad-image skip"
             )
-        self.bad |= news
+        self.bad = self.bad | news
         if len(self.bad) > max(1, MAX_SHARE * self.count):
             raise InputError(
                 f"{self._name}: {len(self.bad)} pictures of {self.count:,} cannot be decoded, "
@@ -62,14 +63,16 @@ class Quarantine:
 
     def reasons(self) -> str:
         """How many there are of each reason, and one of them by name."""
-        counted = Counter(each.reason for each in self.bad.values())
-        names = {each.reason: each.name for each in self.bad.values()}
+        bad = self.bad
+        counted = Counter(each.reason for each in bad.values())
+        names = {each.reason: each.name for each in bad.values()}
         most = [f"{n} {reason} (as {names[reason]})" for reason, n in counted.most_common(3)]
         return "; ".join(most) + ("; ..." if len(counted) > len(most) else "")
 
     def records(self) -> list[dict[str, int | str]]:
         """The list as JSON has it, in the order of the set."""
-        return [vars(self.bad[index]) for index in sorted(self.bad)]
+        bad = self.bad
+        return [vars(bad[index]) for index in sorted(bad)]
 
     def write(self, folder: Path) -> None:
         """Leave the list in a folder, one JSON object a line.
