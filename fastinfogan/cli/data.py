@@ -55,7 +55,7 @@ class DataInfo:
     decoder: _DecoderName = "auto"
     """Who decodes pictures."""
     out: Path = Path("contact-sheet.png")
-    """Where to draw a hundred of them, evenly from the whole set."""
+    """Where to draw a hundred of them, chosen by chance and always the same."""
 
     def run(self) -> int:
         """Do it; the exit code."""
@@ -63,7 +63,7 @@ class DataInfo:
         from PIL import Image
 
         from fastinfogan.data import Source
-        from fastinfogan.data.sample import decode_some
+        from fastinfogan.data.sample import decode_some, some_of
         from fastinfogan.engine.environment import choose_device
         from fastinfogan.engine.feeds import planned
 
@@ -77,8 +77,7 @@ class DataInfo:
             "factors": ", ".join(source.factors.names) if source.factors else "none",
             "test part": "none" if source.test is None else f"{len(source.test):,} images",
         }
-        count = min(len(source), _ACROSS * _DOWN)
-        chosen = np.arange(count, dtype=np.int64) * len(source) // count
+        chosen = some_of(len(source), _ACROSS * _DOWN)
         if isinstance(found, Source):
             facts["pictures"] = "decoded already"
             images = found.images[chosen]
@@ -89,14 +88,14 @@ class DataInfo:
             images, good = decode_some(found, chosen)
             images[~good] = 0
             if not good.all():
-                facts["bad"] = f"{(~good).sum()} of {count} that were drawn; see data verify"
+                facts["bad"] = f"{(~good).sum()} of {len(chosen)} that were drawn; see data verify"
+        for name, fact in facts.items():
+            print(f"{name:12} {fact}")
         try:
             Image.fromarray(_contact_sheet(images)).save(self.out)
         except (OSError, ValueError) as error:
             raise InputError(f"{self.out}: cannot be written: {error}") from error
-        facts["sheet"] = str(self.out)
-        for name, fact in facts.items():
-            print(f"{name:12} {fact}")
+        print(f"{'sheet':12} {self.out}")
         return 0
 
 

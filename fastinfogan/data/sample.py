@@ -14,7 +14,7 @@ from fastinfogan.errors import InputError
 from fastinfogan.philox import Stream
 
 MOST = 10_000
-"""Images that are decoded for an evaluation."""
+"""Images that are taken for an evaluation of a set that is not kept, or has bad pictures."""
 _ROWS = 128
 
 
@@ -30,7 +30,7 @@ def sample(
         decoder: of the set.
         decoder_of: makes one for its test part.
         tell: told what was taken, if not all was, and what could not be decoded.
-        most: images that are decoded, of each part.
+        most: images that are taken of each part.
 
     Raises:
         InputError: none of them can be decoded.
@@ -40,24 +40,36 @@ def sample(
     if source.test is not None:
         test = sample(decoder_of(source.test), decoder_of, tell, most)
     whole = open_whole(Key.of(decoder), tell)
-    if whole is not None:
+    if whole is not None and not whole.bad:
         return Source(source.name, whole.images, source.labels, test, source.factors)
-    count = min(len(source), most)
-    # By a shuffle: a set may be sorted by class, or its classes may take turns.
-    key = shuffle.keys(0, 0, Stream.EVALUATION)
-    chosen = np.sort(shuffle.permute(np.arange(count, dtype=np.int64), len(source), key))
-    images, good = decode_some(decoder, chosen)
+    chosen = some_of(len(source), most)
+    if whole is not None:
+        # What stands in for a bad picture is not what is known of it.
+        images, good = whole.images[chosen], ~np.isin(chosen, [bad.index for bad in whole.bad])
+    else:
+        images, good = decode_some(decoder, chosen)
     if not good.any():
-        raise InputError(f"{source.name}: not one of {count:,} pictures can be decoded")
-    if count < len(source) or not good.all():
+        raise InputError(f"{source.name}: not one of {len(chosen):,} pictures can be decoded")
+    if len(chosen) < len(source) or not good.all():
         lost = f"; {(~good).sum()} of them cannot be decoded" if not good.all() else ""
-        tell(f"{source.name}: {count:,} of {len(source):,} images were decoded for this{lost}")
+        tell(f"{source.name}: {len(chosen):,} of {len(source):,} images are taken for this{lost}")
     kept, known = chosen[good], source.factors
     factors = None
     if known is not None:
         factors = Factors(known.names, known.values[kept], known.classes, known.periods)
     labels = None if source.labels is None else source.labels[kept]
     return Source(source.name, images[good], labels, test, factors)
+
+
+def some_of(count: int, most: int) -> NDArray[np.int64]:
+    """Numbers of some images of a set, always the same, in order: int64 (at most `most`,).
+
+    By a shuffle: a set may be sorted by class, or its classes may take turns.
+    """
+    # Step 2 of the stream: evaluation uses the ones before it.
+    key = shuffle.keys(0, 2, Stream.EVALUATION)
+    place = np.arange(min(count, most), dtype=np.int64)
+    return np.sort(shuffle.permute(place, count, key))
 
 
 def decode_some(

@@ -13,6 +13,7 @@ from scipy.optimize import linear_sum_assignment
 
 from fastinfogan import shuffle
 from fastinfogan.data import Source
+from fastinfogan.data.sample import some_of
 from fastinfogan.engine import Trained
 from fastinfogan.philox import Stream
 
@@ -54,10 +55,9 @@ def classify(trained: Trained, source: Source) -> dict[str, CodeAsClassifier]:
     test, labels = source.test, source.labels
     assert labels is not None
     if test is not None and test.labels is not None:
-        fitted = min(len(labels), _MAX_FITTED)
-        evenly = np.arange(fitted) * len(labels) // fitted  # a set may be sorted by class
-        labels = labels[evenly]
-        fit = _most_likely(trained, source.images[evenly])
+        chosen = some_of(len(labels), _MAX_FITTED)
+        fitted, labels = len(chosen), labels[chosen]
+        fit = _most_likely(trained, source.images[chosen])
         score = _most_likely(trained, test.images)
         every_label = np.concatenate([labels, test.labels])
     else:

@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from fastinfogan.data import Source
+from fastinfogan.data.sample import some_of
 from fastinfogan.data.source import Factors
 from fastinfogan.engine import Trained
 
@@ -83,9 +84,7 @@ def follow_factors(trained: Trained, source: Source) -> FactorScores | None:
     part = test if held_out else source
     if part is None or part.factors is None or len(part) < 2:
         return None
-    # Evenly from the whole set, which may be sorted.
-    count = min(len(part), MAX_IMAGES)
-    chosen = np.arange(count) * len(part) // count
+    chosen = some_of(len(part), MAX_IMAGES)
     output = trained.read(torch.from_numpy(part.images[chosen])).double().cpu().numpy()
     spec = trained.experiment.latents
     classes = [output[:, place].argmax(axis=1) for place in spec.logit_slices]
