@@ -17,8 +17,9 @@ from pictures import RawDecoder, encoded
 
 from fastinfogan.data import Source
 from fastinfogan.data import cache as files
+from fastinfogan.data.decoder import BadImage
 from fastinfogan.data.filling import fill_file
-from fastinfogan.data.place import choose_place
+from fastinfogan.data.place import available_memory, choose_place
 from fastinfogan.data.quarantine import Quarantine
 from fastinfogan.errors import InputError
 
@@ -96,6 +97,7 @@ sys.path.insert(0, {tests!r})
 import numpy as np
 from pictures import RawDecoder, encoded
 from fastinfogan.data import Source
+from fastinfogan.data.decoder import BadImage
 from fastinfogan.data.filling import fill_file
 from fastinfogan.data.quarantine import Quarantine
 from fastinfogan.data.source import Encoded, ImageShape, Picture, Recipe
@@ -166,6 +168,42 @@ def test_dead_partial_files_are_swept_and_live_ones_left(source: Source) -> None
     assert [p.name for p in files.folder().glob("*.partial")] == [other.name]
 
 
+def test_the_fullest_of_dead_fills_is_gone_on_with_and_left_overs_are_swept(source: Source) -> None:
+    decoder = RawDecoder(encoded(source))
+    key = files.Key.of(decoder)
+    fills = [files.FileSlots(key) for _ in range(3)]
+    for slots, count in zip(fills, (7, 21, 14), strict=True):
+        slots.put(np.arange(count), source.images[:count])
+    for slots in fills:
+        slots.close()
+    left = [files.folder() / f"{'3' * 32}{name}" for name in (".u8", ".x.sums", ".x.json.partial")]
+    for path in left:
+        path.write_bytes(b"?")
+        os.utime(path, (time.time() - 2 * 24 * 3600,) * 2)
+    taken = files.FileSlots(key)
+    assert taken.filled.sum() == 21
+    assert there() == {".partial", ".sums"}
+    assert len(list(files.folder().iterdir())) == 2
+    taken.close()
+
+
+def test_a_file_that_cannot_be_read_is_told_and_left(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = RawDecoder(encoded(source))
+    prepare(decoder)
+
+    def no_memory(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    told: list[str] = []
+    with monkeypatch.context() as patched:
+        patched.setattr("mmap.mmap", no_memory)
+        assert files.open_whole(files.Key.of(decoder), told.append) is None
+    assert "Cannot allocate memory; decoding again" in told[0]
+    assert files.open_whole(files.Key.of(decoder), pytest.fail) is not None
+
+
 def test_a_full_disk_is_told_and_leaves_nothing(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -197,6 +235,7 @@ def test_where_a_set_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         return found.where, found.keep
 
     assert place("auto", 50) == ("file", True)
+    assert choose_place("auto", 10**6, None, tmp_path, kept=True).where == "file"
     assert place("auto", 500) == ("host", False)
     assert place("auto", 501) == ("off", False)
     assert place("auto", 50, 100) == ("device", True)
@@ -209,3 +248,23 @@ def test_where_a_set_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert place("off", 1, 10) == ("off", False)
     with pytest.raises(InputError, match="--cache device: decoded, the images take 11 bytes, 10"):
         place("device", 11, 10)
+
+
+def test_memory_of_cold_files_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    group = (tmp_path, "memory.max", "memory.current", "inactive_file")
+    monkeypatch.setattr("fastinfogan.data.place._CGROUPS", (group,))
+    (tmp_path / "memory.current").write_text("900\n")
+    (tmp_path / "memory.stat").write_text("anon 500\ninactive_file 300\n")
+    (tmp_path / "memory.max").write_text("1000\n")
+    assert available_memory() == 400
+    (tmp_path / "memory.max").write_text("max\n")
+    assert available_memory() > 1 << 20
+
+
+def test_bad_pictures_are_told_while_others_are_found() -> None:
+    quarantine = Quarantine("set", 1000, "skip")
+    quarantine.add(BadImage(1, "one", "cut short"))
+    seen = iter(quarantine.bad.values())
+    quarantine.add(BadImage(2, "two", "empty"))  # as by the thread that decodes
+    assert [each.name for each in seen] == ["one"]
+    assert quarantine.reasons() == "1 cut short (as one); 1 empty (as two)"

@@ -83,6 +83,18 @@ def test_a_run_cut_in_mid_epoch_goes_on_bit_for_bit(
         assert not set(first.asked[:16]) & set(second.asked)
 
 
+def test_a_fill_that_was_killed_at_its_very_end_is_made_whole(tiny: Experiment) -> None:
+    source = made_up_images(tiny)
+    decoder = RawDecoder(encoded(source))
+    key = files.Key.of(decoder)
+    slots = files.FileSlots(key)
+    slots.put(np.arange(64), source.images)
+    slots.close()
+    begin(tiny, "run", decoder).train(1, Schedule())
+    assert not decoder.asked
+    assert files.open_whole(key, pytest.fail) is not None
+
+
 def test_another_decoder_is_told(tiny: Experiment) -> None:
     decoder = RawDecoder(encoded(made_up_images(tiny)))
     begin(tiny, "run", decoder).train(1, Schedule())

@@ -19,7 +19,7 @@ import mmap
 import os
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -38,7 +38,8 @@ from fastinfogan.errors import InputError
 IN_MEMORY = "decoded images stay in memory, and the next run decodes again"
 _FORMAT = 1
 _CHUNK = 1 << 22  # bytes that share a checksum in a whole file
-_ABANDONED = 24 * 3600  # seconds after which another set's dead partial file is swept
+_ABANDONED = 24 * 3600  # seconds after which what another set's dead fill left is swept
+_NO_RESERVE = 0x4000  # Linux's MAP_NORESERVE: a set may be larger than memory
 
 Images = NDArray[np.uint8]
 Index = NDArray[np.int64]
@@ -148,7 +149,7 @@ def open_whole(key: Key, warn: Callable[[str], object], *, check: bool = True) -
 
     Args:
         key: which set.
-        warn: told if the file is damaged; it is removed then.
+        warn: told if the file is damaged; it is removed then. Also if it cannot be read.
         check: compare; a file that was just written need not be.
 
     Returns:
@@ -161,7 +162,7 @@ def open_whole(key: Key, warn: Callable[[str], object], *, check: bool = True) -
             if os.fstat(file.fileno()).st_size != np.prod(key.shape):
                 raise ValueError("cut short")
             # Private: the array may be written, as torch wants it, and the file never is.
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            mapped = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE | _NO_RESERVE)
         flat = np.frombuffer(mapped, np.uint8)
         if found["format"] != _FORMAT or found["made of"] != key.made_of:
             raise ValueError("of another set")
@@ -170,12 +171,20 @@ def open_whole(key: Key, warn: Callable[[str], object], *, check: bool = True) -
         bad = tuple(BadImage(**each) for each in found["quarantine"])
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:  # no reason to throw it away
+        warn(f"{data}: {error.strerror or error}; decoding again")
+        return None
+    except (ValueError, KeyError, TypeError) as error:
         warn(f"{data}: not as it was written ({error}); decoding again")
         for file_ in (described, data):
             _remove(file_)
         return None
     return WholeFile(flat.reshape(key.shape), bad)
+
+
+def is_kept(key: Key) -> bool:
+    """Whether a set's finished file is there, be it damaged or not."""
+    return (folder() / f"{key.hash}.json").exists()
 
 
 def checksums(flat: Images) -> list[int]:
@@ -310,7 +319,25 @@ def _new(name: str) -> tuple[int, Path]:
 
 def _abandoned(name: str, size: int) -> tuple[int, Path] | None:
     """Take up the fullest partial file of a set that nobody holds, and sweep what is dead."""
-    mine: tuple[int, Path] | None = None
+    mine: list[tuple[int, Path]] = []
+    for file, path in _dead_partials():
+        ours = path.name.startswith(f"{name}.")
+        if ours and os.fstat(file).st_size == size:
+            mine.append((file, path))
+            continue
+        if ours or _is_old(path):
+            _remove_fill(path)
+        os.close(file)
+    mine.sort(key=lambda each: _count_there(each[1]))
+    for file, path in mine[:-1]:
+        _remove_fill(path)
+        os.close(file)
+    _sweep()
+    return mine[-1] if mine else None
+
+
+def _dead_partials() -> Iterator[tuple[int, Path]]:
+    """Hold each partial file that nobody holds."""
     for path in sorted(folder().glob("*.partial")):
         if path.name.endswith(".json.partial"):
             continue
@@ -320,21 +347,43 @@ def _abandoned(name: str, size: int) -> tuple[int, Path] | None:
             continue
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            status = os.fstat(file)
-            same = path.stat().st_ino == status.st_ino  # or it was finished a moment ago
+            same = path.stat().st_ino == os.fstat(file).st_ino  # or it was finished a moment ago
         except OSError:
+            same = False
+        if same:
+            yield file, path
+        else:
             os.close(file)
-            continue
-        whole = status.st_size == size
-        if same and path.name.startswith(f"{name}.") and whole and mine is None:
-            mine = file, path
-            continue
-        old = path.name.startswith(f"{name}.") or time.time() - status.st_mtime > _ABANDONED
-        if same and old:
-            for each in (path, path.with_suffix(".sums"), path.with_suffix(".json.partial")):
-                _remove(each)
-        os.close(file)
-    return mine
+
+
+def _sweep() -> None:
+    """Remove what fills left that died while they made a whole file, or after."""
+    partners = {".sums": ".partial", ".json.partial": ".partial", ".u8": ".json"}
+    for suffix, partner in partners.items():
+        for path in folder().glob(f"*{suffix}"):
+            beside = path.with_name(path.name.removesuffix(suffix) + partner)
+            if not beside.exists() and _is_old(path):
+                _remove(path)
+
+
+def _is_old(path: Path) -> bool:
+    try:
+        return time.time() - path.stat().st_mtime > _ABANDONED
+    except OSError:
+        return False
+
+
+def _count_there(path: Path) -> int:
+    """How many images a partial file holds, by its checksums."""
+    try:
+        return int(np.count_nonzero(np.fromfile(path.with_suffix(".sums"), np.uint32)))
+    except OSError:
+        return 0
+
+
+def _remove_fill(path: Path) -> None:
+    for each in (path, path.with_suffix(".sums"), path.with_suffix(".json.partial")):
+        _remove(each)
 
 
 def _sum(image: Images) -> int:

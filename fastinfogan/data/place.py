@@ -10,6 +10,16 @@ from fastinfogan.errors import InputError
 CacheName = Literal["auto", "device", "host", "file", "off"]
 Where = Literal["device", "host", "file", "off"]
 
+_CGROUPS = (  # version 2 and version 1: where, the limit, what is taken, what of it is cold
+    (Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"),
+    (
+        Path("/sys/fs/cgroup/memory"),
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        "total_inactive_file",
+    ),
+)
+
 
 @dataclass(frozen=True)
 class Place:
@@ -26,19 +36,22 @@ class Place:
     why: str
 
 
-def choose_place(asked: CacheName, size: int, gpu_free: int | None, folder: Path) -> Place:
+def choose_place(
+    asked: CacheName, size: int, gpu_free: int | None, folder: Path, *, kept: bool = False
+) -> Place:
     """Settle where a set's images are kept.
 
     "auto" takes at most half of what is free, so that networks and maps, other processes and other
     sets have room: GPU memory if the set takes at most half of what is free of it; else the file;
     else memory; else nothing is kept. The file is written if it takes at most half of what is free
-    on its disk. Memory that is asked for by name must hold the set.
+    on its disk, or is there already. Memory that is asked for by name must hold the set.
 
     Args:
         asked: by --cache.
         size: of the set, in bytes.
         gpu_free: bytes free on the GPU that trains; None for a CPU.
         folder: of the files.
+        kept: whether the set's file is there already.
 
     Raises:
         InputError: the set does not fit where it was asked to be.
@@ -57,11 +70,14 @@ def choose_place(asked: CacheName, size: int, gpu_free: int | None, folder: Path
                 "take --cache file or off"
             )
         return Place("device" if gpu else "host", False, "asked for")
-    keep = size <= disk // 2
+    keep = kept or size <= disk // 2
     if gpu_free is not None and size <= gpu_free // 2:
         return Place("device", keep, f"{told(size)} of {told(gpu_free)} free on the GPU")
     if keep:
-        return Place("file", True, f"{told(size)} of {told(disk)} free on disk")
+        why = (
+            f"{told(size)}, there already" if kept else f"{told(size)} of {told(disk)} free on disk"
+        )
+        return Place("file", True, why)
     if size <= host // 2:
         return Place("host", False, f"{told(size)}; the disk has {told(disk)} free")
     return Place("off", False, f"{told(size)} fit neither on disk nor into memory")
@@ -75,20 +91,22 @@ def available_memory() -> int:
         found += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
     except (OSError, ValueError):
         pass
-    try:
-        cgroup = Path("/sys/fs/cgroup")
-        limit, used = ((cgroup / f"memory.{n}").read_text().strip() for n in ("max", "current"))
-        found.append(int(limit) - int(used))
-    except (OSError, ValueError):
-        pass  # no cgroup, or one without a limit
+    for folder, limit, used, cold in _CGROUPS:
+        try:
+            most, taken = (int((folder / name).read_text()) for name in (limit, used))
+            stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            # Pages of files count as taken, though the kernel drops the cold ones when it must.
+            found.append(most - taken + int(stat[cold]))
+        except (OSError, ValueError, KeyError):
+            pass  # no such cgroup, or one without a limit
     return max(min(found, default=0), 0)
 
 
 def available_disk(folder: Path) -> int:
     """Bytes free on the disk that a folder is on, or would be; 0 if that cannot be told."""
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
     try:
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
         return shutil.disk_usage(folder).free
     except OSError:
         return 0

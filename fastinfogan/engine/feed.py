@@ -186,7 +186,8 @@ class ResidentFeed(_Decoding):
         self._elsewhere = elsewhere  # the tensor is a copy of the slots, not the slots themselves
         self._array = slots.images
         self._there = slots.filled.copy()
-        self._complete = bool(self._there.all())
+        self._left = int((~self._there).sum())  # counted: looking at all slots takes its time
+        self._complete = self._left == 0
 
     def prepare(self, step: int, count: int, stop: Callable[[], bool] = lambda: False) -> bool:
         """See the base class."""
@@ -205,7 +206,7 @@ class ResidentFeed(_Decoding):
             self._deliver(batch)
             if batch is None and stop():
                 return False
-        if self._there.all() and self._ahead.ended:
+        if not self._left and self._ahead.ended:
             self._complete = True
         self._next = step + count
         assert self.waited is not None
@@ -225,6 +226,7 @@ class ResidentFeed(_Decoding):
             late = np.flatnonzero(slots.filled & ~self._there)
             self._deliver(Decoded(late, slots.images[late]))
         self._there |= slots.filled
+        self._left = int((~self._there).sum())
 
     def _deliver(self, batch: Decoded | None) -> None:
         slots = self._slots_now()
@@ -237,6 +239,7 @@ class ResidentFeed(_Decoding):
             index = torch.from_numpy(batch.index).to(self.images.device)
             rows = torch.from_numpy(np.ascontiguousarray(batch.images)).to(self.images.device)
             self.images.index_copy_(0, index, rows)
+        self._left -= int((~self._there[batch.index]).sum())
         self._there[batch.index] = True
 
 
@@ -305,12 +308,12 @@ class StagedFeed(_Decoding):
             assert self._decoder is not None
             for batch in decoded(self._decoder, self._order.since(step), self.quarantine):
                 yield batch.images
-        filling = self._filling(step)
+        filling, left = self._filling(step), int((~self._slots.filled).sum())
         for index in self._order.since(step):
-            while not self._slots.filled[index].all():
-                next(filling)
-            if self._slots.filled.all():
-                next(filling, None)  # has the slots kept
+            while left and not self._slots.filled[index].all():
+                left -= len(next(filling).index)
+                if not left:
+                    next(filling, None)  # has the slots kept
             yield self._slots.images[index]
 
 

@@ -1,5 +1,6 @@
 """The way from a set of images to the iteration, chosen by where there is room for it."""
 
+import time
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -15,6 +16,7 @@ from fastinfogan.data.cache import (
     Marked,
     Slots,
     folder,
+    is_kept,
     open_whole,
     size_of,
 )
@@ -27,6 +29,7 @@ from fastinfogan.engine.ranks import Ranks
 from fastinfogan.errors import InputError
 
 _COPIED_AT_ONCE = 1 << 12  # images
+_MEET_EVERY = 2.0  # seconds between two signs of life of the rank that decodes for all
 
 
 def make_feed(
@@ -56,13 +59,15 @@ def make_feed(
         return _of_images(source, device, order, cache)
     key = Key.of(source)
     gpu_free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
-    place = choose_place(cache, size_of(source), gpu_free, folder())
+    place = choose_place(cache, size_of(source), gpu_free, folder(), kept=is_kept(key))
     quarantine = Quarantine(source.source.name, len(source.source), on_bad_image)
     news: list[str] = []
     slots: Slots = Marked(key.shape)
     if place.where != "off":
         slots = open_whole(key, news.append) or _new_slots(key, place, news.append)
         quarantine.add(*slots.bad)
+        if slots.filled.all():
+            slots.finish(quarantine)  # of an earlier run that was killed before it did
     if place.where == "off" or isinstance(slots, _NoRoom):
         path = f"decoded by {source.name} at every epoch: {place.why}"
         feed: Feed = StagedFeed(
@@ -79,34 +84,52 @@ def planned(source: Decoder, device: torch.device, cache: CacheName = "auto") ->
     """What will be done about a set that is yet to be decoded, for people."""
     size, key = size_of(source), Key.of(source)
     gpu_free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
-    place = choose_place(cache, size, gpu_free, folder())
-    if (folder() / f"{key.hash}.json").exists():
+    place = choose_place(cache, size, gpu_free, folder(), kept=is_kept(key))
+    if is_kept(key):
         return f"{told(size)}, decoded already, in {folder()}"
     lie = {"device": "GPU memory", "host": "memory", "file": "a file", "off": "nowhere"}
     kept = f", left in {folder()} for later runs" if place.keep else ""
     return f"{told(size)}, kept in {lie[place.where]} ({place.why}){kept}"
 
 
-def whole_file_for(ranks: Ranks, source: Decoder, on_bad_image: OnBadImage) -> None:
+def whole_file_for(
+    ranks: Ranks, source: Decoder, cache: CacheName, on_bad_image: OnBadImage
+) -> None:
     """Have rank 0 decode the whole set into its file, which all ranks map; they wait for it.
 
-    Where the file cannot be written, or not be seen by all, each decodes for itself.
+    Where the file is not to be kept, cannot be written, or not be seen by all, each decodes for
+    itself.
 
     Raises:
         InputError: a picture cannot be decoded, or too many cannot.
         TrainingError: another rank is gone.
     """
-    error = None
-    if ranks.rank == 0:
-        quarantine = Quarantine(source.source.name, len(source.source), on_bad_image)
-        try:
+    if ranks.rank != 0:
+        done = failed = False
+        while not done:
+            done, failed = ranks.agree(False, False)
+        if failed:
+            raise InputError("rank 0 could not decode the images; its message says why")
+        return
+    met = time.monotonic()
+
+    def meet(_: int) -> None:
+        # A collective that is waited for too long fails, and decoding may take hours.
+        nonlocal met
+        if time.monotonic() - met >= _MEET_EVERY:
+            ranks.agree(False, False)
+            met = time.monotonic()
+
+    quarantine = Quarantine(source.source.name, len(source.source), on_bad_image)
+    try:
+        place = choose_place(cache, size_of(source), None, folder(), kept=is_kept(Key.of(source)))
+        if place.keep:
             with suppress(OSError):  # `make_feed` finds the same, and tells it
-                fill_file(source, quarantine, lambda _: None)
-        except InputError as found:
-            error = found
-    (failed,) = ranks.agree(error is not None)
-    if failed:
-        raise error or InputError("rank 0 could not decode the images; its message says why")
+                fill_file(source, quarantine, lambda _: None, meet)
+    except InputError:
+        ranks.agree(True, True)
+        raise
+    ranks.agree(True, False)
 
 
 def _of_images(source: Source, device: torch.device, order: Order, cache: CacheName) -> Feed:
