@@ -450,3 +450,7 @@ def test_svhn_extra_has_the_same_test_part(tmp_path: Path) -> None:
         assert len(source) == 6
         assert source.test is not None
         assert len(source.test) == 2
+    digits = in_memory(tmp_path, MNIST)
+    assert digits.shape == (28, 28, 1)
+    assert digits.labels is not None
+    assert not digits.labels.any()

@@ -76,7 +76,7 @@ def _read(path: Path, shape: ImageShape, damaged: OnBadImage) -> Source | Encode
     if not path.exists():
         raise InputError(f"{path}: no such file or folder; --data takes {_WANTED}")
     if path.suffix == ".mat":
-        return svhn.read(path)
+        return svhn.read(path, shape)
     if path.suffix == ".npz":
         return known_arrays.read_npz(path, shape) or npz.read(path)
     if path.suffix in known_arrays.HDF5_SUFFIXES:
@@ -91,7 +91,7 @@ def _read_folder(path: Path, shape: ImageShape, damaged: OnBadImage) -> Source |
         return idx.read(path)
     for name in svhn.IN_FOLDER:
         if (path / name).is_file():
-            return svhn.read(path / name)
+            return svhn.read(path / name, shape)
     if celeba.find(path):
         return celeba.read(path, shape, damaged)
     if chairs.find(path):

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fastinfogan.data.source import Source, as_labels, pixels
+from fastinfogan.data.arrays import read_slices
+from fastinfogan.data.recipes import recipe
+from fastinfogan.data.source import ImageShape, Source, as_labels, pixels
 from fastinfogan.errors import InputError
 
 IN_FOLDER = ("train_32x32.mat", "extra_32x32.mat")
@@ -20,20 +22,24 @@ _COMPRESSED = 15
 _COMPLEX = 0x800
 
 
-def read(path: Path) -> Source:
+def read(path: Path, shape: ImageShape) -> Source:
     """Read a .mat file with X, uint8 (32, 32, 3, N), and y, (N, 1), in which 10 stands for 0.
+
+    Args:
+        path: the file.
+        shape: of the images; made of others as `arrays` tells.
 
     Raises:
         InputError: not a MATLAB 5 file, damaged, or without X and y of these shapes.
     """
-    source = _read_one(path)
+    source = _read_one(path, shape)
     test = path.with_name(re.sub("train|extra", "test", path.name))
     if test != path and test.is_file():
-        return Source(source.name, source.images, source.labels, _read_one(test))
+        return Source(source.name, source.images, source.labels, _read_one(test, shape))
     return source
 
 
-def _read_one(path: Path) -> Source:
+def _read_one(path: Path, shape: ImageShape) -> Source:
     from scipy.io import loadmat
     from scipy.io.matlab import MatReadError
 
@@ -63,7 +69,12 @@ def _read_one(path: Path) -> Source:
     labels = as_labels(arrays["y"], path) if "y" in arrays else None
     if labels is not None:
         labels = np.where(labels == 10, 0, labels)
-    return Source(str(path), pixels(images.transpose(3, 0, 1, 2), path), labels)
+    every = pixels(images.transpose(3, 0, 1, 2), path)
+    if every.shape[1:] != shape:
+        every = read_slices(
+            len(every), lambda first, last: every[first:last], recipe("svhn", shape), path
+        )
+    return Source(str(path), every, labels)
 
 
 def _require_known_types(path: Path) -> None:
