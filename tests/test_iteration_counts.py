@@ -10,6 +10,7 @@ from fastinfogan import experiments
 from fastinfogan.cli import main
 from fastinfogan.engine import Iteration
 from fastinfogan.engine.counts import Counts, count
+from fastinfogan.engine.precision import ComputedIn
 
 
 @pytest.fixture(scope="module", params=experiments.BASES)
@@ -40,6 +41,19 @@ def test_the_host_never_waits(counts: Counts) -> None:
 
 def test_nothing_is_allocated_after_the_first_iteration(counts: Counts) -> None:
     assert counts.allocations == 0
+
+
+@pytest.mark.parametrize(("precision", "more"), [("fp32", 0), ("tf32", 0), ("fp16", 2)])
+def test_other_precisions(precision: ComputedIn, more: int) -> None:
+    """Those of bf16, by more bytes; in fp16 both steps look for overflows in one more launch."""
+    mnist = experiments.get("mnist")
+    found, bf16 = count(mnist, precision), count(mnist)
+    assert found.launches == bf16.launches + more
+    assert found.kernels.get("overflow", 0) == more
+    assert found.flops == bf16.flops
+    assert found.bytes > bf16.bytes
+    assert found.bytes <= 1.25 * found.bytes_minimum
+    assert found.host_syncs == found.allocations == 0
 
 
 def test_a_wait_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:

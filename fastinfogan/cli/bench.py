@@ -16,8 +16,8 @@ class Bench:
     """One of mnist, svhn, celeba, faces, chairs, sprites."""
     batch_size: int = 128
     """Real and generated images in a step."""
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """Of the maps between the networks' blocks."""
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "bf16"
+    """Of convolutions and matrix products; with fp16, gradients are looked through, too."""
     json: bool = False
     """Print JSON."""
 

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastinfogan.engine.iteration import Iteration
-from fastinfogan.engine.precision import ComputedIn
+from fastinfogan.engine.precision import PRECISIONS, ComputedIn
 from fastinfogan.engine.settings import TrainingSettings
 from fastinfogan.experiments import Experiment
 from fastinfogan.kernels.launch import nbytes, recording
@@ -38,7 +38,7 @@ class Counts:
     Attributes:
         experiment: its name.
         batch_size: real and generated images in a step.
-        precision: of the maps.
+        precision: "bf16", "fp32", "tf32" or "fp16".
         launches: of all kernels, ours and ATen's.
         kernels: launches by kernel.
         bytes: read and written by all launches, each operand and result of a launch once.
@@ -120,9 +120,9 @@ def count(experiment: Experiment, precision: ComputedIn = "bf16") -> Counts:
 
     Args:
         experiment: with its batch size.
-        precision: of the maps: "bf16" or "fp32".
+        precision: "bf16", "fp32", "tf32" or "fp16", which also looks for overflows.
     """
-    with recording() as launches:
+    with recording() as launches, PRECISIONS[precision].arithmetic():
         iteration = _made(experiment, precision)
         with torch.no_grad():
             with _Aten():
