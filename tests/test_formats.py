@@ -412,13 +412,13 @@ def test_a_tar_that_is_cut_or_damaged(tmp_path: Path) -> None:
     for end, kept in ((4 * step, 4), (4 * step + 100, 4), (4 * step + 520, 4), (8 * step, 8)):
         path.write_bytes(whole[:end])
         told = message(path, SVHN)
-        assert f"a.tar: cut short; {kept} pictures in it are whole" in told
+        assert f"a.tar: cut short; whole pictures in it: {kept}. Get it anew" in told
         source = encoded(path, SVHN, damaged="skip")
         assert len(decode_all(source, PillowDecoder)) == kept
     damaged = bytearray(whole)
     damaged[5 * step + 20] ^= 0xFF
     path.write_bytes(damaged)
-    assert "a.tar: damaged at byte 5,120; 5 pictures" in message(path, SVHN)
+    assert "a.tar: damaged at byte 5,120; whole pictures in it: 5" in message(path, SVHN)
     for content in (b"", b"words" * 500, gzip.compress(whole)):
         path.write_bytes(content)
         assert "no plain tar" in message(path, SVHN)

@@ -98,7 +98,7 @@ def read(path: Path, files: list[Path], shape: ImageShape, damaged: OnBadImage =
             if damaged == "fail":
                 whole = len(index.names) - before
                 raise InputError(
-                    f"{file}: {error}; {whole:,} pictures in it are whole. Get it anew, or take "
+                    f"{file}: {error}; whole pictures in it: {whole:,}. Get it anew, or take "
                     "those alone by --on-bad-image skip"
                 ) from error
     if not index.names:
