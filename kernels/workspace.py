@@ -134,10 +134,15 @@ class Workspace:
 _active: ContextVar[Workspace | None] = ContextVar("workspace", default=None)
 
 
+def _in_use() -> Workspace | None:
+    """The workspace of the program that runs; none for torch.compile, which plans its own memory."""
+    return None if torch.compiler.is_compiling() else _active.get()
+
+
 def empty(shape: int | tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> Tensor:
     """A tensor of any content, contiguous."""
     sizes = (shape,) if isinstance(shape, int) else shape
-    active = _active.get()
+    active = _in_use()
     if active is None:
         return torch.empty(sizes, dtype=dtype, device=device)
     strides = tuple(prod(sizes[i + 1 :]) for i in range(len(sizes)))
@@ -146,7 +151,7 @@ def empty(shape: int | tuple[int, ...], dtype: torch.dtype, device: torch.device
 
 def zeros(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """As many zeros; whoever writes into them puts them back to 0."""
-    active = _active.get()
+    active = _in_use()
     if active is None:
         return torch.zeros(count, dtype=dtype, device=device)
     return active.take(_Request((count,), (1,), dtype, device, True))
@@ -154,7 +159,7 @@ def zeros(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 def empty_like(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """A tensor of any content, of a dense tensor's shape and strides."""
-    active = _active.get()
+    active = _in_use()
     if active is None:
         return torch.empty_like(x, dtype=dtype)
     return active.take(_like(x, dtype, zeroed=False))
@@ -162,7 +167,7 @@ def empty_like(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 
 def zeros_like(x: Tensor) -> Tensor:
     """Zeros of a dense tensor's shape and strides, not to be written to."""
-    active = _active.get()
+    active = _in_use()
     if active is None:
         return torch.zeros_like(x)
     return active.take(_like(x, None, zeroed=True))
