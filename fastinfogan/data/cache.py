@@ -33,7 +33,6 @@ from numpy.typing import NDArray
 from fastinfogan.caches import cache_directory
 from fastinfogan.data.decoder import BadImage, Decoder
 from fastinfogan.data.quarantine import Quarantine
-from fastinfogan.errors import InputError
 
 IN_MEMORY = "decoded images stay in memory, and the next run decodes again"
 _FORMAT = 1
@@ -70,18 +69,15 @@ class Key:
 
     @classmethod
     def of(cls, decoder: Decoder) -> Self:
-        """A set's.
-
-        Raises:
-            InputError: one of its files is gone.
-        """
+        """A set's; a file that is gone has no time, and its pictures will be found bad."""
         source = decoder.source
         times = hashlib.sha256()
         for file in dict.fromkeys(picture.file for picture in source.pictures):
             try:
-                times.update(f"{file.stat().st_mtime_ns}\0".encode())
-            except OSError as error:
-                raise InputError(f"{source.name}: {file} cannot be read: {error}") from error
+                written: int | None = file.stat().st_mtime_ns
+            except OSError:
+                written = None
+            times.update(f"{written}\0".encode())
         made_of = {**decoder.fingerprint, "sha256 of times": times.hexdigest()}
         return cls(made_of, (len(source), *source.shape))
 

@@ -6,8 +6,17 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from fastinfogan.data.cache import IN_MEMORY, FileSlots, Key, Slots, open_whole
+from fastinfogan.data.cache import (
+    IN_MEMORY,
+    FileSlots,
+    Key,
+    Slots,
+    folder,
+    open_whole,
+    size_of,
+)
 from fastinfogan.data.decoder import Decoded, Decoder
+from fastinfogan.data.place import told
 from fastinfogan.data.quarantine import Quarantine
 
 Index = NDArray[np.int64]
@@ -123,7 +132,13 @@ def fill_file(
         quarantine.add(*whole.bad)
         progress(len(decoder.source))
         return
-    slots = FileSlots(key)
+    try:
+        slots = FileSlots(key)
+    except OSError as error:
+        raise OSError(
+            f"{folder()}: {error.strerror or error}; it is to hold {told(size_of(decoder))} of "
+            "decoded images"
+        ) from error
     try:
         done = int(slots.filled.sum())
         progress(done)
