@@ -135,7 +135,7 @@ _active: ContextVar[Workspace | None] = ContextVar("workspace", default=None)
 
 
 def _in_use() -> Workspace | None:
-    """The workspace of the program that runs; none for torch.compile, which plans its own memory."""
+    """The running program's; none for torch.compile, which plans its own memory."""
     return None if torch.compiler.is_compiling() else _active.get()
 
 
