@@ -22,7 +22,7 @@ from fastinfogan.data.source import Encoded, ImageShape, Picture, Recipe
 dali = pytest.importorskip("nvidia.dali", reason="DALI is not installed")
 fn, types = pytest.importorskip("nvidia.dali.fn"), pytest.importorskip("nvidia.dali.types")
 
-COUNT, BATCH, THREADS, DEPTH, ROUNDS = 2000, 128, 2, 2, 12
+COUNT, BATCH, THREADS, DEPTH, ROUNDS = 1024, 128, 2, 2, 9
 HEIGHT, WIDTH = 218, 178  # as CelebA's
 AIM = 1.10  # of a bare pipeline's time
 
