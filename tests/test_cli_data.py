@@ -2,8 +2,11 @@
 
 import importlib.util
 import json
+import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -134,6 +137,45 @@ full = experiments.get
 experiments.get = lambda *arguments: narrowed(full(*arguments), 8)
 sys.exit(main({arguments!r}))
 """
+
+
+def test_a_prepare_that_is_killed_is_gone_on_with(
+    pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """SIGINT ends it with a line, SIGKILL with none; what was decoded is there."""
+    for i in range(2000):
+        Path(pictures, f"more-{i}.png").hardlink_to(pictures / "000.png")
+    prepare = ["data", "prepare", "pictures", "--experiment", "mnist", "--decoder", "pillow"]
+    command = [sys.executable, "-m", "fastinfogan", *prepare]
+    with subprocess.Popen(command) as process:
+        wait_for_more_than(0)
+        process.kill()
+    killed = filled()
+    interrupter = threading.Thread(
+        target=lambda: (wait_for_more_than(killed), os.kill(os.getpid(), signal.SIGINT))
+    )
+    interrupter.start()
+    assert main(prepare) == 130
+    interrupter.join()
+    assert capsys.readouterr().err == "fastinfogan: interrupted\n"
+    there = filled()
+    assert there > killed > 0
+    assert {path.suffix for path in folder().iterdir()} == {".partial", ".sums"}
+    assert main(prepare) == 0
+    told = capsys.readouterr().out
+    assert f"2,240 images, 1.7 MiB, in {folder()}; {there:,} of them were there already" in told
+
+
+def wait_for_more_than(count: int) -> None:
+    deadline = time.monotonic() + 60
+    while filled() <= count and time.monotonic() < deadline:
+        time.sleep(0.002)
+
+
+def filled() -> int:
+    """How many images a fill that is going on has come to."""
+    files = list(folder().glob("*.sums"))
+    return int(np.count_nonzero(np.fromfile(files[0], np.uint32))) if files else 0
 
 
 @pytest.mark.usefixtures("narrow_networks")
