@@ -3,7 +3,12 @@
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+
+import pytest
+
+from fastinfogan import caches
 
 VARIABLES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 
@@ -30,3 +35,23 @@ def test_they_lie_in_the_cache_or_where_the_environment_says(tmp_path: Path) -> 
     ours = (f"{home}/fastinfogan/inductor", f"{home}/fastinfogan/triton")
     assert kept(XDG_CACHE_HOME=home) == ours
     assert kept(XDG_CACHE_HOME=home, TRITON_CACHE_DIR="/mine") == (ours[0], "/mine")
+
+
+def test_without_a_cache_that_can_be_written_they_lie_in_the_temporary_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in VARIABLES:
+        monkeypatch.delenv(variable, raising=False)
+    elsewhere = Path(tempfile.gettempdir()) / f"fastinfogan-{os.getuid()}"
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert caches.compiled_folders() == (elsewhere / "inductor", elsewhere / "triton")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "new"))
+    assert caches.compiled_folders()[0] == tmp_path / "new/fastinfogan/inductor"
+
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", homeless)
+    assert caches.cache_directory() == elsewhere
