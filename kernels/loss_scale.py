@@ -1,8 +1,8 @@
 """Loss scaling for fp16: gradients are computed as multiples of themselves, lest they round to 0.
 
 The objective's gradients are multiplied by the scale in fp32, before they are rounded, and Adam
-divides by it. Gradients that are not finite in spite of finite losses overflowed: their step updates
-nothing, nor does a later one of the iteration, which counts as skipped, and the scale is halved;
+divides by it. Gradients that are not finite though losses are overflowed: their step changes
+no weight, nor does a later one of the iteration, which counts as skipped, and the scale is halved;
 after `GROWTH` good iterations it is doubled. All of it happens on the device, see
 `measures.accumulate`. As in Micikevicius et al. 2018, section 3.2.
 """
