@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import QUICK, fails, made_up_images
+from PIL import Image
 
 from fastinfogan import experiments
 from fastinfogan.cli import main
@@ -268,8 +269,11 @@ def test_every_experiment_trains(name: str) -> None:
     assert pictures == 1 + len(experiments.get(name).latents.codes)
 
 
-def test_figure1(digits: str) -> None:
-    assert main(["figure1", "--iterations", "3", "--data", digits, "--out", "f"]) == 0
+def test_figure1_of_a_folder_of_pictures() -> None:
+    Path("pictures").mkdir()
+    for i, image in enumerate(made_up_images(experiments.get("mnist"), count=9).images):
+        Image.fromarray(image[..., 0]).save(f"pictures/{i}.png")
+    assert main(["figure1", "--iterations", "3", "--data", "pictures", "--out", "f"]) == 0
     assert Path("f/figure1.png").exists()
     config = {
         name: json.loads(Path("f", name, "config.json").read_text()) for name in ("infogan", "gan")

@@ -77,6 +77,7 @@ class Figure1:
             if there:
                 trainer, _ = training.go_on(run, plan, self.data)
                 if trainer.done == self.iterations:
+                    trainer.feed.close()
                     continue
             else:
                 trainer = training.start(run, source)

@@ -186,7 +186,9 @@ class Encoded:
     def fingerprint(self) -> Fingerprint:
         """Number of pictures, SHA-256 of their names and sizes, and the recipe.
 
-        A run's record adds the decoder.
+        A run's record adds the decoder. A picture that is replaced by another of the same size to
+        the byte is not noticed when a run goes on: only reading all of them would tell, and times
+        change with every copy of a set. The cache looks at times, and so decodes it again.
         """
         digest = hashlib.sha256()
         for picture in self.pictures:
