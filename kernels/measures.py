@@ -10,11 +10,14 @@ from fastinfogan.kernels.library import register
 from fastinfogan.kernels.loss_scale import GROWTH, LEAST, MOST, LossScale
 from fastinfogan.kernels.tuning import power_of_two
 
+TOO_MANY = 3
+"""Iterations in a row that may not be skipped because something in them was not finite."""
+
 
 def _accumulate(
     d_losses: Tensor, g_losses: Tensor, values: Tensor, entropies: Tensor, problems: Tensor,
     sums: Tensor, tally: Tensor, scaling: Tensor | None, base: Tensor | None,
-    weights: Tensor | None,
+    weights: Tensor | None, counter: Tensor | None,
 ) -> None:  # fmt: skip
     tensors = (d_losses, g_losses, values, entropies)
     launch(
@@ -27,23 +30,25 @@ def _accumulate(
         scaling,
         base,
         weights,
+        counter,
         values.numel(),
         0 if base is None else base.numel(),
         OVERFLOWED=OVERFLOWED,
         GROWTH=GROWTH,
         LEAST=LEAST,
         MOST=MOST,
+        TOO_MANY=TOO_MANY,
         BLOCK=power_of_two(values.numel() + 1, 2, 1 << 16),
         num_warps=1,
-        read=(*tensors, problems, sums, tally, scaling, base),
-        written=(problems, sums, tally, scaling, weights),
+        read=(*tensors, problems, sums, tally, scaling, base, counter),
+        written=(problems, sums, tally, scaling, weights, counter),
     )
 
 
 _by_kernel = register(
     "accumulate(Tensor d_losses, Tensor g_losses, Tensor values, Tensor entropies, "
     "Tensor(a!) problems, Tensor(b!) sums, Tensor(c!) tally, Tensor(d!)? scaling, Tensor? base, "
-    "Tensor(e!)? weights) -> ()",
+    "Tensor(e!)? weights, Tensor(f!)? counter) -> ()",
     _accumulate,
 )
 
@@ -57,6 +62,7 @@ def accumulate(
     sums: Tensor,
     tally: Tensor,
     loss_scale: LossScale | None = None,
+    counter: Tensor | None = None,
     *,
     by_triton: bool,
 ) -> None:
@@ -71,8 +77,10 @@ def accumulate(
             `adam.OVERFLOWED` if scaled gradients were not. It is 0 afterwards.
         sums: (2 + codes,), added to: D's loss, G's loss, each code's bound.
         tally: int32 (3,), added to: iterations in the sums, iterations skipped, and iterations
-            skipped since the last good one, without those that only found the scale too large.
+            skipped since the last good one, without those that only found the scale too large;
+            `TOO_MANY` in a row stay.
         loss_scale: moved on, if there is one.
+        counter: int64 (), counted on, if there is one.
         by_triton: whether Triton's kernel computes it, or plain torch.
     """
     scaled = (
@@ -81,7 +89,7 @@ def accumulate(
         else (loss_scale.state, loss_scale.base, loss_scale.weights)
     )
     if by_triton:
-        _by_kernel(d_losses, g_losses, values, entropies, problems, sums, tally, *scaled)
+        _by_kernel(d_losses, g_losses, values, entropies, problems, sums, tally, *scaled, counter)
         return
     found_wrong = problems.view(())
     good = found_wrong == 0
@@ -100,5 +108,7 @@ def accumulate(
         loss_scale.state.copy_(torch.stack([new, torch.where(grown, 0.0, since)]))
         loss_scale.restored()
     tally += torch.stack([one, 1 - one, broken])
-    tally[2] *= 1 - one
+    tally[2] *= torch.where(tally[2] >= TOO_MANY, 1, 1 - one)
     problems.zero_()
+    if counter is not None:
+        counter += 1

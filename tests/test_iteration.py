@@ -14,10 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastinfogan import _native
 from fastinfogan.engine import Iteration
-from fastinfogan.engine.iteration import MAX_SKIPPED
 from fastinfogan.engine.settings import Information
 from fastinfogan.errors import TrainingError
 from fastinfogan.experiments import Experiment
+from fastinfogan.kernels.measures import TOO_MANY
 
 
 class Recorder(TorchDispatchMode):
@@ -224,7 +224,7 @@ def test_an_iteration_that_is_not_finite_is_skipped_and_counted(tiny: Experiment
 def test_three_in_a_row_end_it(tiny: Experiment) -> None:
     iteration = make_iteration(tiny, precision="bf16")
     spoil(iteration)
-    for step in range(MAX_SKIPPED):
+    for step in range(TOO_MANY):
         iteration.run(step)
     with pytest.raises(TrainingError, match=r"the last 3 iterations .* not finite"):
         iteration.read()

@@ -23,7 +23,7 @@ from fastinfogan.experiments import Experiment
 from fastinfogan.kernels.backend import Implementation, choose
 from fastinfogan.kernels.draw import DrawnCodes, draw_codes, empty_codes
 from fastinfogan.kernels.loss_scale import LossScale
-from fastinfogan.kernels.measures import accumulate
+from fastinfogan.kernels.measures import TOO_MANY, accumulate
 from fastinfogan.kernels.ranks import Group
 from fastinfogan.kernels.real_images import real_images
 from fastinfogan.kernels.workspace import Workspace
@@ -33,8 +33,6 @@ from fastinfogan.optim import Adam
 from fastinfogan.philox import Stream
 
 _REAL, _GENERATED = 1, 0
-MAX_SKIPPED = 3
-"""Iterations in a row that may be skipped because something in them was not finite."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +178,6 @@ class Iteration:
         What it leaves to the host is `count_batches`, and `precision.arithmetic` around it.
         """
         self._run(self.counter)
-        self.counter += 1
 
     @torch.no_grad()
     def count_batches(self, iterations: int) -> None:
@@ -203,6 +200,7 @@ class Iteration:
             self.sums,
             self.tally,
             self.loss_scale,
+            step if isinstance(step, Tensor) else None,
             by_triton=self._by_triton,
         )
 
@@ -244,14 +242,14 @@ class Iteration:
             and how many iterations were skipped because something in them was not finite.
 
         Raises:
-            TrainingError: the last `MAX_SKIPPED` iterations or more were.
+            TrainingError: the last `TOO_MANY` iterations or more were.
         """
         spec = self.experiment.latents
         summed, skipped, broken = self.tally.tolist()
         means = (self.sums / max(summed, 1)).tolist()
         self.sums.zero_()
         self.tally[:2] = 0
-        if broken >= MAX_SKIPPED:
+        if broken >= TOO_MANY:
             raise TrainingError(
                 f"the last {broken} iterations had numbers that are not finite and were skipped"
             )

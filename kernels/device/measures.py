@@ -16,9 +16,10 @@ def accumulate_kernel(
     scaling_ptr,  # fp32 (2) or None: the loss scale, good iterations since it changed
     base_ptr,  # fp32 (WEIGHTS) or None
     weights_ptr,  # fp32 (WEIGHTS) out, or None: base times the scale
+    counter_ptr,  # int64 (1) or None: the iteration's number, which becomes the next one's
     CODES, WEIGHTS,
     OVERFLOWED: tl.constexpr, GROWTH: tl.constexpr, LEAST: tl.constexpr, MOST: tl.constexpr,
-    BLOCK: tl.constexpr,
+    TOO_MANY: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Sums += (D's loss, G's loss, each code's bound) if nothing was wrong. Grid: (1,)."""
     problems = tl.load(problems_ptr)
@@ -57,4 +58,7 @@ def accumulate_kernel(
         to = sums_ptr + 2 + c
         tl.store(to, tl.load(to, mask=ok, other=0.0) + bounds, mask=ok)
         tl.store(tally_ptr, summed + 1)
-        tl.store(tally_ptr + 2, 0)
+        # Too many in a row are kept until somebody reads of them.
+        tl.store(tally_ptr + 2, tl.where(broken >= TOO_MANY, broken, 0))
+    if counter_ptr is not None:
+        tl.store(counter_ptr, tl.load(counter_ptr) + 1)

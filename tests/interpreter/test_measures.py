@@ -56,3 +56,20 @@ def test_the_loss_scale_moves_on(
         assert scaled.state.tolist() == expected
         assert counted.tolist() == tally
         torch.testing.assert_close(scaled.weights, scaled.base * expected[0])
+
+
+@pytest.mark.parametrize("by_triton", [True, False])
+def test_the_counter_counts_on_and_too_many_broken_iterations_stay(by_triton: bool) -> None:
+    """A good iteration in front of the next look at the tally hides them no more."""
+    d, g, values, entropies = (torch.randn(n) for n in (2, 1, 3, 3))
+    sums, counted = torch.zeros(5), torch.zeros(3, dtype=torch.int32)
+    wrong, counter = torch.zeros(1, dtype=torch.int32), torch.tensor(2**40)
+    found = []
+    for problems in (1, 1, 0, 1, 1, 1, 0, 0):
+        wrong.fill_(problems)
+        measures.accumulate(
+            d, g, values, entropies, wrong, sums, counted, None, counter, by_triton=by_triton
+        )
+        found.append(counted[2].item())
+    assert found == [1, 2, 0, 1, 2, 3, 3, 3]
+    assert counter.item() == 2**40 + 8
