@@ -10,9 +10,9 @@ from conftest import QUICK, fails
 from numpy.typing import NDArray
 
 from fastinfogan import experiments
+from fastinfogan.caches import cache_directory
 from fastinfogan.cli import main
 from fastinfogan.data import open_source, rendered
-from fastinfogan.caches import cache_directory
 from fastinfogan.data.rendered import SCENES, kept
 from fastinfogan.data.rendered.__main__ import sheet
 from fastinfogan.data.rendered.scene import Numbers, Scene, turn

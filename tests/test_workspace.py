@@ -69,9 +69,14 @@ def test_another_program_gets_other_tensors_and_then_its_own() -> None:
 
 def test_a_run_that_fails_is_not_taken_for_the_program() -> None:
     memory = Workspace()
-    with pytest.raises(KeyError), memory:
-        chain()
-        raise KeyError
+
+    def fail() -> None:
+        with memory:
+            chain()
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
     assert not memory._known
     with memory:
         chain()
