@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,9 @@ from conftest import QUICK, fails
 from PIL import Image
 
 from fastinfogan.cli import main
+from fastinfogan.data import pillow
 from fastinfogan.data.cache import folder
+from fastinfogan.data.source import Picture
 
 DECODERS = [
     "pillow",
@@ -140,7 +143,7 @@ sys.exit(main({arguments!r}))
 
 
 def test_a_prepare_that_is_killed_is_gone_on_with(
-    pictures: Path, capsys: pytest.CaptureFixture[str]
+    pictures: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SIGINT ends it with a line, SIGKILL with none; what was decoded is there."""
     for i in range(2000):
@@ -155,7 +158,9 @@ def test_a_prepare_that_is_killed_is_gone_on_with(
         target=lambda: (wait_for_more_than(killed), os.kill(os.getpid(), signal.SIGINT))
     )
     interrupter.start()
-    assert main(prepare) == 130
+    with monkeypatch.context() as patched:
+        patched.setattr(pillow, "read_bytes", slowly)  # lest it be done before it is interrupted
+        assert main(prepare) == 130
     interrupter.join()
     assert capsys.readouterr().err == "fastinfogan: interrupted\n"
     there = filled()
@@ -164,6 +169,11 @@ def test_a_prepare_that_is_killed_is_gone_on_with(
     assert main(prepare) == 0
     told = capsys.readouterr().out
     assert f"2,240 images, 1.7 MiB, in {folder()}; {there:,} of them were there already" in told
+
+
+def slowly(picture: Picture, read: Callable[[Picture], bytes] = pillow.read_bytes) -> bytes:
+    time.sleep(0.005)
+    return read(picture)
 
 
 def wait_for_more_than(count: int) -> None:
