@@ -48,6 +48,20 @@ def _jpeg(data: bytes, channels: int) -> Size | None:
     DALI 2.4 was seen to crash, not only to fail, on a batch with a JPEG that it refuses beside some
     that it decodes; never where it decodes all of them. So it is shown none that it may refuse.
     """
+    start = data.find(b"\xff\xda", 2)
+    (length,) = struct.unpack_from(">H", data, start + 2)
+    # Else what was found lies inside another segment, a thumbnail's for one.
+    found = _jpeg_head(data[: start + 2 + length], channels) or _read_jpeg_head(data, channels)
+    if found is None:
+        return None
+    size, place = found
+    # Cut short, DALI would give the rest in grey.
+    ends = _MARKER.search(data, place)
+    return size if ends is not None and ends.start() == len(data) - 2 else None
+
+
+def _read_jpeg_head(data: bytes, channels: int) -> tuple[Size, int] | None:
+    """Height and width upright, and where the scan's data begin; None for what is not plain."""
     place, turned = 2, False
     size: Size | None = None
     components: dict[int, int] = {}
@@ -78,12 +92,9 @@ def _jpeg(data: bytes, channels: int) -> Size | None:
             (quantisers if marker == 0xDB else codes).update(found)
         elif marker == 0xDA:
             known = size and quantisers.issuperset(components.values())
-            whole = known and _is_scan(segment, components, codes)
-            # Cut short, DALI would give the rest in grey.
-            ends = _MARKER.search(data, place)
-            if not size or not whole or ends is None or ends.start() != len(data) - 2:
+            if not size or not known or not _is_scan(segment, components, codes):
                 return None
-            return size[::-1] if turned else size
+            return (size[::-1] if turned else size), place
         elif marker == 0xE1 and b"tiff:Orientation" in segment:
             return None  # in XMP, which DALI does not read
         elif marker == 0xE1 and segment[:6] == b"Exif\0\0":
@@ -96,7 +107,10 @@ def _jpeg(data: bytes, channels: int) -> Size | None:
     return None
 
 
-@lru_cache(256)  # most pictures of a set have the same ones
+_jpeg_head = lru_cache(256)(_read_jpeg_head)  # most pictures of a set have the same one
+
+
+@lru_cache(256)
 def _tables(marker: int, segment: bytes) -> frozenset[int] | None:
     """The numbers of a segment's quantisation or Huffman tables; None if one is damaged."""
     numbers = set()
