@@ -157,10 +157,15 @@ def test_a_prepare_that_is_killed_is_gone_on_with(
     interrupter = threading.Thread(
         target=lambda: (wait_for_more_than(killed), os.kill(os.getpid(), signal.SIGINT))
     )
+    # A process that a shell starts in the background ignores SIGINT.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     interrupter.start()
-    with monkeypatch.context() as patched:
-        patched.setattr(pillow, "read_bytes", slowly)  # lest it be done before it is interrupted
-        assert main(prepare) == 130
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(pillow, "read_bytes", slowly)  # lest it be done before that
+            assert main(prepare) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     interrupter.join()
     assert capsys.readouterr().err == "fastinfogan: interrupted\n"
     there = filled()
