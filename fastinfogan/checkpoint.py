@@ -7,7 +7,6 @@ has its final name is whole, and one flipped byte in it is found when it is read
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from fastinfogan.durable import sync
 from fastinfogan.errors import InputError
 
 _MANIFEST = "manifest.json"
@@ -72,11 +72,11 @@ def save(parent: Path, iteration: int, checkpoint: Checkpoint) -> Path:
         sums = {file.name: _sha256(file) for file in sorted(partial.iterdir())}
         (partial / _MANIFEST).write_text(json.dumps(sums, indent=1))
         for file in [*partial.iterdir(), partial]:
-            _sync(file)
+            sync(file)
         if final.exists():
             shutil.rmtree(final)
         partial.rename(final)
-        _sync(parent)
+        sync(parent)
     except OSError:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -191,11 +191,3 @@ def fit(tensors: dict[str, Tensor], into: dict[str, Tensor], where: Path | str) 
 def _sha256(file: Path) -> str:
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -4,6 +4,8 @@ Every rank hands in a batch of the same size. Tiles are gathered rather than red
 every rank in the same order, so that all have the same statistics to the last bit.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.nn.functional import all_reduce
 
-from fastinfogan.errors import InputError
+from fastinfogan.errors import InputError, TrainingError
 
 Group = Any
 """None for this process alone, "world" for all processes, or a torch.distributed group."""
@@ -35,12 +37,31 @@ def size(group: Group) -> int:
     return 1 if group is None else dist.get_world_size(handle(group))
 
 
+@contextmanager
+def told_of_the_others() -> Iterator[None]:
+    """Turn what a collective raises when its peers are gone into one line.
+
+    Raises:
+        TrainingError: another rank is gone.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # what gloo raises, and the base of torch's DistError
+        first = str(error).splitlines()[0]
+        raise TrainingError(
+            f"another rank is gone, so this one ends, too; its message says why ({first})"
+        ) from error
+
+
 def gather_tiles(tiles: Tensor, group: Group) -> Tensor:
     """All ranks' tiles: (groups, tiles, 2, columns) to (groups, ranks * tiles, 2, columns)."""
     if group is None:
         return tiles
     parts = [torch.empty_like(tiles) for _ in range(size(group))]
-    dist.all_gather(parts, tiles.contiguous(), handle(group))
+    with told_of_the_others():
+        dist.all_gather(parts, tiles.contiguous(), handle(group))
     return torch.cat(parts, dim=1)
 
 
@@ -54,7 +75,8 @@ def merge_statistics(mean: Tensor, variance: Tensor, group: Group) -> None:
     """
     own = torch.stack([mean, variance])
     parts = [torch.empty_like(own) for _ in range(size(group))]
-    dist.all_gather(parts, own, handle(group))
+    with told_of_the_others():
+        dist.all_gather(parts, own, handle(group))
     means, variances = torch.stack(parts, dim=1)
     mean.copy_(means.mean(0))
     variance.copy_((variances + (means - mean).square()).mean(0))
@@ -63,7 +85,8 @@ def merge_statistics(mean: Tensor, variance: Tensor, group: Group) -> None:
 def summed(values: Tensor, group: Group) -> Tensor:
     """The sums over all ranks."""
     values = values.contiguous()
-    dist.all_reduce(values, group=handle(group))
+    with told_of_the_others():
+        dist.all_reduce(values, group=handle(group))
     return values
 
 

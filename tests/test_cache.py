@@ -23,12 +23,9 @@ from fastinfogan.data.place import available_memory, choose_place
 from fastinfogan.data.quarantine import Quarantine
 from fastinfogan.errors import InputError
 
+pytestmark = pytest.mark.usefixtures("empty_cache")
+
 COUNT = 60
-
-
-@pytest.fixture(autouse=True)
-def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.fixture

@@ -21,6 +21,8 @@ from fastinfogan.data import pillow
 from fastinfogan.data.cache import folder
 from fastinfogan.data.source import Picture
 
+pytestmark = pytest.mark.usefixtures("empty_cache")
+
 DECODERS = [
     "pillow",
     pytest.param(
@@ -32,11 +34,6 @@ DECODERS = [
         ),
     ),
 ]
-
-
-@pytest.fixture(autouse=True)
-def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Images of a set that is not in memory: which are taken, and what is known of them."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,12 +12,9 @@ from fastinfogan.data.quarantine import Quarantine
 from fastinfogan.data.sample import sample, some_of
 from fastinfogan.data.source import Encoded, Factors
 
+pytestmark = pytest.mark.usefixtures("empty_cache")
+
 COUNT = 200
-
-
-@pytest.fixture(autouse=True)
-def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.fixture

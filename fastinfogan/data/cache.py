@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 from fastinfogan.caches import cache_directory
 from fastinfogan.data.decoder import BadImage, Decoder
 from fastinfogan.data.quarantine import Quarantine
+from fastinfogan.durable import sync
 
 IN_MEMORY = "decoded images stay in memory, and the next run decodes again"
 _FORMAT = 1
@@ -272,7 +273,7 @@ class FileSlots(Slots):
                 os.fsync(file.fileno())
             self._path.rename(folder() / f"{self._key.hash}.u8")
             beside.rename(described)
-            _sync(folder())
+            sync(folder())
         except OSError as error:
             _remove(beside)
             self._go_on_in_memory(error)
@@ -396,11 +397,3 @@ def _pwrite(file: int, data: bytes, place: int) -> None:
 def _remove(path: Path) -> None:
     with suppress(OSError):  # a read-only folder keeps what is not believed
         path.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -14,9 +14,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fastinfogan.errors import InputError, TrainingError
+from fastinfogan.errors import InputError
 from fastinfogan.kernels.adam import OVERFLOWED
-from fastinfogan.kernels.ranks import Group
+from fastinfogan.kernels.ranks import Group, told_of_the_others
 
 _ALIGNED = 16
 """Numbers, of which each gradient's place in the flat sum is a multiple."""
@@ -95,24 +95,6 @@ class Ranks:
 
 
 ALONE = Ranks()
-
-
-@contextmanager
-def told_of_the_others() -> Iterator[None]:
-    """Turn what a collective raises when its peers are gone into one line.
-
-    Raises:
-        TrainingError: another rank is gone.
-    """
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:  # what gloo raises, and the base of torch's DistError
-        first = str(error).splitlines()[0]
-        raise TrainingError(
-            f"another rank is gone, so this one ends, too; its message says why ({first})"
-        ) from error
 
 
 def started_by_torchrun() -> bool:

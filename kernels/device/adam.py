@@ -78,6 +78,18 @@ def _load(address, at, elements, TYPE: tl.constexpr, WHOLE: tl.constexpr):
 
 
 @triton.jit
+def _load_gradient(address, at, elements, kind, WHOLE: tl.constexpr):
+    """As `_load`, of the type that the table tells: see `slots.KINDS`."""
+    if kind == 0:
+        g = _load(address, at, elements, tl.float32, WHOLE)
+    elif kind == 1:
+        g = _load(address, at, elements, tl.bfloat16, WHOLE)
+    else:
+        g = _load(address, at, elements, tl.float16, WHOLE)
+    return g
+
+
+@triton.jit
 def _store(address, at, value, elements, TYPE: tl.constexpr, WHOLE: tl.constexpr):
     """Write a chunk, rounded; as `_load`."""
     if WHOLE:
@@ -97,12 +109,7 @@ def _update_part(
         tl.load(entry), tl.load(entry + 1), tl.load(entry + 2), tl.load(entry + 3),
     )  # fmt: skip
     copy_at, g_kind, copy_kind = tl.load(entry + 5), tl.load(entry + 7), tl.load(entry + 8)
-    if g_kind == 0:
-        g = _load(g_at, at, elements, tl.float32, WHOLE)
-    elif g_kind == 1:
-        g = _load(g_at, at, elements, tl.bfloat16, WHOLE)
-    else:
-        g = _load(g_at, at, elements, tl.float16, WHOLE)
+    g = _load_gradient(g_at, at, elements, g_kind, WHOLE)
     p, m, v = updated(
         _load(p_at, at, elements, tl.float32, WHOLE), g * inverse_scale,
         _load(m_at, at, elements, tl.float32, WHOLE), _load(v_at, at, elements, tl.float32, WHOLE),
@@ -184,12 +191,7 @@ def overflow_kernel(
         entry = table_ptr + (place >> 32) * FIELDS
         at = (place & 0xFFFFFFFF) * CHUNK + tl.arange(0, CHUNK)
         g_at, elements, kind = tl.load(entry + 1), tl.load(entry + 6), tl.load(entry + 7)
-        if kind == 0:
-            g = _load(g_at, at, elements, tl.float32, False)
-        elif kind == 1:
-            g = _load(g_at, at, elements, tl.bfloat16, False)
-        else:
-            g = _load(g_at, at, elements, tl.float16, False)
+        g = _load_gradient(g_at, at, elements, kind, False)
         wrong = ((tl.abs(g) < float("inf")) == 0).to(tl.int32)
         if tl.max(wrong, axis=0) != 0:
             tl.atomic_or(problems_ptr, FLAG)
