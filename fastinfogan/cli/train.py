@@ -44,9 +44,9 @@ class Train:
     seed: Annotated[int | None, _open("INT", "0")] = None
     """Of weights, codes, data order and augmentation."""
     data: Annotated[Path | None, _open("PATH", "embedded digits, or rendered")] = None
-    """MNIST IDX files, SVHN's train_32x32.mat, CelebA's img_align_celeba, rendered chairs, dSprites,
-    3D Shapes, MPI3D, WebDataset tars, an .npz or a folder of pictures. Without it, mnist takes its
-    5,000 embedded digits; for faces, chairs and sprites, images are rendered."""
+    """MNIST IDX files, SVHN's train_32x32.mat, CelebA's img_align_celeba, rendered chairs,
+    dSprites, 3D Shapes, MPI3D, WebDataset tars, an .npz or a folder of pictures. Without it, mnist
+    takes its 5,000 embedded digits; for faces, chairs and sprites, images are rendered."""
     out: Annotated[Path | None, _open("PATH", "a new folder in runs/")] = None
     """Where to keep the run."""
     variant: Annotated[
