@@ -1,0 +1,162 @@
+"""How long something takes, on a CPU and on a GPU.
+
+A GPU's short kernels cannot be timed launch by launch: the host's part, or the events around it,
+would be most of the time. They are captured into a CUDA graph, and its replays are timed.
+"""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+
+Run = Callable[[], object]
+Cache = Literal["warm", "cold"]
+
+_LONG_ENOUGH = {"cpu": 2e-3, "cuda": 1e-3}
+"""Seconds of a timed stretch: clocks, events and the start of a replay are then below a percent."""
+_COLD_FROM = 50e-6
+"""Seconds of a GPU's run from which what flushing costs is small beside it."""
+
+
+class Clock(ABC):
+    """Times runs on one device.
+
+    Attributes:
+        device: where they run.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    @abstractmethod
+    def prepare(self, run: Run) -> "Stretch":
+        """Warm up, and settle how many runs are timed at once."""
+
+
+class Stretch(ABC):
+    """A run, ready to be timed.
+
+    Attributes:
+        repeat: runs in a timed stretch.
+        cache: "cold" if the GPU's L2 is flushed before each run, else "warm".
+        captured: whether a CUDA graph is what is timed.
+    """
+
+    repeat: int
+    cache: Cache = "warm"
+    captured: bool = False
+
+    @abstractmethod
+    def seconds(self) -> float:
+        """Seconds of one run: a stretch's, over its runs."""
+
+    def release(self) -> None:  # noqa: B027 - a CPU's holds nothing
+        """Give back what was captured."""
+
+
+def clock_for(device: torch.device) -> Clock:
+    """The clock of a device."""
+    return GpuClock(device) if device.type == "cuda" else CpuClock(device)
+
+
+def _repeats(once: float, device: torch.device) -> int:
+    return max(1, min(1000, round(_LONG_ENOUGH[device.type] / max(once, 1e-7))))
+
+
+class CpuClock(Clock):
+    """The process's own."""
+
+    def prepare(self, run: Run) -> Stretch:
+        """See the base class."""
+        run()
+        start = time.perf_counter()
+        run()
+        once = time.perf_counter() - start
+        return _CpuStretch(run, _repeats(once, self.device))
+
+
+class _CpuStretch(Stretch):
+    def __init__(self, run: Run, repeat: int) -> None:
+        self._run = run
+        self.repeat = repeat
+
+    def seconds(self) -> float:
+        run = self._run
+        start = time.perf_counter()
+        for _ in range(self.repeat):
+            run()
+        return (time.perf_counter() - start) / self.repeat
+
+
+class GpuClock(Clock):
+    """CUDA events around replays of a graph, or around calls where nothing can be captured."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
+        size = torch.cuda.get_device_properties(device).L2_cache_size
+        self._flush = torch.empty(2 * max(size, 1 << 22), dtype=torch.uint8, device=device)
+
+    def flush(self) -> None:
+        """Fill the L2 with what nobody reads."""
+        self._flush.zero_()
+
+    def prepare(self, run: Run) -> Stretch:
+        """See the base class."""
+        for _ in range(3):
+            run()
+        once = self.timed(run)
+        return _GpuStretch(self, run, once)
+
+    def timed(self, run: Run) -> float:
+        """Seconds between two events around a call."""
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        run()
+        end.record()
+        end.synchronize()
+        return float(begin.elapsed_time(end)) / 1e3
+
+
+class _GpuStretch(Stretch):
+    def __init__(self, clock: GpuClock, run: Run, once: float) -> None:
+        self._clock, self._run = clock, run
+        self._graph = _captured(run, 1)
+        self.captured = self._graph is not None
+        if self._graph is not None:
+            self._graph.replay()
+            once = clock.timed(self._graph.replay)
+        self.cache = "cold" if once > _COLD_FROM else "warm"
+        self.repeat = 1 if self.cache == "cold" else _repeats(once, clock.device)
+        if self.repeat > 1 and self.captured:
+            self._graph = _captured(run, self.repeat)
+
+    def seconds(self) -> float:
+        if self.cache == "cold":
+            self._clock.flush()
+        if self._graph is not None:
+            return self._clock.timed(self._graph.replay) / self.repeat
+
+        def repeated() -> None:
+            for _ in range(self.repeat):
+                self._run()
+
+        return self._clock.timed(repeated) / self.repeat
+
+    def release(self) -> None:
+        self._graph = None
+
+
+def _captured(run: Run, repeat: int) -> torch.cuda.CUDAGraph | None:
+    """So many runs as one graph, or None if CUDA cannot capture them."""
+    graph = torch.cuda.CUDAGraph()
+    torch.cuda.synchronize()
+    try:
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            for _ in range(repeat):
+                run()
+    except RuntimeError:  # CUDA's refusal: a copy from the host, a wait for the device
+        torch.cuda.synchronize()
+        return None
+    return graph

@@ -1,0 +1,72 @@
+"""A case measured: first that it is right, then how long it takes."""
+
+from collections.abc import Callable
+
+from bench.cases import Case
+from bench.measuring.ceilings import Ceilings
+from bench.measuring.clock import Stretch, clock_for
+from bench.measuring.energy import joules
+from bench.measuring.rounds import Interleaved
+from bench.measuring.rows import Row
+
+OURS = "ours"
+
+
+def measure(
+    case: Case,
+    ceilings: Ceilings,
+    *,
+    rounds: int = 15,
+    budget: float = 5.0,
+    timing: Callable[[Interleaved, int, float], None] = Interleaved.go_on,
+) -> Row:
+    """Check a case, then time its sides turn by turn.
+
+    Args:
+        case: what is measured.
+        ceilings: of the device, for the share.
+        rounds: of timing, at the most.
+        budget: seconds for them; three rounds are timed whatever they take.
+        timing: runs the rounds.
+
+    Raises:
+        MismatchError: it does not compute what the reference does; nothing is timed.
+    """
+    case.check()
+    pair = Interleaved({OURS: case.ours, **case.peers}, clock_for(ceilings.device))
+    pair()  # the first round pays for what is set up once
+    pair.clear()
+    timing(pair, rounds, budget)
+    times = pair.times
+    seconds = {side: times.spread(side) for side in times.seconds}
+    floor = ceilings.floor(case.precision, case.flops, case.bytes) if case.precision else 0.0
+    energies = {
+        side: found
+        for side, run in {OURS: case.ours, **case.peers}.items()
+        if (found := joules(run, seconds[side].median, ceilings.device)) is not None
+    }
+    row = Row(
+        case.group,
+        case.name,
+        len(times.seconds[OURS]),
+        seconds,
+        {peer: times.ratio(OURS, peer) for peer in case.peers},
+        case.experiment,
+        case.precision,
+        case.batch,
+        case.flops,
+        case.bytes,
+        floor / seconds[OURS].median if floor else None,
+        energies or None,
+        _how(pair.stretches[OURS]),
+        case.more,
+    )
+    pair.release()
+    return row
+
+
+def _how(stretch: Stretch) -> str:
+    parts = [f"repeat {stretch.repeat}"]
+    if stretch.captured:
+        parts.append(f"graph, {stretch.cache} cache")
+    return ", ".join(parts)
