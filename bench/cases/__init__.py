@@ -13,6 +13,10 @@ from bench.measuring.clock import Run
 from fastinfogan.engine.precision import ComputedIn
 
 Group = Literal["ops", "blocks", "iteration", "data", "startup"]
+Timed = Literal["alone", "steady", "host"]
+"""Alone: each run for itself, a GPU's captured into a graph and its cache flushed. Steady: run
+after run as they come in training, neither captured by the clock nor flushed. Host: by the host's
+clock, once a round, never warmed up: whole processes, or what has threads of its own."""
 
 
 class MismatchError(AssertionError):
@@ -34,6 +38,8 @@ class Case:
         batch: images in a step, or None.
         flops: of the products of one run.
         bytes: the fewest that one run must read and write: each operand and result once.
+        timed: how a run is timed.
+        units: that one run does, iterations say; seconds, FLOPs and bytes are of one of them.
         more: what else a row should tell.
     """
 
@@ -47,6 +53,8 @@ class Case:
     batch: int | None = None
     flops: int = 0
     bytes: int = 0
+    timed: Timed = "alone"
+    units: int = 1
     more: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -58,8 +66,12 @@ class Planned:
         group: where it belongs.
         name: the case's.
         make: makes it on a device.
+        short: whether it belongs to the set that takes about a minute.
+        budget: seconds of timing that it is worth.
     """
 
     group: Group
     name: str
     make: Callable[[torch.device], Case]
+    short: bool = False
+    budget: float = 1.0

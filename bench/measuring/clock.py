@@ -16,6 +16,8 @@ Cache = Literal["warm", "cold"]
 
 _LONG_ENOUGH = {"cpu": 2e-3, "cuda": 1e-3}
 """Seconds of a timed stretch: clocks, events and the start of a replay are then below a percent."""
+_STEADY = {"cpu": 2e-3, "cuda": 20e-3}
+"""The same of runs one after the other: how the first one starts must not count."""
 _COLD_FROM = 50e-6
 """Seconds of a GPU's run from which what flushing costs is small beside it."""
 
@@ -31,8 +33,13 @@ class Clock(ABC):
         self.device = device
 
     @abstractmethod
-    def prepare(self, run: Run) -> "Stretch":
-        """Warm up, and settle how many runs are timed at once."""
+    def prepare(self, run: Run, *, steady: bool = False) -> "Stretch":
+        """Warm up, and settle how many runs are timed at once.
+
+        Args:
+            run: what is timed.
+            steady: as run after run comes in training: never captured, nor its cache flushed.
+        """
 
 
 class Stretch(ABC):
@@ -61,14 +68,23 @@ def clock_for(device: torch.device) -> Clock:
     return GpuClock(device) if device.type == "cuda" else CpuClock(device)
 
 
-def _repeats(once: float, device: torch.device) -> int:
-    return max(1, min(1000, round(_LONG_ENOUGH[device.type] / max(once, 1e-7))))
+def _repeats(once: float, device: torch.device, *, steady: bool = False) -> int:
+    long_enough = (_STEADY if steady else _LONG_ENOUGH)[device.type]
+    return max(1, min(1000, round(long_enough / max(once, 1e-7))))
+
+
+class HostClock(Clock):
+    """Whole runs by the host's clock, one at a time and never warmed up: processes, for one."""
+
+    def prepare(self, run: Run, *, steady: bool = False) -> Stretch:
+        """See the base class."""
+        return _CpuStretch(run, 1)
 
 
 class CpuClock(Clock):
     """The process's own."""
 
-    def prepare(self, run: Run) -> Stretch:
+    def prepare(self, run: Run, *, steady: bool = False) -> Stretch:
         """See the base class."""
         run()
         start = time.perf_counter()
@@ -102,12 +118,12 @@ class GpuClock(Clock):
         """Fill the L2 with what nobody reads."""
         self._flush.zero_()
 
-    def prepare(self, run: Run) -> Stretch:
+    def prepare(self, run: Run, *, steady: bool = False) -> Stretch:
         """See the base class."""
         for _ in range(3):
             run()
         once = self.timed(run)
-        return _GpuStretch(self, run, once)
+        return _GpuStretch(self, run, once, steady=steady)
 
     def timed(self, run: Run) -> float:
         """Seconds between two events around a call."""
@@ -120,8 +136,12 @@ class GpuClock(Clock):
 
 
 class _GpuStretch(Stretch):
-    def __init__(self, clock: GpuClock, run: Run, once: float) -> None:
+    def __init__(self, clock: GpuClock, run: Run, once: float, *, steady: bool) -> None:
         self._clock, self._run = clock, run
+        self._graph = None
+        if steady:
+            self.repeat = _repeats(once, clock.device, steady=True)
+            return
         self._graph = _captured(run, 1)
         self.captured = self._graph is not None
         if self._graph is not None:

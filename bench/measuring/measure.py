@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from bench.cases import Case
 from bench.measuring.ceilings import Ceilings
-from bench.measuring.clock import Stretch, clock_for
+from bench.measuring.clock import HostClock, Stretch, clock_for
 from bench.measuring.energy import joules
 from bench.measuring.rounds import Interleaved
 from bench.measuring.rows import Row
@@ -33,17 +33,25 @@ def measure(
         MismatchError: it does not compute what the reference does; nothing is timed.
     """
     case.check()
-    pair = Interleaved({OURS: case.ours, **case.peers}, clock_for(ceilings.device))
-    pair()  # the first round pays for what is set up once
-    pair.clear()
+    by_host = case.timed == "host"
+    pair = Interleaved(
+        {OURS: case.ours, **case.peers},
+        HostClock(ceilings.device) if by_host else clock_for(ceilings.device),
+        steady=case.timed == "steady",
+        units=case.units,
+    )
+    if not by_host:
+        pair()  # the first round pays for what is set up once
+        pair.clear()
     timing(pair, rounds, budget)
     times = pair.times
     seconds = {side: times.spread(side) for side in times.seconds}
     floor = ceilings.floor(case.precision, case.flops, case.bytes) if case.precision else 0.0
     energies = {
-        side: found
+        side: found / case.units
         for side, run in {OURS: case.ours, **case.peers}.items()
-        if (found := joules(run, seconds[side].median, ceilings.device)) is not None
+        if not by_host
+        and (found := joules(run, seconds[side].median * case.units, ceilings.device)) is not None
     }
     row = Row(
         case.group,

@@ -52,17 +52,24 @@ class Interleaved:
     Args:
         sides: by name; each is warmed up here.
         clock: of their device.
+        steady: see `Clock.prepare`.
+        units: that a run does; times are of one of them.
     """
 
-    def __init__(self, sides: Mapping[str, Run], clock: Clock) -> None:
-        self.stretches: dict[str, Stretch] = {n: clock.prepare(run) for n, run in sides.items()}
+    def __init__(
+        self, sides: Mapping[str, Run], clock: Clock, *, steady: bool = False, units: int = 1
+    ) -> None:
+        self.stretches: dict[str, Stretch] = {
+            name: clock.prepare(run, steady=steady) for name, run in sides.items()
+        }
+        self._units = units
         self._seconds: dict[str, list[float]] = {name: [] for name in sides}
         self._round = 0
 
     def __call__(self) -> None:
         """One round."""
         for name in self._order():
-            self._seconds[name].append(self.stretches[name].seconds())
+            self._seconds[name].append(self.stretches[name].seconds() / self._units)
         self._round += 1
 
     def _order(self) -> Iterator[str]:
