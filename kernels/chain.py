@@ -24,7 +24,7 @@ from fastinfogan.kernels.images import Images, image_block
 from fastinfogan.kernels.images import image_weight_gradient as image_weight_gradient_of
 from fastinfogan.kernels.library import register
 from fastinfogan.kernels.maps import ACTIVATIONS, Deferred
-from fastinfogan.kernels.statistics import Backward, Forward
+from fastinfogan.kernels.statistics import Backward, Forward, merge_tiles
 
 ActivationName = Literal["none", "rectifier", "sigmoid", "tanh"]
 WINDOW_FIELDS = ("height", "width", "kernel", "stride", "before", "after")
@@ -133,12 +133,13 @@ def norm_block_across_ranks(
             operand, t.weight, layer.gather, groups, Behind(t.bias, tiles=True)
         )
         assert tiles is not None
+        count = y.numel() // t.gamma.shape[0] // groups
+        tiles = merge_tiles(tiles, count)
         tiles = tiles._replace(data=ranks.gather_tiles(tiles.data, ranks_group))
-        count = y.numel() // t.gamma.shape[0] // groups * ranks.size(ranks_group)
         norm = Forward.of(
             t.gamma, t.beta, t.running_mean, t.running_var, groups, layer.eps, layer.momentum
         )
-        norm.finalize(tiles, count)
+        norm.finalize(tiles, count * ranks.size(ranks_group))
     return y, norm.params, norm.rstd
 
 
@@ -204,6 +205,9 @@ def norm_gradient_across_ranks(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The coefficients by all ranks' batches; dgamma and dbeta by this rank's."""
     own, of_all = (Backward.of_norm(gamma, params, rstd) for _ in range(2))
+    groups, many, _, columns = sums.shape
+    parts = sums.view(groups, many, 2, columns // len(gamma), len(gamma))
+    sums = parts.sum((1, 3)).unsqueeze(1)  # all that other ranks need to know of them
     with torch.cuda.device_of(sums):  # type: ignore[no-untyped-call]
         own.finalize(sums, count)
         of_all.finalize(ranks.gather_tiles(sums, ranks_group), count * ranks.size(ranks_group))

@@ -1,7 +1,8 @@
 """Batch norm across processes: what one rank must know of the others' batches.
 
-Every rank hands in a batch of the same size. Tiles are gathered rather than reduced, and merged by
-every rank in the same order, so that all have the same statistics to the last bit.
+Every rank hands in a batch of the same size, whose tiles it has merged into one: a few numbers a
+feature, whatever the batch. These are gathered rather than reduced, and merged by every rank in the
+same order, so that all have the same statistics to the last bit.
 """
 
 from collections.abc import Iterator
@@ -56,7 +57,7 @@ def told_of_the_others() -> Iterator[None]:
 
 
 def gather_tiles(tiles: Tensor, group: Group) -> Tensor:
-    """All ranks' tiles: (groups, tiles, 2, columns) to (groups, ranks * tiles, 2, columns)."""
+    """All ranks' tiles, one of each: (groups, 1, 2, columns) to (groups, ranks, 2, columns)."""
     if group is None:
         return tiles
     parts = [torch.empty_like(tiles) for _ in range(size(group))]

@@ -28,6 +28,35 @@ def mergeable(tiles: int, columns: int, features: int, block: int) -> bool:
     return fits and tiles * (columns // features) <= MOST_TILES
 
 
+def merge_tiles(tiles: Tiles, count: int) -> Tiles:
+    """Make one tile of all of this rank's: as much as other ranks need to know of them.
+
+    Args:
+        tiles: of a map, their (mean, M2).
+        count: values per feature and group.
+    """
+    groups, many, _, features = tiles.data.shape
+    found = empty((groups, 1, 2, features), torch.float32, tiles.data.device)
+    launch(
+        statistics.merge_tiles_kernel,
+        (triton.cdiv(features, 32), groups),
+        tiles.data,
+        found,
+        many,
+        tiles.row_tiles,
+        tiles.rows,
+        count,
+        features,
+        TILE_ROWS=tiles.tile_rows,
+        BLOCK_T=32,
+        BLOCK_C=32,
+        num_warps=4,
+        read=(tiles.data,),
+        written=(found,),
+    )
+    return Tiles(found, count, 1, count)
+
+
 class Forward(NamedTuple):
     """What batch norm's forward takes and leaves.
 

@@ -24,41 +24,53 @@ import triton.language as tl
 
 
 @triton.jit
+def merged(
+    c, c_ok, tiles_ptr, TILES, ROW_TILES, ROWS, COUNT, FEATURES, TILE_ROWS: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+):  # fmt: skip
+    """(mean, M2) of the features c, of one group's tiles; see `finalize_forward_kernel`.
+
+    Tiles are loaded past the cache that may hold what stood there before this launch.
+    """
+    t0 = tl.arange(0, BLOCK_T)
+    mean = tl.zeros(c.shape, tl.float32)
+    for start in tl.range(0, TILES, BLOCK_T, loop_unroll_factor=4):
+        t = start + t0
+        ok = (t < TILES)[:, None] & c_ok[None, :]
+        at = tiles_ptr + t[:, None] * 2 * FEATURES + c[None, :]
+        tile_mean = tl.load(at, mask=ok, other=0.0, cache_modifier=".cg")
+        n = tl.minimum(ROWS - (t % ROW_TILES) * TILE_ROWS, TILE_ROWS).to(tl.float32)
+        mean += tl.sum(tile_mean * (n / COUNT)[:, None], axis=0)
+    m2 = tl.zeros(c.shape, tl.float32)
+    for start in tl.range(0, TILES, BLOCK_T, loop_unroll_factor=4):
+        t = start + t0
+        ok = (t < TILES)[:, None] & c_ok[None, :]
+        at = tiles_ptr + t[:, None] * 2 * FEATURES + c[None, :]
+        tile_mean = tl.load(at, mask=ok, other=0.0, cache_modifier=".cg")
+        tile_m2 = tl.load(at + FEATURES, mask=ok, other=0.0, cache_modifier=".cg")
+        n = tl.minimum(ROWS - (t % ROW_TILES) * TILE_ROWS, TILE_ROWS).to(tl.float32)
+        off = tile_mean - mean[None, :]
+        m2 += tl.sum(tl.where(ok, tile_m2 + n[:, None] * off * off, 0.0), axis=0)
+    return mean, m2
+
+
+@triton.jit
 def merge_statistics(
     c, c_ok, tiles_ptr, gamma_ptr, beta_ptr, running_mean_ptr, running_var_ptr, params_ptr,
     rstd_ptr, GROUPS, TILES, ROW_TILES, ROWS, COUNT, FEATURES,
     TILE_ROWS: tl.constexpr, EPS: tl.constexpr, MOMENTUM: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
-    """Forward, for the features c; arguments as of `finalize_forward_kernel`.
-
-    Tiles are loaded past the cache that may hold what stood there before this launch.
-    """
+    """Forward, for the features c; arguments as of `finalize_forward_kernel`."""
     gamma = tl.load(gamma_ptr + c, mask=c_ok, other=0.0).to(tl.float32)
     beta = tl.load(beta_ptr + c, mask=c_ok, other=0.0).to(tl.float32)
     if running_mean_ptr is not None:
         running_mean = tl.load(running_mean_ptr + c, mask=c_ok, other=0.0).to(tl.float32)
         running_var = tl.load(running_var_ptr + c, mask=c_ok, other=0.0).to(tl.float32)
-    t0 = tl.arange(0, BLOCK_T)
     for group in range(GROUPS):
-        base = tiles_ptr + group * TILES * 2 * FEATURES
-        mean = tl.zeros(c.shape, tl.float32)
-        for start in tl.range(0, TILES, BLOCK_T, loop_unroll_factor=4):
-            t = start + t0
-            ok = (t < TILES)[:, None] & c_ok[None, :]
-            at = base + t[:, None] * 2 * FEATURES + c[None, :]
-            tile_mean = tl.load(at, mask=ok, other=0.0, cache_modifier=".cg")
-            n = tl.minimum(ROWS - (t % ROW_TILES) * TILE_ROWS, TILE_ROWS).to(tl.float32)
-            mean += tl.sum(tile_mean * (n / COUNT)[:, None], axis=0)
-        m2 = tl.zeros(c.shape, tl.float32)
-        for start in tl.range(0, TILES, BLOCK_T, loop_unroll_factor=4):
-            t = start + t0
-            ok = (t < TILES)[:, None] & c_ok[None, :]
-            at = base + t[:, None] * 2 * FEATURES + c[None, :]
-            tile_mean = tl.load(at, mask=ok, other=0.0, cache_modifier=".cg")
-            tile_m2 = tl.load(at + FEATURES, mask=ok, other=0.0, cache_modifier=".cg")
-            n = tl.minimum(ROWS - (t % ROW_TILES) * TILE_ROWS, TILE_ROWS).to(tl.float32)
-            off = tile_mean - mean[None, :]
-            m2 += tl.sum(tl.where(ok, tile_m2 + n[:, None] * off * off, 0.0), axis=0)
+        mean, m2 = merged(
+            c, c_ok, tiles_ptr + group * TILES * 2 * FEATURES, TILES, ROW_TILES, ROWS, COUNT,
+            FEATURES, TILE_ROWS, BLOCK_T,
+        )  # fmt: skip
         variance = m2 / COUNT
         rstd = 1.0 / tl.sqrt(variance + EPS)
         scale = gamma * rstd
@@ -147,6 +159,25 @@ def finalize_forward_kernel(
         params_ptr, rstd_ptr, GROUPS, TILES, ROW_TILES, ROWS, COUNT, FEATURES, TILE_ROWS, EPS,
         MOMENTUM, BLOCK_T,
     )  # fmt: skip
+
+
+@triton.jit
+def merge_tiles_kernel(
+    tiles_ptr,  # fp32 (groups, TILES, 2, FEATURES)
+    merged_ptr,  # fp32 (groups, 2, FEATURES) out: mean, M2
+    TILES, ROW_TILES, ROWS, COUNT, FEATURES,
+    TILE_ROWS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """One rank's tiles become one, for the other ranks. Grid: (blocks of features, groups)."""
+    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    group = tl.program_id(1)
+    mean, m2 = merged(
+        c, c < FEATURES, tiles_ptr + group * TILES * 2 * FEATURES, TILES, ROW_TILES, ROWS, COUNT,
+        FEATURES, TILE_ROWS, BLOCK_T,
+    )  # fmt: skip
+    to = merged_ptr + group * 2 * FEATURES + c
+    tl.store(to, mean, mask=c < FEATURES)
+    tl.store(to + FEATURES, m2, mask=c < FEATURES)
 
 
 @triton.jit

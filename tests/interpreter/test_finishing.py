@@ -12,9 +12,9 @@ from fastinfogan.kernels.chain import Layer
 from fastinfogan.kernels.gather_gemm import Behind, multiply
 from fastinfogan.kernels.images import Images
 from fastinfogan.kernels.launch import Launch, recording
-from fastinfogan.kernels.maps import Deferred
+from fastinfogan.kernels.maps import Deferred, Tiles
 from fastinfogan.kernels.node import fused_chain
-from fastinfogan.kernels.statistics import Backward, Forward, mergeable
+from fastinfogan.kernels.statistics import Backward, Forward, merge_tiles, mergeable
 from fastinfogan.kernels.tuning import Choice, GemmTile, using_table
 from fastinfogan.kernels.weight_gradient import weight_gradient
 
@@ -75,6 +75,29 @@ def test_merged_or_apart_is_the_same_to_the_last_bit(
     assert len(more) > len(launches)
     for part, value in together.items():
         assert torch.equal(value, apart[part]), part
+
+
+def test_what_a_rank_tells_the_others() -> None:
+    """A rank's tiles become one, of whatever size they are, and several ranks' one batch."""
+    rows, features, groups = 2 * 50, 37, 2
+    y = torch.randn(2, groups, rows, features) * 3 + 100  # by rank
+    y[1] += 5
+    merged = []
+    for mine in y:
+        parts = mine.unflatten(1, (2, 50)).split(16, 2)  # two phases of 16, 16, 16 and 2 rows
+        means = torch.stack([p.mean(2) for p in parts], 2)
+        m2 = torch.stack([(p - p.mean(2, keepdim=True)).square().sum(2) for p in parts], 2)
+        tiles = torch.stack([means, m2], 3).flatten(1, 2)
+        merged.append(merge_tiles(Tiles(tiles.contiguous(), 16, 4, 50), rows))
+        assert torch.allclose(merged[-1].data[:, 0, 0], mine.mean(1), rtol=1e-6)
+        spread = mine.var(1, correction=0) * rows
+        assert torch.allclose(merged[-1].data[:, 0, 1], spread, rtol=1e-4)
+    norm = Forward.of(torch.ones(features), torch.zeros(features), None, None, groups, 1e-5, 0.1)
+    told = torch.cat([tiles.data for tiles in merged], 1)
+    norm.finalize(merged[0]._replace(data=told), 2 * rows)
+    whole = y.double().transpose(0, 1).flatten(1, 2)
+    assert torch.allclose(norm.params[:, 2].double(), whole.mean(1), rtol=1e-6)
+    assert torch.allclose(norm.rstd.double(), whole.var(1, correction=0).rsqrt(), rtol=1e-5)
 
 
 def test_images_merged_or_apart(monkeypatch: pytest.MonkeyPatch) -> None:
