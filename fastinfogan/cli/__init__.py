@@ -11,7 +11,8 @@ from typing import Annotated
 import tyro
 
 from fastinfogan.caches import keep_compiled
-from fastinfogan.cli.bench import Bench
+from fastinfogan.cli.bench_counts import Counts
+from fastinfogan.cli.bench_parity import Parity
 from fastinfogan.cli.data import DataInfo, Prepare, Verify
 from fastinfogan.cli.evaluate import Evaluate
 from fastinfogan.cli.figure1 import Figure1
@@ -28,7 +29,11 @@ Command = (
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Figure1, tyro.conf.subcommand("figure1")]
     | Annotated[Info, tyro.conf.subcommand("info")]
-    | Annotated[Bench, tyro.conf.subcommand("bench")]
+    | Annotated[
+        Annotated[Counts, tyro.conf.subcommand("counts")]
+        | Annotated[Parity, tyro.conf.subcommand("parity")],
+        tyro.conf.subcommand("bench", description="What an iteration asks, and what it computes."),
+    ]
     | Annotated[
         Annotated[DataInfo, tyro.conf.subcommand("info")]
         | Annotated[Verify, tyro.conf.subcommand("verify")]

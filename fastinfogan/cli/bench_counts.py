@@ -7,11 +7,9 @@ import tyro
 
 
 @dataclass(frozen=True)
-class Bench:
+class Counts:
     """Count the launches, bytes, multiplications, waits and allocations of one iteration."""
 
-    what: Annotated[Literal["counts"], tyro.conf.Positional]
-    """What is told."""
     experiment: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="EXPERIMENT")]
     """One of mnist, svhn, celeba, faces, chairs, sprites."""
     batch_size: int = 128
