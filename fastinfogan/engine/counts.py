@@ -17,7 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fastinfogan.engine.iteration import Iteration
 from fastinfogan.engine.precision import PRECISIONS, ComputedIn
-from fastinfogan.engine.settings import TrainingSettings
+from fastinfogan.engine.ranks import ALONE, Ranks
+from fastinfogan.engine.settings import BatchNorm, TrainingSettings
 from fastinfogan.experiments import Experiment
 from fastinfogan.kernels.launch import nbytes, recording
 from fastinfogan.networks import InfoGAN
@@ -123,7 +124,7 @@ def count(experiment: Experiment, precision: ComputedIn = "bf16") -> Counts:
         precision: "bf16", "fp32", "tf32" or "fp16", which also looks for overflows.
     """
     with recording() as launches, PRECISIONS[precision].arithmetic():
-        iteration = _made(experiment, precision)
+        iteration = made(experiment, precision)
         with torch.no_grad():
             with _Aten():
                 iteration.program()  # the first one makes tables
@@ -132,10 +133,10 @@ def count(experiment: Experiment, precision: ComputedIn = "bf16") -> Counts:
                 iteration.program()
     with recording(), torch.no_grad(), _Aten():
         iteration.run(0)  # the workspace is laid out
-        with _makers_counted() as made:
+        with _makers_counted() as makers:
             iteration.run(1)
     with FlopCounterMode(display=False) as flops, _Aten(), torch.no_grad():
-        _made(experiment, precision).run(0)
+        made(experiment, precision).run(0)
     kernels = Counter(launch.name.removesuffix("_kernel") for launch in launches)
     return Counts(
         experiment.name,
@@ -147,11 +148,17 @@ def count(experiment: Experiment, precision: ComputedIn = "bf16") -> Counts:
         _minimum(iteration),
         flops.get_total_flops(),
         aten.waits,
-        len(made),
+        len(makers),
     )
 
 
-def _made(experiment: Experiment, precision: ComputedIn) -> Iteration:
+def made(
+    experiment: Experiment,
+    precision: ComputedIn,
+    ranks: Ranks = ALONE,
+    batch_norm: BatchNorm = "synchronised",
+) -> Iteration:
+    """An iteration on tensors without storage, to be walked while launches are recorded."""
     e = experiment
     settings = TrainingSettings(
         seed=0,
@@ -161,10 +168,12 @@ def _made(experiment: Experiment, precision: ComputedIn) -> Iteration:
         information="maximise",
         data=None,
         data_fingerprint={},
+        batch_norm=batch_norm,
+        ranks=ranks.count,
     )
     with _META:
         images = torch.empty((e.batch_size, e.height, e.width, e.channels), dtype=torch.uint8)
-        return Iteration(e, settings, InfoGAN(e), images)
+        return Iteration(e, settings, InfoGAN(e), images, ranks=ranks)
 
 
 def _minimum(iteration: Iteration) -> int:
