@@ -61,8 +61,12 @@ class _Heard(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 @contextmanager
-def _one_of(count: int) -> Iterator[Ranks]:
-    """Join ranks that do not exist: what is sent to them is dropped."""
+def one_of(count: int) -> Iterator[Ranks]:
+    """Join ranks that do not exist: what is sent to them is dropped, to count what one rank does.
+
+    Raises:
+        InputError: this process is one of several that do.
+    """
     if dist.is_initialized():
         raise InputError("collectives are counted by a process that has joined no others")
     from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -91,7 +95,7 @@ def collectives(
     Raises:
         InputError: the batch cannot be shared equally, or this process is one of several.
     """
-    with _one_of(count) as ranks, recording(), torch.no_grad(), PRECISIONS[precision].arithmetic():
+    with one_of(count) as ranks, recording(), torch.no_grad(), PRECISIONS[precision].arithmetic():
         iteration = made(experiment, precision, ranks, batch_norm)
         iteration.program()  # the first one makes tables
         heard = _Heard()

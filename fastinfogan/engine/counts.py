@@ -7,7 +7,7 @@ A number that the host reads from the device is a wait; inside one of our operat
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -38,7 +38,7 @@ class Counts:
 
     Attributes:
         experiment: its name.
-        batch_size: real and generated images in a step.
+        batch_size: real and generated images in a step, of this rank.
         precision: "bf16", "fp32", "tf32" or "fp16".
         launches: of all kernels, ours and ATen's.
         kernels: launches by kernel.
@@ -116,15 +116,22 @@ class _Aten(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
-def count(experiment: Experiment, precision: ComputedIn = "bf16") -> Counts:
-    """Count one iteration.
+def count(
+    experiment: Experiment,
+    precision: ComputedIn = "bf16",
+    ranks: Ranks = ALONE,
+    batch_norm: BatchNorm = "synchronised",
+) -> Counts:
+    """Count one iteration, of one rank if there are several.
 
     Args:
-        experiment: with its batch size.
+        experiment: with its batch size, of all ranks together.
         precision: "bf16", "fp32", "tf32" or "fp16", which also looks for overflows.
+        ranks: who shares the batch, see `collectives.one_of`.
+        batch_norm: of several ranks.
     """
     with recording() as launches, PRECISIONS[precision].arithmetic():
-        iteration = made(experiment, precision)
+        iteration = made(experiment, precision, ranks, batch_norm)
         with torch.no_grad():
             with _Aten():
                 iteration.program()  # the first one makes tables
@@ -136,11 +143,11 @@ def count(experiment: Experiment, precision: ComputedIn = "bf16") -> Counts:
         with _makers_counted() as makers:
             iteration.run(1)
     with FlopCounterMode(display=False) as flops, _Aten(), torch.no_grad():
-        made(experiment, precision).run(0)
+        made(replace(experiment, batch_size=len(iteration.rows)), precision).run(0)
     kernels = Counter(launch.name.removesuffix("_kernel") for launch in launches)
     return Counts(
         experiment.name,
-        experiment.batch_size,
+        len(iteration.rows),
         precision,
         len(launches) + aten.launched.total(),
         dict((kernels + aten.launched).most_common()),
