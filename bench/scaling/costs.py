@@ -1,0 +1,147 @@
+"""What an iteration costs along each axis: batch, channels, codes and ranks."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+
+import torch
+
+from bench.measuring.clock import Run, clock_for
+from bench.measuring.rounds import Interleaved
+from fastinfogan import experiments
+from fastinfogan.data.source import Source
+from fastinfogan.engine import Iteration, TrainingSettings
+from fastinfogan.engine.collectives import collectives, one_of
+from fastinfogan.engine.counts import Counts, count
+from fastinfogan.engine.precision import ComputedIn
+from fastinfogan.experiments import Block, Experiment
+from fastinfogan.latents import Categorical
+from fastinfogan.networks import InfoGAN
+
+BATCHES = tuple(2**i for i in range(5, 13))
+WIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
+CODES = (1, 2, 4, 8, 16, 24)  # of ten classes each; with more Q's last layer is another kernel
+RANKS = (2, 4, 8, 16, 32, 64)
+TIMED_BATCHES = (32, 64, 128, 256, 512)
+TIMED_WIDTHS = (0.25, 0.5, 1.0, 2.0)
+TIMED_CODES = (1, 4, 16, 24)
+ROUNDS = 9
+COUNTED = ("launches", "bytes", "flops")
+_BUDGET = 60.0  # seconds for an axis
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A cost along one size.
+
+    Attributes:
+        sizes: batch, width as a part of the paper's, number of codes, or ranks.
+        costs: by name, one for each size.
+    """
+
+    sizes: tuple[float, ...]
+    costs: dict[str, tuple[float, ...]]
+
+
+def widened(experiment: Experiment, width: float) -> Experiment:
+    """The same networks with every hidden width multiplied."""
+
+    def wide(blocks: tuple[Block, ...]) -> tuple[Block, ...]:
+        return tuple(replace(b, channels=max(round(b.channels * width), 1)) for b in blocks)
+
+    return replace(
+        experiment,
+        trunk=wide(experiment.trunk),
+        q_head=wide(experiment.q_head),
+        generator=(*wide(experiment.generator[:-1]), experiment.generator[-1]),
+    )
+
+
+def coded(experiment: Experiment, codes: int) -> Experiment:
+    """The same networks for so many categorical codes of ten classes."""
+    spec = replace(experiment.latents, codes=tuple(Categorical(10) for _ in range(codes)))
+    return replace(experiment, latents=spec)
+
+
+def axes(experiment: Experiment) -> dict[str, tuple[tuple[float, ...], list[Experiment]]]:
+    """By axis: its sizes, and the experiment at each of them."""
+    e = experiment
+    return {
+        "batch": (BATCHES, [replace(e, batch_size=size) for size in BATCHES]),
+        "width": (WIDTHS, [widened(e, width) for width in WIDTHS]),
+        "codes": (CODES, [coded(e, codes) for codes in CODES]),
+    }
+
+
+def counted(experiment: Experiment, precision: ComputedIn = "bf16") -> dict[str, Axis]:
+    """Launches, bytes and FLOPs along each axis; exact on any machine."""
+    return {
+        axis: Axis(sizes, _costs(count(each, precision) for each in made))
+        for axis, (sizes, made) in axes(experiment).items()
+    } | {"ranks": _by_ranks(experiment, precision)}
+
+
+def _costs(counts: Iterable[Counts]) -> dict[str, tuple[float, ...]]:
+    found = [asdict(each) for each in counts]
+    return {name: tuple(each[name] for each in found) for name in COUNTED}
+
+
+def _by_ranks(experiment: Experiment, precision: ComputedIn) -> Axis:
+    """With the experiment's batch for each rank: what one rank does, hands in and is told."""
+    launches, handed_in, told = [], [], []
+    for number in RANKS:
+        e = replace(experiment, batch_size=experiment.batch_size * number)
+        with one_of(number) as ranks:
+            launches.append(count(e, precision, ranks).launches)
+        messages = collectives(e, precision, number)
+        handed_in.append(sum(each.bytes for each in messages))
+        gathered = sum(each.bytes for each in messages if each.kind == "all_gather")
+        told.append(gathered * number)
+    costs = {"launches": launches, "bytes handed in": handed_in, "bytes gathered": told}
+    return Axis(RANKS, {name: tuple(each) for name, each in costs.items()})
+
+
+def iteration_of(
+    experiment: Experiment, precision: ComputedIn, device: torch.device, images: int = 1024
+) -> Iteration:
+    """An iteration on random images, which cost what real ones do."""
+    e = experiment
+    shape = (images, e.height, e.width, e.channels)
+    pixels = torch.randint(0, 256, shape, dtype=torch.uint8)
+    source = Source("random images", pixels.numpy())
+    settings = TrainingSettings(
+        seed=1,
+        batch_size=e.batch_size,
+        precision=precision,
+        augmentation="none",
+        information="maximise",
+        data=None,
+        data_fingerprint=source.fingerprint,
+    )
+    return Iteration(e, settings, InfoGAN(e, 1).to(device), pixels.to(device))
+
+
+def timed(
+    name: str, precision: ComputedIn, device: torch.device, rounds: int = ROUNDS
+) -> dict[str, Axis]:
+    """Seconds of an iteration along each axis but ranks, all sizes of an axis turn by turn."""
+    e = experiments.get(name)
+    sizes: dict[str, tuple[tuple[float, ...], list[Experiment]]] = {
+        "batch": (TIMED_BATCHES, [replace(e, batch_size=size) for size in TIMED_BATCHES]),
+        "width": (TIMED_WIDTHS, [widened(e, width) for width in TIMED_WIDTHS]),
+        "codes": (TIMED_CODES, [coded(e, codes) for codes in TIMED_CODES]),
+    }
+    found, steps = {}, iter(range(10**9))
+
+    def one(each: Experiment) -> Run:
+        iteration = iteration_of(each, precision, device)
+        return lambda: iteration.run(next(steps))
+
+    for axis, (along, made) in sizes.items():
+        sides = {str(size): one(each) for size, each in zip(along, made, strict=True)}
+        turns = Interleaved(sides, clock_for(device))
+        turns.go_on(rounds, _BUDGET)
+        times = turns.times
+        medians = tuple(times.spread(str(size)).median for size in along)
+        turns.release()
+        found[axis] = Axis(along, {"seconds": medians})
+    return found
