@@ -1,0 +1,213 @@
+"""The objective's operations: likelihood of the codes, losses, the heads' last layers."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.cases import Case, Planned
+from bench.cases.sides import SEED, checked, randn, with_compiled
+from bench.measuring.clock import Run
+from bench.peers import ops as peers
+from fastinfogan.engine.precision import PRECISIONS, ComputedIn
+from fastinfogan.experiments import Experiment
+from fastinfogan.kernels.adversarial import losses_with_gradient
+from fastinfogan.kernels.draw import draw_codes
+from fastinfogan.kernels.heads import d_head_objective, q_head_objective
+from fastinfogan.kernels.launch import nbytes
+from fastinfogan.kernels.likelihood import likelihood_with_gradient
+from fastinfogan.kernels.maps import Deferred
+from fastinfogan.networks import InfoGAN
+from fastinfogan.philox import Stream
+
+
+def planned_losses(found: Sequence[ComputedIn], batch: int) -> Iterator[Planned]:
+    """D's and G's losses, of any experiment."""
+    for step, targets in (("D", (1, 0)), ("G", (1,))):
+        for precision in found:
+            name = f"losses of {step}, {precision}"
+            yield Planned("ops", name, partial(_losses, name, precision, batch, targets), True)
+
+
+def _drawn(e: Experiment, batch: int, device: torch.device) -> peers.Codes:
+    codes = draw_codes(e.latents, SEED, 0, Stream.D_STEP, batch, device=device)
+    return peers.Codes(codes.generator_input, codes.classes, codes.continuous)
+
+
+def _likelihood(
+    name: str, e: Experiment, precision: ComputedIn, batch: int, device: torch.device
+) -> Case:
+    spec, dtype = e.latents, PRECISIONS[precision].computed
+    output = randn(batch, spec.output_width, device=device, dtype=dtype)
+    _, *codes = _drawn(e, batch, device)
+
+    def ours() -> tuple[Tensor, Tensor]:
+        return likelihood_with_gradient(output, *codes, spec)
+
+    def peer(composed: Callable[..., Tensor], of: torch.dtype = dtype) -> Run:
+        def run() -> tuple[Tensor, Tensor]:
+            leaf = output.to(of).detach().requires_grad_()
+            values = composed(leaf, *codes, spec)
+            return values.detach(), *peers.gradient_of(values, leaf)
+
+        return run
+
+    def named(found: Any) -> dict[str, Tensor]:  # noqa: ANN401
+        return {"values": found[0], "gradient": found[1]}
+
+    others, more = with_compiled(device, peer, peers.log_likelihoods)
+    return Case(
+        "ops",
+        name,
+        ours,
+        others,
+        lambda: checked(
+            lambda: named(ours()), lambda of: named(peer(peers.log_likelihoods, of)()), dtype
+        ),
+        e.name,
+        precision,
+        batch,
+        bytes=2 * nbytes(output) + nbytes(*codes),
+        more=more,
+    )
+
+
+def _losses(
+    name: str, precision: ComputedIn, batch: int, targets: tuple[int, ...], device: torch.device
+) -> Case:
+    dtype = PRECISIONS[precision].computed
+    logits = randn(len(targets) * batch, device=device, dtype=dtype)
+
+    def ours() -> tuple[Tensor, Tensor]:
+        return losses_with_gradient(logits, targets)
+
+    def peer(composed: Callable[..., Tensor], of: torch.dtype = dtype) -> Run:
+        def run() -> tuple[Tensor, Tensor]:
+            leaf = logits.to(of).detach().requires_grad_()
+            values = composed(leaf, targets)
+            return values.detach(), *peers.gradient_of(values, leaf)
+
+        return run
+
+    def named(found: Any) -> dict[str, Tensor]:  # noqa: ANN401
+        return {"losses": found[0], "gradient": found[1]}
+
+    others, more = with_compiled(device, peer, peers.losses)
+    return Case(
+        "ops",
+        name,
+        ours,
+        others,
+        lambda: checked(lambda: named(ours()), lambda of: named(peer(peers.losses, of)()), dtype),
+        None,
+        precision,
+        batch,
+        bytes=2 * nbytes(logits),
+        more=more,
+    )
+
+
+def _q_head(
+    name: str, e: Experiment, precision: ComputedIn, batch: int, device: torch.device
+) -> Case:
+    """Q's last layer with the likelihood of the codes, and the gradients by output and bias."""
+    spec, dtype = e.latents, PRECISIONS[precision].computed
+    with torch.device("meta"):
+        last = InfoGAN(e).q_head[-1].layer
+    depth = last.weight.shape[1]  # type: ignore[union-attr,index]
+    rows = randn(batch, depth, device=device, dtype=dtype)
+    weight = randn(spec.output_width, depth, device=device, dtype=dtype, seed=2) / depth**0.5
+    bias = randn(spec.output_width, device=device, dtype=torch.float32, seed=3) * 0.1
+    _, *codes = _drawn(e, batch, device)
+
+    def ours() -> tuple[Tensor, ...]:
+        return q_head_objective(Deferred(rows), weight, bias, *codes, spec)[1:]
+
+    def composed(rows: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        output = torch.nn.functional.linear(rows, weight, bias.to(rows.dtype))
+        return output, peers.log_likelihoods(output, *codes, spec)
+
+    def peer(composed: Callable[..., Any], of: torch.dtype = dtype) -> Run:
+        def run() -> tuple[Tensor, ...]:
+            leaves = (weight.to(of), bias.detach().clone().to(max_wide(of)).requires_grad_())
+            output, values = composed(rows.to(of), *leaves)
+            return values.detach(), *peers.gradient_of(values, output, leaves[1])
+
+        return run
+
+    others, more = with_compiled(device, peer, composed)
+    return _head_case(
+        name, e, precision, batch, ours, others, lambda of: peer(composed, of)(),
+        ("values", "gradient", "bias gradient"), nbytes(rows, weight, *codes),
+        2 * batch * weight.numel(), more,
+    )  # fmt: skip
+
+
+def _d_head(
+    name: str, e: Experiment, precision: ComputedIn, batch: int, device: torch.device
+) -> Case:
+    """D's last layer with its losses on real and generated images, and the gradients."""
+    dtype = PRECISIONS[precision].computed
+    with torch.device("meta"):
+        depth = InfoGAN(e).d_head[-1].layer.weight.shape[1]  # type: ignore[union-attr,index]
+    rows = randn(2 * batch, depth, device=device, dtype=dtype)
+    weight = randn(1, depth, device=device, dtype=dtype, seed=2) / depth**0.5
+    bias = randn(1, device=device, dtype=torch.float32, seed=3) * 0.1
+
+    def ours() -> tuple[Tensor, ...]:
+        return d_head_objective(Deferred(rows), weight, bias, (1, 0))[1:]
+
+    def composed(rows: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        logits = torch.nn.functional.linear(rows, weight, bias.to(rows.dtype))[:, 0]
+        return logits, peers.losses(logits, (1, 0))
+
+    def peer(composed: Callable[..., Any], of: torch.dtype = dtype) -> Run:
+        def run() -> tuple[Tensor, ...]:
+            leaves = (weight.to(of), bias.detach().clone().to(max_wide(of)).requires_grad_())
+            logits, values = composed(rows.to(of), *leaves)
+            return values.detach(), *peers.gradient_of(values, logits, leaves[1])
+
+        return run
+
+    others, more = with_compiled(device, peer, composed)
+    return _head_case(
+        name, e, precision, batch, ours, others, lambda of: peer(composed, of)(),
+        ("losses", "gradient", "bias gradient"), nbytes(rows, weight), 4 * batch * depth, more,
+    )  # fmt: skip
+
+
+def max_wide(dtype: torch.dtype) -> torch.dtype:
+    """Of biases: fp32 at least."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _head_case(
+    name: str,
+    e: Experiment,
+    precision: ComputedIn,
+    batch: int,
+    ours: Callable[[], tuple[Tensor, ...]],
+    others: dict[str, Run],
+    theirs: Callable[[torch.dtype], Any],
+    parts: tuple[str, ...],
+    read: int,
+    flops: int,
+    more: dict[str, str],
+) -> Case:
+    def named(found: Iterable[Tensor]) -> dict[str, Tensor]:
+        return dict(zip(parts, found, strict=True))
+
+    dtype = PRECISIONS[precision].computed
+    return Case(
+        "ops", name, ours, others,
+        lambda: checked(lambda: named(ours()), lambda of: named(theirs(of)), dtype),
+        e.name, precision, batch, flops, read, more=more,
+    )  # fmt: skip
+
+
+MAKERS: dict[str, Callable[..., Case]] = {
+    "likelihood": _likelihood, "q head": _q_head, "d head": _d_head,
+}  # fmt: skip
+"""By name, those whose shapes are an experiment's."""

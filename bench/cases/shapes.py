@@ -1,0 +1,100 @@
+"""The experiments' layers, as kernels see them, found without making a weight."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from fastinfogan.engine.precision import ComputedIn, choose_precision
+from fastinfogan.experiments import Experiment
+from fastinfogan.kernels.chain import Layer
+from fastinfogan.networks import InfoGAN
+from fastinfogan.nn.run import resolve
+
+_ON_A_CPU = {"chairs": 16}
+"""Batches on a CPU, if not the experiment's own: 673 GFLOP at 128 are some seconds."""
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """A layer of an experiment's trunk or generator.
+
+    Attributes:
+        network: "trunk" or "generator".
+        number: within it, from 1.
+        layer: what it computes.
+        images: maps that it is given: twice the batch in the trunk, real and generated ones.
+        groups: of batch norm's statistics.
+        source: (height, width, channels) of what it reads; 1x1 for rows.
+        result: of its product.
+        weight: shape.
+    """
+
+    network: str
+    number: int
+    layer: Layer
+    images: int
+    groups: int
+    source: tuple[int, int, int]
+    result: tuple[int, int, int]
+    weight: tuple[int, ...]
+
+    @property
+    def flops(self) -> int:
+        """Of its product, forward or one way back."""
+        w = self.layer.gather.window
+        return 2 * self.images * w.rows * w.columns * math.prod(self.weight)
+
+    @property
+    def values(self) -> int:
+        """Of the maps read and written, and of the weight."""
+        maps = math.prod(self.source) + math.prod(self.result)
+        return self.images * maps + math.prod(self.weight)
+
+    @property
+    def title(self) -> str:
+        """As in "conv 14x14x64 to 7x7x128"."""
+        gather = self.layer.gather
+        kind = "linear" if gather.flat else "upconv" if gather.transposed else "conv"
+        shapes = [
+            "x".join(map(str, s if max(s[:2]) > 1 else s[2:])) for s in (self.source, self.result)
+        ]
+        return f"{kind} {' to '.join(shapes)}"
+
+
+def layer_shapes(experiment: Experiment, batch: int) -> Iterator[LayerShape]:
+    """The layers of the trunk in the D step, and of the generator."""
+    e = experiment
+    with torch.device("meta"):
+        networks = InfoGAN(e)
+    for name, shape, images, groups in (
+        ("trunk", (e.channels, e.height, e.width), 2 * batch, 2),
+        ("generator", (e.latents.input_width,), batch, 1),
+    ):
+        before: tuple[int, ...] = shape
+        stages = resolve(getattr(networks, name).stages(), shape, images, groups)
+        for number, stage in enumerate(stages, 1):
+            weight = tuple(stage.tensors.weight.shape)
+            if stage.layer.flat:
+                source, result = (1, 1, math.prod(before)), (1, 1, weight[0])
+            else:
+                source = (*before[1:], before[0])
+                result = (*stage.out[1:], stage.out[0])
+            yield LayerShape(
+                name, number, stage.layer, images, groups, source, result, weight
+            )  # fmt: skip
+            before = stage.out
+
+
+def batch_on(device: torch.device, name: str) -> int:
+    """Images in a step, of the cases that run a whole experiment's layers."""
+    return _ON_A_CPU.get(name, 128) if device.type == "cpu" else 128
+
+
+def chosen_precisions(
+    device: torch.device, names: tuple[str, ...] = ("auto", "fp32")
+) -> list[ComputedIn]:
+    """The precisions of these names on a device, each once."""
+    found = [choose_precision(name, device)[0].name for name in names]  # type: ignore[arg-type]
+    return list(dict.fromkeys(found))
