@@ -7,6 +7,7 @@ would be most of the time. They are captured into a CUDA graph, and its replays 
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Literal
 
 import torch
@@ -170,13 +171,18 @@ class _GpuStretch(Stretch):
 
 def _captured(run: Run, repeat: int) -> torch.cuda.CUDAGraph | None:
     """So many runs as one graph, or None if CUDA cannot capture them."""
-    graph = torch.cuda.CUDAGraph()
+    graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+    stream = torch.cuda.current_stream()
     torch.cuda.synchronize()
     try:
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             for _ in range(repeat):
                 run()
     except RuntimeError:  # CUDA's refusal: a copy from the host, a wait for the device
+        # torch leaves the capture's stream current, and its allocator where it was.
+        torch.cuda.set_stream(stream)
+        with suppress(RuntimeError):
+            torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
         torch.cuda.synchronize()
         return None
     return graph

@@ -1,0 +1,149 @@
+"""Running a stage: a process group with a time limit, started again behind what killed it."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.gpu_report import lines
+from bench.gpu_report.lines import Line, State, Writer
+
+STARTS = 12
+"""How often a stage is started at the most; each time but the first an item has killed it."""
+LOST_DEVICE = 75
+"""Exit code of a stage whose CUDA context is lost: the item is told, the rest needs a new one."""
+_LOOKS = 0.1  # seconds between two looks
+_TAIL = 4096  # bytes of its output that are looked at for an error
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a stage ended.
+
+    Attributes:
+        state: "ok", it came to its end; "crashed", it could not go on; "hung", its time was up.
+        seconds: in all.
+        starts: how often it was started.
+        error: the last line that it printed, if it crashed.
+    """
+
+    state: State
+    seconds: float
+    starts: int
+    error: str = ""
+
+
+def supervise(
+    command: Callable[[float], Sequence[str]],
+    file: Path,
+    log: Path,
+    seconds: float,
+    environment: dict[str, str],
+    folder: Path,
+) -> Ended:
+    """Run a stage until it has ended, its time is up, or it dies without a row to blame.
+
+    Args:
+        command: that starts it, for the seconds that it has; it runs what its file does not tell.
+        file: in which it writes its rows.
+        log: takes what it prints.
+        seconds: for all its starts.
+        environment: of its process.
+        folder: where it runs.
+    """
+    begun = time.monotonic()
+    starts = 0
+    while True:
+        starts += 1
+        left = begun + seconds - time.monotonic()
+        before = len(lines.read(file).lines)
+        why, error = _once(command(left), file, log, begun + seconds, environment, folder)
+        found = lines.read(file)
+        if found.open:
+            blamed: State = "hung" if why == "item" or why == "time" else "crashed"
+            told = error if blamed == "crashed" else f"stopped after its {found.limit:.0f} s"
+            if why == "time":
+                told = "the stage's time was up"
+            Writer(file).row(Line(found.open, blamed, 0.0, {}, told))
+        spent = time.monotonic() - begun
+        if why == "ended":
+            return Ended("ok", spent, starts)
+        if why == "time":
+            return Ended("hung", spent, starts)
+        moved_on = len(lines.read(file).lines) > before
+        if not moved_on or starts >= STARTS:
+            return Ended("crashed", spent, starts, error)
+
+
+def _once(
+    command: Sequence[str],
+    file: Path,
+    log: Path,
+    deadline: float,
+    environment: dict[str, str],
+    folder: Path,
+) -> tuple[str, str]:
+    """Start it once.
+
+    Returns:
+        Why it ended: "ended", "crashed", "item" (one took too long) or "time"; and its last line.
+    """
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=folder,
+            env=environment,
+            start_new_session=True,
+        )
+        try:
+            why = _watch(process, file, deadline)
+        finally:
+            _kill(process)
+    if why == "crashed":
+        return why, last_line(log) or f"exit code {process.returncode}"
+    return why, ""
+
+
+def _watch(process: subprocess.Popen[bytes], file: Path, deadline: float) -> str:
+    item, since, size = 0, time.monotonic(), -1
+    limit = 0.0
+    while process.poll() is None:
+        now = time.monotonic()
+        if now > deadline:
+            return "time"
+        with suppress(OSError):
+            if file.stat().st_size != size:
+                size = file.stat().st_size
+                found = lines.read(file)
+                limit = found.limit if found.open else 0.0
+                if found.since != item:
+                    item, since = found.since, now
+        if limit and now - since > limit:
+            return "item"
+        time.sleep(_LOOKS)
+    return "ended" if process.returncode == 0 else "crashed"
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """The process and all that it started."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def last_line(log: Path) -> str:
+    """The last line of what was printed that says something."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - _TAIL))
+            told = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return ""
+    return next((each.strip()[:300] for each in reversed(told) if each.strip()), "")
