@@ -1,10 +1,12 @@
 """What ranks tell each other, counted by one process, against what the mathematics needs."""
 
+import json
 from dataclasses import replace
 
 import pytest
 
 from fastinfogan import experiments
+from fastinfogan.cli import main
 from fastinfogan.engine.collectives import Collective, collectives
 from fastinfogan.errors import InputError
 from fastinfogan.networks import InfoGAN
@@ -43,3 +45,14 @@ def test_a_batch_that_cannot_be_shared() -> None:
     with pytest.raises(InputError, match="cannot be shared equally by 3 ranks"):
         collectives(MNIST, "bf16", 3)
     assert collectives(MNIST, "fp32", 2)[-1] == Collective("all_reduce", 26580564)
+
+
+def test_the_command_tells_of_ranks(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["bench", "counts", "mnist", "--batch-size", "256"]
+    assert main([*arguments, "--ranks", "2"]) == 0
+    assert "mnist, batch 128, bf16, a rank of 2: one iteration" in (told := capsys.readouterr().out)
+    assert "collectives    23, 53,581,292 bytes handed in" in told
+    assert main([*arguments, "--ranks", "2", "--batch-norm", "per-rank", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["collectives"]) == 2
+    assert main([*arguments, "--ranks", "0"]) == 2
+    assert "--ranks must be 1 or more, not 0" in capsys.readouterr().err

@@ -8,14 +8,21 @@ import tyro
 
 @dataclass(frozen=True)
 class Counts:
-    """Count the launches, bytes, multiplications, waits and allocations of one iteration."""
+    """Count the launches, bytes, multiplications, waits and allocations of one iteration.
+
+    With --ranks, of one rank of so many, and what it tells the others.
+    """
 
     experiment: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="EXPERIMENT")]
     """One of mnist, svhn, celeba, faces, chairs, sprites."""
     batch_size: int = 128
-    """Real and generated images in a step."""
+    """Real and generated images in a step, of all ranks together."""
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "bf16"
     """Of convolutions and matrix products; with fp16, gradients are looked through, too."""
+    ranks: int = 1
+    """How many share the batch."""
+    batch_norm: Literal["synchronised", "per-rank"] = "synchronised"
+    """Of several ranks: by the statistics of the whole batch, or each by its own."""
     json: bool = False
     """Print JSON."""
 
@@ -25,20 +32,29 @@ class Counts:
         from dataclasses import asdict, replace
 
         from fastinfogan import experiments
+        from fastinfogan.engine.collectives import collectives, one_of
         from fastinfogan.engine.counts import count
 
         experiment = replace(experiments.get(self.experiment), batch_size=self.batch_size)
-        found = count(experiment, self.precision)
+        how = (self.precision, self.ranks, self.batch_norm)
+        messages = collectives(experiment, *how)
+        with one_of(self.ranks) as ranks:
+            found = count(experiment, self.precision, ranks, self.batch_norm)
         if self.json:
-            print(json.dumps(asdict(found), indent=1))
+            told = {"collectives": [asdict(each) for each in messages]} if self.ranks > 1 else {}
+            print(json.dumps(asdict(found) | told, indent=1))
             return 0
-        print(f"{found.experiment}, batch {found.batch_size}, {found.precision}: one iteration")
+        of = f", a rank of {self.ranks}" if self.ranks > 1 else ""
+        print(f"{found.experiment}, batch {found.batch_size}, {found.precision}{of}: one iteration")
         print(f"launches       {found.launches}")
         print(f"bytes          {found.bytes:,}")
         print(f"  of minimum   {found.bytes / found.bytes_minimum:.3f}")
         print(f"flops          {found.flops:,}")
         print(f"host waits     {found.host_syncs}")
         print(f"allocations    {found.allocations}, and none in a replayed graph")
+        if messages:
+            handed_in = sum(each.bytes for each in messages)
+            print(f"collectives    {len(messages)}, {handed_in:,} bytes handed in")
         for name, launches in found.kernels.items():
             print(f"  {launches:3d}  {name}")
         return 0

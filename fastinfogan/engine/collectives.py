@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastinfogan.engine.counts import made
 from fastinfogan.engine.precision import PRECISIONS, ComputedIn
-from fastinfogan.engine.ranks import Ranks
+from fastinfogan.engine.ranks import ALONE, Ranks
 from fastinfogan.engine.settings import BatchNorm
 from fastinfogan.errors import InputError
 from fastinfogan.experiments import Experiment
@@ -65,8 +65,13 @@ def one_of(count: int) -> Iterator[Ranks]:
     """Join ranks that do not exist: what is sent to them is dropped, to count what one rank does.
 
     Raises:
-        InputError: this process is one of several that do.
+        InputError: fewer than one, or this process is one of several that do exist.
     """
+    if count < 1:
+        raise InputError(f"--ranks must be 1 or more, not {count}")
+    if count == 1:
+        yield ALONE
+        return
     if dist.is_initialized():
         raise InputError("collectives are counted by a process that has joined no others")
     from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -89,7 +94,7 @@ def collectives(
     Args:
         experiment: its batch size is of all ranks together.
         precision: of the networks.
-        count: of ranks, two or more.
+        count: of ranks; one tells nobody anything.
         batch_norm: by the statistics of the whole batch, or each rank's own.
 
     Raises:
