@@ -24,7 +24,7 @@ from fastinfogan.parity import judge, sides, trajectories
 from fastinfogan.parity.statistics import MARGIN, NO_MATTER, holm
 
 NAMES = ("d_loss", "g_loss", "mi_c1")
-OPTIONS = ["--iterations", "12", "--seeds", "3", "--batch-size", "16", "--precision", "fp32"]
+OPTIONS = ["--iterations", "12", "--seeds", "5", "--batch-size", "16", "--precision", "fp32"]
 
 Values = NDArray[np.float64]
 
@@ -45,13 +45,14 @@ def test_the_same_in_distribution_agrees() -> None:
     assert found.verdict == "agree"
     assert all(d.within and d.low < d.difference < d.high for d in found.whole)
     assert found.skipped == {"reference": 0, "engine": 0}
-    assert [(d.first, d.end) for d in found.early[:5]] == [(0, 1), (1, 2), (2, 4), (4, 8), (8, 16)]
+    assert [(d.quantity, d.end) for d in found.early[:3]] == [(name, 16) for name in NAMES]
+    assert [(d.first, d.end) for d in found.early[3:]] == [(0, 1), (1, 2), (2, 4), (4, 8), (8, 16)]
     assert [(w.first, w.end) for w in found.windows[:2]] == [(0, 20), (20, 40)]
 
 
 def test_a_correct_engine_is_seldom_told_to_differ() -> None:
-    """In 5 % of reports at the most; two seeds are no exception."""
-    for seeds in (2, 5):
+    """In 5 % of reports at the most; three seeds are no exception."""
+    for seeds in (3, 5):
         told = sum(judge(*made_up(k, seeds), NAMES).verdict != "agree" for k in range(60))
         assert told <= 5
 
@@ -77,8 +78,8 @@ def test_a_difference_that_nobody_sees_is_none_however_sure_it_is() -> None:
 
 
 def test_what_is_not_shown_to_be_within_the_margin_is_not_said_to_be() -> None:
-    reference, engine, rounded = made_up(4, seeds=2)
-    engine[0, 20:] += 0.3  # in one seed of two: by chance, for all we know
+    reference, engine, rounded = made_up(4, seeds=3)
+    engine[0, 20:] += 0.3  # in one seed of three: by chance, for all we know
     found = judge(reference, engine, rounded, NAMES)
     assert found.verdict == "agree"
     assert not any(d.within for d in found.whole)
@@ -87,10 +88,11 @@ def test_what_is_not_shown_to_be_within_the_margin_is_not_said_to_be() -> None:
 
 def test_a_departure_beyond_rounding_is_found_at_once() -> None:
     reference, engine, rounded = made_up(5)
-    engine[:, 1, 2] += 1e-3
+    engine[:, 1:, 2] += 1e-3
     found = judge(reference, engine, rounded, NAMES)
-    assert found.verdict.startswith("differ: mi_c1 departs ")
-    assert found.verdict.endswith("times as far as by rounding, iteration 2")
+    assert next(d.quantity for d in found.early if d.p < 0.01) == "mi_c1"
+    assert found.verdict.startswith("differ: mi_c1 ")
+    assert "times as far apart as by rounding, iterations 1 to 16" in found.verdict
 
 
 def test_skipped_iterations_are_told() -> None:
@@ -105,7 +107,7 @@ def test_skipped_iterations_are_told() -> None:
     assert np.isnan(found.windows[5].p)
 
 
-@pytest.mark.parametrize(("seeds", "iterations"), [(1, 200), (5, 9)])
+@pytest.mark.parametrize(("seeds", "iterations"), [(2, 200), (5, 9)])
 def test_too_little_to_compare(seeds: int, iterations: int) -> None:
     with pytest.raises(InputError, match="are needed"):
         judge(*made_up(1, seeds, iterations), NAMES)
@@ -145,13 +147,13 @@ def test_the_report(agreed: Path, parity: Callable[..., tuple[int, str]]) -> Non
     code, told = parity(agreed)
     assert code == 0
     assert "verdict: agree\n" in told
-    assert "3 seeds; shown to be within 0.05 nats over the whole run: d_loss, g_loss" in told
+    assert "5 seeds; shown to be within 0.05 nats over the whole run: d_loss, g_loss" in told
     code, told = parity(agreed, "--json")
     found = json.loads(told)
     assert found == json.loads((agreed / "parity.json").read_text())
     assert code == 0
     assert found["agree"]
-    assert found["settings"]["seeds"] == [1, 2, 3]
+    assert found["settings"]["seeds"] == [1, 2, 3, 4, 5]
     assert [d["quantity"] for d in found["whole"]] == [
         "d_loss",
         "g_loss",
@@ -214,7 +216,7 @@ def test_a_wrong_gradient_is_caught(
     code, told = parity(out)
     assert code == 1
     assert "verdict: differ: " in told
-    assert "times as far as by rounding, iteration" in told
+    assert "times as far apart as by rounding, iteration" in told
 
 
 def test_a_report_that_was_interrupted_goes_on(
@@ -239,14 +241,14 @@ def test_a_report_that_was_interrupted_goes_on(
     shutil.copytree(agreed, out)
     for side in trajectories.SIDES:
         (out / f"{side}-2.npz").unlink()
-    before = [file.read_bytes() for file in sorted(out.glob("*-[13].npz"))]
+    before = [file.read_bytes() for file in sorted(out.glob("*-[1345].npz"))]
     assert parity(out)[0] == 130
     assert (out / "reference-2.npz").exists()
     assert not (out / "engine-2.npz").exists()
     stop = False
     assert parity(out)[0] == 0
     assert trained == [("reference", 2), ("engine", 2), ("engine", 2), ("rounded", 2)]
-    assert [file.read_bytes() for file in sorted(out.glob("*-[13].npz"))] == before
+    assert [file.read_bytes() for file in sorted(out.glob("*-[1345].npz"))] == before
     for side in trajectories.SIDES:
         ours, whole = (np.load(folder / f"{side}-2.npz")["values"] for folder in (out, agreed))
         np.testing.assert_array_equal(ours, whole)
@@ -278,7 +280,7 @@ def test_two_processes_share_the_work(
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--seeds", "1"], "--seeds must be 2 to 100, not 1"),
+        (["--seeds", "2"], "--seeds must be 3 to 100, not 2"),
         (["--iterations", "9"], "--iterations must be 10 to"),
         (["--batch-size", "1"], "--batch-size must be 2 or more"),
         (["--experiment", "mnst"], "mnst"),

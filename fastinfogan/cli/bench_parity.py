@@ -55,10 +55,13 @@ class Parity:
         from fastinfogan.engine.environment import choose_device
         from fastinfogan.engine.memory import told_in_one_line
         from fastinfogan.engine.settings import MAX_ITERATIONS
-        from fastinfogan.parity import EARLY, WINDOWS, Setup, compare, table
+        from fastinfogan.parity import EARLY, LEAST_SEEDS, WINDOWS, Setup, compare, table
 
-        if not 2 <= self.seeds <= _MAX_SEEDS:
-            raise InputError(f"--seeds must be 2 to {_MAX_SEEDS}, not {self.seeds}")
+        if not LEAST_SEEDS <= self.seeds <= _MAX_SEEDS:
+            raise InputError(
+                f"--seeds must be {LEAST_SEEDS} to {_MAX_SEEDS}, not {self.seeds}: "
+                "fewer do not tell what is chance"
+            )
         if not WINDOWS <= self.iterations <= MAX_ITERATIONS:
             raise InputError(
                 f"--iterations must be {WINDOWS} to {MAX_ITERATIONS:,}, not {self.iterations}"

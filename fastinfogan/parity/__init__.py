@@ -2,6 +2,16 @@
 
 from fastinfogan.parity.report import Report, compare, table
 from fastinfogan.parity.sides import Setup
-from fastinfogan.parity.statistics import EARLY, WINDOWS, Judgement, judge
+from fastinfogan.parity.statistics import EARLY, LEAST_SEEDS, WINDOWS, Judgement, judge
 
-__all__ = ["EARLY", "WINDOWS", "Judgement", "Report", "Setup", "compare", "judge", "table"]
+__all__ = [
+    "EARLY",
+    "LEAST_SEEDS",
+    "WINDOWS",
+    "Judgement",
+    "Report",
+    "Setup",
+    "compare",
+    "judge",
+    "table",
+]

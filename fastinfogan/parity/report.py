@@ -86,7 +86,7 @@ def compare(path: Path, setup: Setup, seeds: int, progress: Progress) -> Report:
             "margin_nats": statistics.MARGIN,
         },
         "skipped": judgement.skipped,
-        "early": [{**asdict(d), "ratio": d.ratio} for d in judgement.early],
+        "early": [asdict(d) for d in judgement.early],
         "whole": [{**asdict(d), "within_margin": d.within} for d in judgement.whole],
         "windows": [{**asdict(d), "within_margin": d.within} for d in judgement.windows],
     }
@@ -127,14 +127,14 @@ def table(found: Judgement, seeds: int) -> list[str]:
         f"{'seeds':>8}{'early':>7}  windows"
     ]
     for d in found.whole:
-        early = [e.ratio for e in found.early if e.quantity == d.quantity]
+        early = next(e.ratio for e in found.early if e.quantity == d.quantity)
         windows = [w for w in found.windows if w.quantity == d.quantity]
         within = sum(w.within for w in windows)
         furthest = max((abs(w.difference) for w in windows), default=math.nan)
         lines.append(
             f"{d.quantity:<8}{d.reference:>10.4f}{d.engine:>9.4f}  "
             f"{f'{d.difference:+.4f} ({d.low:+.4f} to {d.high:+.4f})':<27}{d.seen_from:>11.4f}"
-            f"{d.seeds_differ:>8.4f}{_geometric(early):>7.2f}  "
+            f"{d.seeds_differ:>8.4f}{early:>7.2f}  "
             f"up to {furthest:.3f}, {within} of {len(windows)} shown within {statistics.MARGIN:g}"
         )
     equal = [d.quantity for d in found.whole if d.within]
@@ -148,17 +148,12 @@ def table(found: Judgement, seeds: int) -> list[str]:
         "with its 95 % interval;",
         "found from: the least difference that the tests must find; seeds: the reference's "
         "deviation from seed to seed;",
-        "early: departure from the reference in the first iterations, in times of what PyTorch's "
-        "own rounding makes",
+        "early: how far apart in the first iterations, in times of what rounding makes of the "
+        "reference itself",
         f"{seeds} seeds; {shown}",
         f"verdict: {found.verdict}",
     ]
     return lines
-
-
-def _geometric(ratios: list[float]) -> float:
-    logs = [math.log(each) for each in ratios if each > 0]
-    return math.exp(sum(logs) / len(logs)) if logs else math.nan
 
 
 def _finite(value: Any) -> Any:  # noqa: ANN401 - JSON

@@ -33,6 +33,7 @@ Step = Callable[[int], Sequence[float]]
 """Runs one iteration, told its number; gives its `quantities`, or NaN where it was skipped."""
 
 _FP16_SCALE: Final = 1024.0
+_SETTLES_BY: Final = 24  # from the largest scale to the least
 _SHARED: Final = ("experiments", "latents.py", "philox.py", "shuffle.py")
 _REFERENCE: Final = (*_SHARED, "reference.py")
 _ENGINE: Final = (
@@ -164,6 +165,8 @@ def _engine(setup: Setup, seed: int) -> Step:
     images = torch.from_numpy(setup.source.images).to(setup.device)
     iteration = Iteration(setup.experiment, setup.settings(seed), networks.train(), images)
     runner = choose_runner(setup.runner, setup.device)[0](iteration)
+    if iteration.loss_scale:
+        _settle(iteration)
 
     def run(step: int) -> Sequence[float]:
         runner.run(step, 1)
@@ -176,6 +179,25 @@ def _engine(setup: Setup, seed: int) -> Step:
         return [found[name] for name in setup.quantities]
 
     return run
+
+
+def _settle(iteration: Iteration) -> None:
+    """Let the loss scale find where it does not overflow, and forget what was trained meanwhile.
+
+    It starts too large by design, and the first iterations are skipped; here they would be missing.
+    """
+    assert iteration.loss_scale is not None
+    kept = iteration.loss_scale.state
+    state = [t for kind in iteration.state().values() for t in kind.values() if t is not kept]
+    before = [t.clone() for t in state]
+    for _ in range(_SETTLES_BY):
+        iteration.run(0)
+        overflowed = bool(iteration.tally[1])
+        for tensor, value in zip(state, before, strict=True):
+            tensor.copy_(value)
+        iteration.restored()
+        if not overflowed:
+            return
 
 
 def _reference(setup: Setup, seed: int, *, rounded: bool) -> Step:
