@@ -12,7 +12,7 @@ does? The yardstick is the reference itself, rounded as PyTorch has it in the en
 square, more than `TOLERANCE` times rounded - reference: a t test of the seeds' logarithms of that
 ratio, for each quantity, and for all together in each of the phases that double in length.
 Logarithms, and capped, as rounding is now and then a thousand times larger in one seed, on one
-side, where it moved an activation across a kink; of a wrong gradient all seeds tell, and by how much
+side, where it moved an activation across a kink; a wrong gradient shows in all, and by how much
 is beside the point. In fp32 an error of a percent in a gradient is tens to hundreds of times
 rounding and found with five seeds; in bf16 and fp16, whose rounding moves each gradient by nearly
 as much, only larger ones are.
