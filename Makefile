@@ -7,17 +7,22 @@ CONSTRAINTS := $(CURDIR)/.ci/constraints.txt
 PINNED := PIP_CONSTRAINT=$(CONSTRAINTS) PIP_BUILD_CONSTRAINT=$(CONSTRAINTS)
 SOURCES := pyproject.toml CMakeLists.txt .ci/constraints.txt $(wildcard kernels/native/*.cpp kernels/native/*.h)
 
-.PHONY: help demo test lint unit bench clean
+# What kernels were compiled to, for the tests and for counting after them.
+COMPILED := TRITON_CACHE_DIR=$(CURDIR)/build/triton
+
+.PHONY: help demo test lint unit bench bench-compare bench-smoke clean
 
 help:
 	@echo "make demo   train on the embedded digits for 600 iterations and show what was learned"
 	@echo "make test   lint, types, floors and tests"
 	@echo "make bench  measure the iteration against the reference"
+	@echo "make bench-compare BASE=COMMIT"
+	@echo "            time that commit and this tree by turns, and compare what they count"
 
 demo: $(INSTALLED)
 	$(BIN)/fastinfogan train mnist --iterations 600 --seed 1
 
-test: lint unit
+test: lint unit bench-smoke
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -27,11 +32,20 @@ lint: $(INSTALLED)
 
 # Kernels are interpreted in a process of their own: it cannot compile, and others cannot interpret.
 unit: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(COMPILED) $(BIN)/python -m pytest
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/interpreter
 
 bench: $(INSTALLED)
 	$(BIN)/python -m pytest bench
+
+# BASE is where this branch left main, or on main the commit before; ARGS as --help tells.
+bench-compare: $(INSTALLED)
+	$(BIN)/python -m bench.compare $(BASE) $(ARGS)
+
+# Counts must not have grown against bench/results/counts.json; times only warn.
+bench-smoke: $(INSTALLED)
+	$(COMPILED) $(BIN)/python -m bench.compare.counts
+	$(BIN)/python -m bench.compare --times-only --short --warn-only
 
 # pip ends with an error if a package cannot be had; the stamp is written only after that.
 $(INSTALLED): $(SOURCES)

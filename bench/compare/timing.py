@@ -69,7 +69,6 @@ class Pair:
     base: Side
     head: Side
     modules: Sequence[str] = MODULES
-    told: dict[str, Any] = field(default_factory=dict)
     plans: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __enter__(self) -> "Pair":
@@ -93,7 +92,7 @@ class Pair:
         return self.base, self.head
 
     def _set_up(self, side: Side) -> None:
-        self.told[side.name] = side.ask("hello", _LIMITS["hello"])
+        side.ask("hello", _LIMITS["hello"])
         self.plans[side.name] = side.ask("plan", _LIMITS["plan"], modules=self.modules)
 
     def ask(self, side: Side, do: str, limit: float, **arguments: Any) -> Any:  # noqa: ANN401
@@ -199,8 +198,7 @@ def time_all(
     """
     found: dict[str, Timed] = {}
     with make_pair() as pair:
-        plans, told = pair.plans, pair.told["head"]
-        device = f"{told['device']}, {told['threads']} threads"
+        plans, device = pair.plans, str(pair.plans["head"]["device"])
         for module, why in plans["head"]["failed"].items():
             found[module] = Timed(module, "failed", note=f"head: {why}")
         for module, why in plans["base"]["failed"].items():

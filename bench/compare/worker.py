@@ -92,8 +92,6 @@ class Worker:
         Raises:
             RuntimeError: not from the side's tree.
         """
-        import torch
-
         package = importlib.import_module(_PACKAGE)
         backend = None
         try:
@@ -102,17 +100,16 @@ class Worker:
             if self.finder.native:
                 raise
         self._check_origin()
-        cuda = torch.cuda.is_available()
-        return {
-            "package": package.__file__,
-            "native": backend and backend.__file__,
-            "device": torch.cuda.get_device_name() if cuda else "CPU",
-            "threads": torch.get_num_threads(),
-        }
+        return {"package": package.__file__, "native": backend and backend.__file__}
 
     def plan(self, modules: Sequence[str]) -> dict[str, Any]:
         """The cases that can be made, and the modules of cases that this side has no use for."""
+        import torch
+
         device = _device()
+        title = f"CPU, {torch.get_num_threads()} threads"
+        if device.type == "cuda":
+            title = torch.cuda.get_device_name(device)
         failed = {}
         for name in modules:
             try:
@@ -125,7 +122,7 @@ class Worker:
             {"key": key, "short": each.short, "budget": each.budget}
             for key, each in self._planned.items()
         ]
-        return {"cases": cases, "failed": failed}
+        return {"cases": cases, "failed": failed, "device": title}
 
     def prepare(self, case: str) -> dict[str, Any]:
         """Make a case, and warm it up."""
