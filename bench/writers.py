@@ -27,6 +27,22 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *rows))
 
 
+def counts() -> str:
+    """What one iteration asks of a GPU."""
+    found = _read("scaling.json")["iterations"]
+    rows = [
+        ("launches", *(f"{each['launches']}" for each in found.values())),
+        (
+            "bytes moved, of the minimum",
+            *(f"{each['bytes'] / each['bytes_minimum']:.2f}" for each in found.values()),
+        ),
+        ("FLOPs", *(f"{each['flops'] / 1e9:.3g} G" for each in found.values())),
+        ("host waits", *(f"{each['host_syncs']}" for each in found.values())),
+        ("allocations", *(f"{each['allocations']}" for each in found.values())),
+    ]
+    return table(("", *found), rows)
+
+
 def exponents() -> str:
     """How launches, bytes, FLOPs and seconds grow."""
     found = _read("scaling.json")
@@ -117,6 +133,7 @@ def faces() -> str:
 
 
 WRITERS: dict[str, Callable[[], str]] = {
+    "counts": counts,
     "exponents": exponents,
     "model": model,
     "learned": learned,

@@ -14,6 +14,7 @@ from bench.scaling.fits import exponent
 from bench.scaling.model import Speeds, predict
 from fastinfogan import experiments
 from fastinfogan.engine import choose_precision
+from fastinfogan.engine.counts import count
 from fastinfogan.engine.environment import hardware, versions
 
 COUNTED, TIMED = "mnist", "mnist"
@@ -47,6 +48,7 @@ def report(device: torch.device, rounds: int) -> dict[str, Any]:
         "machine": machine_key(device),
         "experiment": TIMED,
         "precision": precision,
+        "iterations": {name: asdict(count(experiments.get(name))) for name in experiments.BASES},
         "counted": {k: fitted(a) for k, a in counted(experiments.get(COUNTED)).items()},
         "timed": {k: fitted(a) for k, a in timed(TIMED, precision, device, rounds).items()},
         "speeds": asdict(Speeds()),
