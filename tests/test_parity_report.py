@@ -20,7 +20,7 @@ from fastinfogan.engine import iteration, passes
 from fastinfogan.errors import InputError
 from fastinfogan.experiments import Experiment
 from fastinfogan.kernels import aten_chain
-from fastinfogan.parity import judge, sides, trajectories
+from fastinfogan.parity import Judgement, judge, sides
 from fastinfogan.parity.statistics import MARGIN, NO_MATTER, holm
 
 NAMES = ("d_loss", "g_loss", "mi_c1")
@@ -40,8 +40,12 @@ def made_up(seed: int, seeds: int = 5, iterations: int = 200) -> list[Values]:
     return [base, engine, rounded[:, :16]]
 
 
+def judged(reference: Values, engine: Values, rounded: Values, may_skip: float = 0.0) -> Judgement:
+    return judge(reference, engine, {"fp32": (engine, rounded)}, NAMES, may_skip)
+
+
 def test_the_same_in_distribution_agrees() -> None:
-    found = judge(*made_up(1), NAMES)
+    found = judged(*made_up(1))
     assert found.verdict == "agree"
     assert all(d.within and d.low < d.difference < d.high for d in found.whole)
     assert found.skipped == {"reference": 0, "engine": 0}
@@ -53,7 +57,7 @@ def test_the_same_in_distribution_agrees() -> None:
 def test_a_correct_engine_is_seldom_told_to_differ() -> None:
     """In 5 % of reports at the most; three seeds are no exception."""
     for seeds in (3, 5):
-        told = sum(judge(*made_up(k, seeds), NAMES).verdict != "agree" for k in range(60))
+        told = sum(judged(*made_up(k, seeds)).verdict != "agree" for k in range(60))
         assert told <= 5
 
 
@@ -61,7 +65,7 @@ def test_a_correct_engine_is_seldom_told_to_differ() -> None:
 def test_a_shift_is_found_and_named(name: str) -> None:
     reference, engine, rounded = made_up(2)
     engine[:, 100:, NAMES.index(name)] += 0.1
-    found = judge(reference, engine, rounded, NAMES)
+    found = judged(reference, engine, rounded)
     assert {d.quantity for d in (*found.whole, *found.windows) if d.p < 0.01} == {name}
     assert found.verdict.startswith(f"differ: {name} by +0.0")
     assert "iterations 1 to 200" in found.verdict
@@ -74,13 +78,13 @@ def test_a_difference_that_nobody_sees_is_none_however_sure_it_is() -> None:
     for shift, verdict in shifts.items():
         engine = reference + shift
         engine[:, :16] = reference[:, :16]
-        assert judge(reference, engine, rounded, NAMES).verdict.startswith(verdict)
+        assert judged(reference, engine, rounded).verdict.startswith(verdict)
 
 
 def test_what_is_not_shown_to_be_within_the_margin_is_not_said_to_be() -> None:
     reference, engine, rounded = made_up(4, seeds=3)
     engine[0, 20:] += 0.3  # in one seed of three: by chance, for all we know
-    found = judge(reference, engine, rounded, NAMES)
+    found = judged(reference, engine, rounded)
     assert found.verdict == "agree"
     assert not any(d.within for d in found.whole)
     assert all(d.seen_from > 10 * MARGIN for d in found.whole)
@@ -89,20 +93,20 @@ def test_what_is_not_shown_to_be_within_the_margin_is_not_said_to_be() -> None:
 def test_a_departure_beyond_rounding_is_found_at_once() -> None:
     reference, engine, rounded = made_up(5)
     engine[:, 1:, 2] += 1e-3
-    found = judge(reference, engine, rounded, NAMES)
+    found = judged(reference, engine, rounded)
     assert next(d.quantity for d in found.early if d.p < 0.01) == "mi_c1"
-    assert found.verdict.startswith("differ: mi_c1 ")
+    assert found.verdict.startswith("differ: in fp32 mi_c1 ")
     assert "times as far apart as by rounding, iterations 1 to 16" in found.verdict
 
 
 def test_skipped_iterations_are_told() -> None:
     reference, engine, rounded = made_up(6)
     engine[1, 50:53] = np.nan
-    found = judge(reference, engine, rounded, NAMES)
+    found = judged(reference, engine, rounded)
     assert found.verdict == "differ: 3 iterations of the engine were not finite"
-    assert judge(reference, engine, rounded, NAMES, may_skip=0.01).verdict == "agree"
+    assert judged(reference, engine, rounded, may_skip=0.01).verdict == "agree"
     engine[1, 40:] = np.nan  # whole windows of a seed
-    found = judge(reference, engine, rounded, NAMES, may_skip=0.01)
+    found = judged(reference, engine, rounded, may_skip=0.01)
     assert "160 iterations of the engine" in found.verdict
     assert np.isnan(found.windows[5].p)
 
@@ -110,7 +114,7 @@ def test_skipped_iterations_are_told() -> None:
 @pytest.mark.parametrize(("seeds", "iterations"), [(2, 200), (5, 9)])
 def test_too_little_to_compare(seeds: int, iterations: int) -> None:
     with pytest.raises(InputError, match="are needed"):
-        judge(*made_up(1, seeds, iterations), NAMES)
+        judged(*made_up(1, seeds, iterations))
 
 
 def test_holm() -> None:
@@ -219,6 +223,23 @@ def test_a_wrong_gradient_is_caught(
     assert "times as far apart as by rounding, iteration" in told
 
 
+def test_in_bf16_the_engine_is_asked_in_fp32_too(
+    agreed: Path, parity: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There a wrong gradient of 3 % is found that bf16 hides."""
+    out = Path("bf16")
+    shutil.copytree(agreed, out, ignore=shutil.ignore_patterns("engine*", "rounded*"))
+    code, told = parity(out, "--precision", "bf16")
+    assert code == 0
+    assert "in bf16 and in fp32" in told
+    for file in out.glob("engine*"):
+        file.unlink()
+    q_heads_gradient(monkeypatch)
+    code, told = parity(out, "--precision", "bf16")
+    assert code == 1
+    assert "differ: in fp32 " in told
+
+
 def test_a_report_that_was_interrupted_goes_on(
     agreed: Path, parity: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -239,8 +260,8 @@ def test_a_report_that_was_interrupted_goes_on(
     monkeypatch.setattr(sides.Setup, "start", start)
     out = Path("goes-on")
     shutil.copytree(agreed, out)
-    for side in trajectories.SIDES:
-        (out / f"{side}-2.npz").unlink()
+    for file in out.glob("*-2.npz"):
+        file.unlink()
     before = [file.read_bytes() for file in sorted(out.glob("*-[1345].npz"))]
     assert parity(out)[0] == 130
     assert (out / "reference-2.npz").exists()
@@ -249,7 +270,7 @@ def test_a_report_that_was_interrupted_goes_on(
     assert parity(out)[0] == 0
     assert trained == [("reference", 2), ("engine", 2), ("engine", 2), ("rounded", 2)]
     assert [file.read_bytes() for file in sorted(out.glob("*-[1345].npz"))] == before
-    for side in trajectories.SIDES:
+    for side in ("reference", "engine", "rounded"):
         ours, whole = (np.load(folder / f"{side}-2.npz")["values"] for folder in (out, agreed))
         np.testing.assert_array_equal(ours, whole)
     assert not list(out.glob(".*"))

@@ -88,7 +88,7 @@ class Parity:
             self.runner,
         )
         out = self.out or free_name("parity")
-        whole = self.seeds * (2 * setup.iterations + setup.early)
+        whole = self.seeds * sum(map(setup.length, setup.sides))
         with _progress(whole) as told, told_in_one_line("give a smaller --batch-size"):
             found = compare(out, setup, self.seeds, told)
         if self.json:

@@ -18,6 +18,7 @@ from fastinfogan.parity.sides import Setup, Side
 from fastinfogan.parity.statistics import Judgement, Values, judge
 from fastinfogan.parity.trajectories import PICTURE, REPORT, Folder, Progress
 
+_EARLY: Final[tuple[tuple[Side, Side], ...]] = (("engine", "rounded"), ("engine32", "rounded32"))
 _FP16_MAY_SKIP: Final = 0.01
 """Of the iterations: by an overflow the loss scale finds out that it is too large."""
 
@@ -55,7 +56,11 @@ def compare(path: Path, setup: Setup, seeds: int, progress: Progress) -> Report:
     judgement = judge(
         values["reference"],
         values["engine"],
-        values["rounded"],
+        {
+            setup.computed(rounded).name: (values[engine], values[rounded])
+            for engine, rounded in _EARLY
+            if rounded in values
+        },
         setup.quantities,
         _FP16_MAY_SKIP if setup.precision.scaled else 0.0,
     )
@@ -124,17 +129,17 @@ def table(found: Judgement, seeds: int) -> list[str]:
     """The report for a terminal, a line a quantity; all in nats."""
     lines = [
         f"{'nats':<8}{'reference':>10}{'engine':>9}  {'difference':<27}{'found from':>11}"
-        f"{'seeds':>8}{'early':>7}  windows"
+        f"{'seeds':>8}{'early':>12}  windows"
     ]
     for d in found.whole:
-        early = next(e.ratio for e in found.early if e.quantity == d.quantity)
+        early = [f"{e.ratio:.2f}" for e in found.early if e.quantity == d.quantity]
         windows = [w for w in found.windows if w.quantity == d.quantity]
         within = sum(w.within for w in windows)
         furthest = max((abs(w.difference) for w in windows), default=math.nan)
         lines.append(
             f"{d.quantity:<8}{d.reference:>10.4f}{d.engine:>9.4f}  "
             f"{f'{d.difference:+.4f} ({d.low:+.4f} to {d.high:+.4f})':<27}{d.seen_from:>11.4f}"
-            f"{d.seeds_differ:>8.4f}{early:>7.2f}  "
+            f"{d.seeds_differ:>8.4f}{'  '.join(early):>12}  "
             f"up to {furthest:.3f}, {within} of {len(windows)} shown within {statistics.MARGIN:g}"
         )
     equal = [d.quantity for d in found.whole if d.within]
@@ -149,7 +154,7 @@ def table(found: Judgement, seeds: int) -> list[str]:
         "found from: the least difference that the tests must find; seeds: the reference's "
         "deviation from seed to seed;",
         "early: how far apart in the first iterations, in times of what rounding makes of the "
-        "reference itself",
+        f"reference itself, in {' and in '.join(dict.fromkeys(e.precision for e in found.early))}",
         f"{seeds} seeds; {shown}",
         f"verdict: {found.verdict}",
     ]

@@ -1,7 +1,8 @@
 """The sides that are compared: the engine, the reference, and the reference differently rounded.
 
-All start from the weights of the same seed and see the same images, codes and noise, iteration by
-iteration. The engine draws them itself; the references are handed what NumPy's definitions say.
+Where the engine's precision is not fp32, its first iterations are compared in fp32, too. All start
+from the weights of the same seed and see the same images, codes and noise, iteration by iteration.
+The engine draws them itself; the references are handed what NumPy's definitions say.
 """
 
 import dataclasses
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,8 @@ from fastinfogan.networks import InfoGAN
 from fastinfogan.philox import Stream
 from fastinfogan.reference import Reference
 
-Side = Literal["reference", "engine", "rounded"]
+Side = Literal["reference", "engine", "rounded", "engine32", "rounded32"]
+"""The last two: in fp32, where the engine's precision is another, and only the first iterations."""
 Step = Callable[[int], Sequence[float]]
 """Runs one iteration, told its number; gives its `quantities`, or NaN where it was skipped."""
 
@@ -51,7 +53,7 @@ class Setup:
         experiment: with the batch size to train at.
         source: the real images; seen as they are, without augmentation.
         iterations: of a trajectory.
-        early: of the first of them, which the rounded reference runs, too.
+        early: of the first of them, which the other sides run, too.
         precision: the engine's. The reference's is fp32.
         device: of all sides.
         runner: who drives the engine's iterations.
@@ -82,16 +84,26 @@ class Setup:
         names = self.experiment.latents.names
         return ("d_loss", "g_loss", *(f"mi_{name}" for name in names))
 
+    @property
+    def sides(self) -> tuple[Side, ...]:
+        """What is trained."""
+        sides: tuple[Side, ...] = get_args(Side)
+        return sides[:3] if self.precision is FP32 else sides
+
     def length(self, side: Side) -> int:
         """Iterations of a side's trajectory."""
-        return self.early if side == "rounded" else self.iterations
+        return self.iterations if side in ("reference", "engine") else self.early
 
-    def settings(self, seed: int) -> TrainingSettings:
+    def computed(self, side: Side) -> Precision:
+        """A side's precision; of the rounded reference, the one whose rounding it shows."""
+        return FP32 if side in ("reference", "engine32", "rounded32") else self.precision
+
+    def settings(self, seed: int, side: Side = "engine") -> TrainingSettings:
         """The engine's."""
         return TrainingSettings(
             seed=seed,
             batch_size=self.experiment.batch_size,
-            precision=self.precision.name,
+            precision=self.computed(side).name,
             augmentation="none",
             information="maximise",
             data=None,
@@ -109,17 +121,18 @@ class Setup:
             "versions": versions(),
         }
         if side != "reference":
-            found["precision"] = self.precision.name
-        if side == "engine":
+            found["precision"] = self.computed(side).name
+        of_engine = side in ("engine", "engine32")
+        if of_engine:
             found["runner"] = choose_runner(self.runner, self.device)[0].__name__
-        found["code"] = code(_ENGINE if side == "engine" else _REFERENCE)
+        found["code"] = code(_ENGINE if of_engine else _REFERENCE)
         return found
 
     def start(self, side: Side, seed: int) -> Step:
         """Make a side's networks and optimizers."""
-        if side == "engine":
-            return _engine(self, seed)
-        return _reference(self, seed, rounded=side == "rounded")
+        if side in ("engine", "engine32"):
+            return _engine(self, seed, side)
+        return _reference(self, seed, None if side == "reference" else self.computed(side))
 
 
 def code(rooms: Sequence[str]) -> str:
@@ -160,10 +173,10 @@ def trajectory(
     return found
 
 
-def _engine(setup: Setup, seed: int) -> Step:
+def _engine(setup: Setup, seed: int, side: Side) -> Step:
     networks = InfoGAN(setup.experiment, seed).to(setup.device)
     images = torch.from_numpy(setup.source.images).to(setup.device)
-    iteration = Iteration(setup.experiment, setup.settings(seed), networks.train(), images)
+    iteration = Iteration(setup.experiment, setup.settings(seed, side), networks.train(), images)
     runner = choose_runner(setup.runner, setup.device)[0](iteration)
     if iteration.loss_scale:
         _settle(iteration)
@@ -200,14 +213,15 @@ def _settle(iteration: Iteration) -> None:
             return
 
 
-def _reference(setup: Setup, seed: int, *, rounded: bool) -> Step:
+def _reference(setup: Setup, seed: int, rounded: Precision | None) -> Step:
+    """The reference in fp32; or rounded as PyTorch has a precision, for fp32 in fp64."""
     e, device = setup.experiment, setup.device
-    dtype = torch.float64 if rounded and setup.precision.name == "fp32" else torch.float32
+    dtype = torch.float64 if rounded is FP32 else torch.float32
     reference = Reference(e, seed, dtype)
     for network in reference.networks:
         network.to(device)
-    if rounded and setup.precision.compute:
-        _float_heads(reference, _FP16_SCALE if setup.precision.scaled else 1.0)
+    if rounded and rounded.compute:
+        _float_heads(reference, _FP16_SCALE if rounded.scaled else 1.0)
     images = torch.from_numpy(setup.source.images)
 
     def run(step: int) -> Sequence[float]:
@@ -220,9 +234,9 @@ def _reference(setup: Setup, seed: int, *, rounded: bool) -> Step:
         )
         # The reference makes its tensors of NumPy's arrays where torch makes tensors by default.
         with torch.device(device):
-            with _arithmetic(setup, rounded=rounded):
+            with _arithmetic(rounded or FP32, device):
                 d_loss, d_bounds = reference.d_step(real, d_codes)
-            with _arithmetic(setup, rounded=rounded):
+            with _arithmetic(rounded or FP32, device):
                 g_loss, g_bounds = reference.g_step(g_codes)
         losses = [d_loss + reference.weighted(d_bounds), g_loss + reference.weighted(g_bounds)]
         return [float(each.detach()) for each in (*losses, *g_bounds)]
@@ -231,16 +245,16 @@ def _reference(setup: Setup, seed: int, *, rounded: bool) -> Step:
 
 
 @contextmanager
-def _arithmetic(setup: Setup, *, rounded: bool) -> Iterator[None]:
-    """How a reference multiplies: in fp32; rounded, as PyTorch itself has the engine's precision.
+def _arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
+    """How PyTorch itself computes in a precision.
 
     Autocast keeps the copies of the weights that it has rounded until its context is left; so
     there is one for each step.
     """
     with ExitStack() as stack:
-        stack.enter_context((setup.precision if rounded else FP32).arithmetic())
-        if rounded and setup.precision.compute:
-            stack.enter_context(torch.autocast(setup.device.type, setup.precision.compute))
+        stack.enter_context(precision.arithmetic())
+        if precision.compute:
+            stack.enter_context(torch.autocast(device.type, precision.compute))
         yield
 
 

@@ -15,7 +15,7 @@ Logarithms, and capped, as rounding is now and then a thousand times larger in o
 side, where it moved an activation across a kink; a wrong gradient shows in all, and by how much
 is beside the point. In fp32 an error of a percent in a gradient is tens to hundreds of times
 rounding and found with five seeds; in bf16 and fp16, whose rounding moves each gradient by nearly
-as much, only larger ones are.
+as much, only those of tens of percent are. So there the engine is also run in fp32, early.
 
 Late, in distribution: per quantity, the means over the whole run and over each of ten windows,
 engine less reference, paired by seed: t tests of whether the true difference is above `NO_MATTER`,
@@ -31,7 +31,7 @@ by Holm's method, so that a correct engine is told to differ in at most `ALPHA` 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Final
@@ -64,6 +64,7 @@ class Departure:
     """How far the engine departs from the reference in the first iterations.
 
     Attributes:
+        precision: that the engine computed in.
         quantity: which; None for all together.
         first: iteration, counted from 0.
         end: the iteration behind the last one.
@@ -73,6 +74,7 @@ class Departure:
         p: adjusted p-value of its being above `TOLERANCE`, NaN where nothing was finite.
     """
 
+    precision: str
     quantity: str | None
     first: int
     end: int
@@ -145,7 +147,7 @@ class Judgement:
 def judge(
     reference: Values,
     engine: Values,
-    rounded: Values,
+    early: Mapping[str, tuple[Values, Values]],
     quantities: Sequence[str],
     may_skip: float = 0.0,
 ) -> Judgement:
@@ -154,7 +156,8 @@ def judge(
     Args:
         reference: (seeds, iterations, quantities).
         engine: the same.
-        rounded: the first iterations of the same, `EARLY` or fewer.
+        early: by precision, the first iterations, `EARLY` or fewer, of the engine and of the
+            rounded reference; the first one's engine is the one above, and may be longer.
         quantities: their names.
         may_skip: the share of the engine's iterations that may be skipped as not finite.
 
@@ -165,8 +168,9 @@ def judge(
     if reference.ndim != 3 or reference.shape != engine.shape:
         raise InputError(f"trajectories of shapes {reference.shape} and {engine.shape}")
     seeds, iterations, count = reference.shape
-    if rounded.ndim != 3 or rounded.shape[::2] != (seeds, count) or count != len(quantities):
-        raise InputError(f"trajectories of shapes {reference.shape} and {rounded.shape}")
+    for part in (side for pair in early.values() for side in pair):
+        if part.ndim != 3 or part.shape[::2] != (seeds, count) or count != len(quantities):
+            raise InputError(f"trajectories of shapes {reference.shape} and {part.shape}")
     if seeds < LEAST_SEEDS:
         raise InputError(f"{seeds} seeds; {LEAST_SEEDS} or more are needed to tell what is chance")
     if iterations < WINDOWS:
@@ -177,16 +181,20 @@ def judge(
         skipped[name] = int((~np.isfinite(side)).any(axis=2).sum())
         if skipped[name] > allowed * seeds * iterations:
             reasons.append(f"{skipped[name]} iterations of the {name} were not finite")
-    early = _early(reference, engine, rounded, quantities)
+    departures = [
+        d for name, sides in early.items() for d in _early(name, reference, *sides, quantities)
+    ]
+    adjusted = holm([d.p for d in departures])
+    departures = [replace(d, p=p) for d, p in zip(departures, adjusted, strict=True)]
     edges = np.linspace(0, iterations, WINDOWS + 1).astype(int).tolist()
     each = list(pairwise(edges))
     whole = _late(reference, engine, quantities, [(0, iterations)])
     windows = _late(reference, engine, quantities, each)
     level = ALPHA / _FAMILIES
     reasons += [
-        f"{d.quantity or 'all'} {d.ratio:.3g} times as far apart as by rounding, "
+        f"in {d.precision} {d.quantity or 'all'} {d.ratio:.3g} times as far apart as by rounding, "
         f"{_when(d.first, d.end)}"
-        for d in early
+        for d in departures
         if d.p < level
     ]
     reasons += [
@@ -194,7 +202,7 @@ def judge(
         for d in (*whole, *windows)
         if d.p < level
     ]
-    return Judgement(early, whole, windows, skipped, tuple(reasons))
+    return Judgement(tuple(departures), whole, windows, skipped, tuple(reasons))
 
 
 def _when(first: int, end: int) -> str:
@@ -202,9 +210,10 @@ def _when(first: int, end: int) -> str:
 
 
 def _early(
-    reference: Values, engine: Values, rounded: Values, quantities: Sequence[str]
-) -> tuple[Departure, ...]:
-    length = min(rounded.shape[1], reference.shape[1], EARLY)
+    precision: str, reference: Values, engine: Values, rounded: Values, quantities: Sequence[str]
+) -> list[Departure]:
+    """Departures whose p is not adjusted yet."""
+    length = min(rounded.shape[1], engine.shape[1], reference.shape[1], EARLY)
     edges = [0, *(1 << k for k in range(length.bit_length()) if 1 << k < length), length]
     base, ours, theirs = (side[:, :length] for side in (reference, engine, rounded))
     # What is recorded is rounded to fp32; so no difference is surely less than this.
@@ -237,6 +246,7 @@ def _early(
         )
         found.append(
             Departure(
+                precision,
                 quantity,
                 when.start,
                 when.stop,
@@ -246,8 +256,7 @@ def _early(
                 _above(apart, math.log(TOLERANCE), error, len(logs) - 1),
             )
         )
-    adjusted = holm([d.p for d in found])
-    return tuple(replace(d, p=p) for d, p in zip(found, adjusted, strict=True))
+    return found
 
 
 def _means(values: Values, axis: int) -> Values:

@@ -59,7 +59,7 @@ class Folder:
     def __init__(self, path: Path, setup: Setup, seeds: int) -> None:
         self.path, self.setup = path, setup
         self._seeds = range(1, seeds + 1)
-        self._fingerprints = {side: setup.fingerprint(side) for side in SIDES}
+        self._fingerprints = {side: setup.fingerprint(side) for side in setup.sides}
         if path.exists() and not path.is_dir():
             raise InputError(f"{path}: a file, where a folder is needed; name another --out")
         strange = [p.name for p in path.iterdir() if not _is_ours(p)] if path.exists() else []
@@ -78,14 +78,15 @@ class Folder:
             InputError: a file is damaged, or a trajectory of something else.
             OSError: the folder cannot be written.
         """
-        tasks: list[tuple[Side, int]] = [(side, seed) for seed in self._seeds for side in SIDES]
+        sides = self.setup.sides
+        tasks: list[tuple[Side, int]] = [(side, seed) for seed in self._seeds for side in sides]
         for side, seed in tasks:  # bad files are told before hours are spent
             if self._file(side, seed).exists():
                 self._read(side, seed)
         for wait in (False, True):
             for side, seed in tasks:
                 self._train(side, seed, progress, wait=wait)
-        return {side: [self._read(side, seed) for seed in self._seeds] for side in SIDES}
+        return {side: [self._read(side, seed) for seed in self._seeds] for side in sides}
 
     def _train(self, side: Side, seed: int, progress: Progress, *, wait: bool) -> None:
         final = self._file(side, seed)
