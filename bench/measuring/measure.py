@@ -19,6 +19,7 @@ def measure(
     rounds: int = 15,
     budget: float = 5.0,
     timing: Callable[[Interleaved, int, float], None] = Interleaved.go_on,
+    weigh: bool = True,
 ) -> Row:
     """Check a case, then time its sides turn by turn.
 
@@ -28,6 +29,7 @@ def measure(
         rounds: of timing, at the most.
         budget: seconds for them; three rounds are timed whatever they take.
         timing: runs the rounds.
+        weigh: also for its energy, which takes more than half a second a side.
 
     Raises:
         MismatchError: it does not compute what the reference does; nothing is timed.
@@ -50,7 +52,8 @@ def measure(
     energies = {
         side: found / case.units
         for side, run in {OURS: case.ours, **case.peers}.items()
-        if not by_host
+        if weigh
+        and not by_host
         and (found := joules(run, seconds[side].median * case.units, ceilings.device)) is not None
     }
     row = Row(

@@ -1,0 +1,53 @@
+"""Operations, trunks and generators against their peers."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from bench.cases import Planned, blocks, ops
+from bench.gpu_report.measured import measured
+from bench.gpu_report.stage import Context, main
+from bench.gpu_report.workload import FIVE
+from bench.peers import COMPILED
+
+_DRY_OPS = 3
+
+
+def stage(context: Context) -> None:
+    """Blocks first: they are most of an iteration. What is compiled comes last."""
+    names = ["mnist"] if context.dry else list(FIVE)
+    batch = 2 if context.dry else 128
+    plans = blocks.planned(context.device, names, ["bf16"], batch)
+    every = ops.planned(context.device, names, ["bf16"], batch)
+    if context.dry:
+        plans, every = plans[:1], every[:_DRY_OPS]
+    for plan in (*plans, *every):
+        context.run(f"{plan.group}, {plan.name}", lambda plan=plan: _quickly(context, plan))  # type: ignore[misc]
+    if context.dry:
+        return
+    for plan in plans:
+        name = f"{plan.group}, {plan.name}, with {COMPILED}"
+        context.run(
+            name,
+            lambda plan=plan: measured(context, plan, budget=1.0, check=False),  # type: ignore[misc]
+            limit=120.0,
+        )
+
+
+def _quickly(context: Context, plan: Planned) -> Mapping[str, Any]:
+    """Without the peers that are compiled for each shape, which takes seconds each."""
+
+    def make(device: Any) -> Any:  # noqa: ANN401
+        case = plan.make(device)
+        peers = {name: run for name, run in case.peers.items() if name != COMPILED}
+        return replace(case, peers=peers)
+
+    whole = plan.group == "blocks"
+    return measured(
+        context, replace(plan, make=make), budget=0.3 if context.dry else 0.5 if whole else 0.1,
+        rounds=11, weigh=whole,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main(stage, "blocks")

@@ -1,0 +1,63 @@
+"""How an iteration's time and memory grow with the batch, ours alone."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from bench.cases.iteration import images_for, iteration_for
+from bench.gpu_report.stage import Context, main
+from bench.gpu_report.workload import FIVE, experiment, fresh_memory
+from bench.measuring.clock import clock_for
+from bench.measuring.rounds import Interleaved
+from fastinfogan.engine.runners import choose_runner
+
+_BATCHES = (32, 512, 4096, 128, 1024, 2048, 64, 256)
+"""The ends and the middle first."""
+_IMAGES = 8192
+
+
+def stage(context: Context) -> None:
+    """All experiments at a batch, then at the next."""
+    for batch in (2, 4) if context.dry else _BATCHES:
+        for name in ("mnist",) if context.dry else FIVE:
+            context.run(
+                f"{name}, batch {batch}",
+                lambda name=name, batch=batch: _time(context, name, batch),  # type: ignore[misc]
+            )
+
+
+def _time(context: Context, name: str, batch: int) -> Mapping[str, Any]:
+    e = experiment(name, dry=context.dry, batch=batch)
+    with fresh_memory(context.device):
+        images = images_for(e, 64 if context.dry else _IMAGES, context.device)
+        kind, _ = choose_runner("auto", context.device)
+        runner = kind(iteration_for(e, "bf16", batch, images))
+        steps = iter(range(0, 1 << 30, runner.at_once))
+        pair = Interleaved(
+            {"ours": lambda: runner.run(next(steps), runner.at_once)},
+            clock_for(context.device),
+            steady=True,
+            units=runner.at_once,
+        )
+        pair()
+        pair.clear()
+        pair.go_on(7, 0.3)
+    spread = pair.times.spread("ours")
+    numbers: dict[str, Any] = {
+        "experiment": name,
+        "batch": batch,
+        "us": round(1e6 * spread.median, 2),
+        "quartiles": [round(1e6 * spread.low, 2), round(1e6 * spread.high, 2)],
+        "images/s": round(batch / spread.median),
+    }
+    if context.device.type == "cuda":
+        numbers["GiB at the peak"] = round(torch.cuda.max_memory_allocated() / 2**30, 3)
+    if runner.iteration.tally.tolist()[1]:
+        numbers["skipped"] = runner.iteration.tally.tolist()[1]
+    pair.release()
+    return numbers
+
+
+if __name__ == "__main__":
+    main(stage, "scaling")
