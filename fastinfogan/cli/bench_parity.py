@@ -1,5 +1,6 @@
 """`fastinfogan bench parity`: whether the engine trains as the reference does."""
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,8 +20,8 @@ class Parity:
     """Train the engine and plain PyTorch side by side and tell whether their trajectories agree.
 
     Each seed is trained by both on the same images, codes and noise. Trajectories are kept in the
-    folder as they are finished: the same command goes on where it was stopped, and given to several
-    processes at once it shares the work among them. Exit code 1 if they differ.
+    folder as they are finished: the same command with the same --out goes on where it was stopped,
+    and given to several processes at once it shares the work. Exit code 1 if they differ.
     """
 
     experiment: str = "mnist"
@@ -89,8 +90,12 @@ class Parity:
         )
         out = self.out or free_name("parity")
         whole = self.seeds * sum(map(setup.length, setup.sides))
-        with _progress(whole) as told, told_in_one_line("give a smaller --batch-size"):
-            found = compare(out, setup, self.seeds, told)
+        try:
+            with _progress(whole) as told, told_in_one_line("give a smaller --batch-size"):
+                found = compare(out, setup, self.seeds, told)
+        except KeyboardInterrupt:
+            print(f"fastinfogan: what was finished is kept; --out {out} goes on", file=sys.stderr)
+            raise
         if self.json:
             print(json.dumps(found.document, indent=1))
         else:

@@ -112,7 +112,8 @@ def panels(setup: Setup, values: dict[Side, Values]) -> list[Panel]:
         places = [i for i, each in enumerate(kinds) if each == kind]
         if places:
             names = [spec.names[i] for i in places]
-            told = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}, summed"
+            between = " and " if len(names) == 2 else " to "
+            told = names[0] if len(names) == 1 else f"{names[0]}{between}{names[-1]}, summed"
             entropy = sum(spec.codes[i].entropy for i in places) if kind else None
             shown.append((f"$L_I$ of {told}", [2 + i for i in places], entropy))
     return [

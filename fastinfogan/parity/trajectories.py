@@ -83,6 +83,7 @@ class Folder:
         for side, seed in tasks:  # bad files are told before hours are spent
             if self._file(side, seed).exists():
                 self._read(side, seed)
+                progress(side, seed, self.setup.length(side))
         for wait in (False, True):
             for side, seed in tasks:
                 self._train(side, seed, progress, wait=wait)
@@ -100,6 +101,7 @@ class Folder:
                 return  # another process is at it
             if final.exists():  # it has just become so, by another process
                 partial.unlink(missing_ok=True)
+                progress(side, seed, self.setup.length(side))
                 return
             values = trajectory(
                 self.setup.start(side, seed),
