@@ -6,8 +6,9 @@
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from io import SEEK_END, BufferedRandom
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +23,7 @@ class Line:
     Attributes:
         name: the item's.
         state: "ok"; "failed", by its own check or by an error; "no memory", it does not fit;
-            "crashed" or "hung", its process was lost; "not reached", its time was up before.
+            "crashed" or "hung", its process was lost; "not reached", the stage's time was up.
         seconds: it took.
         numbers: what it found, as JSON can hold it.
         error: the last line of what went wrong.
@@ -59,11 +60,6 @@ class Found:
     def known(self) -> set[str]:
         """Names of the items that need not be run."""
         return {line.name for line in self.lines}
-
-    @property
-    def worst(self) -> str:
-        """The first error, for the table."""
-        return next((f"{ln.name}: {ln.error}" for ln in self.lines if ln.error), "")
 
 
 def read(file: Path) -> Found:
@@ -116,16 +112,13 @@ class Writer:
         self._write({"fact": facts})
 
     def _write(self, line: object) -> None:
-        try:
-            text = json.dumps(line, default=str)
-        except ValueError:
-            text = json.dumps(str(line))
-        with self._file.open("a") as file:
-            file.write(text + "\n")
+        text = json.dumps(line, default=str) + "\n"
+        with self._file.open("ab+") as file:
+            if file.tell() and not _ends_a_line(file):
+                text = "\n" + text  # whoever wrote before was killed in the middle of a line
+            file.write(text.encode())
 
 
-def counts(lines: list[Line]) -> Iterator[tuple[State, int]]:
-    """How many items have each state, those that there are."""
-    for state in STATES:
-        if number := sum(line.state == state for line in lines):
-            yield state, number
+def _ends_a_line(file: BufferedRandom) -> bool:
+    file.seek(-1, SEEK_END)
+    return file.read(1) == b"\n"

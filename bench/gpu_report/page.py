@@ -79,7 +79,7 @@ def _summary(report: Report) -> str:
 
 def _section(stage: StageResult, plot: str) -> Iterable[str]:
     yield f"<h2 id='{escape(stage.name)}'>{escape(stage.title)}</h2>"
-    bad = "" if stage.state == "ok" else " class='bad'"
+    bad = " class='bad'" if stage.state in ("failed", "crashed") else ""
     told = f"{stage.state}, {stage.seconds:.1f} of {stage.limit:.0f} s"
     if stage.starts > 1:
         told += f", started {stage.starts} times"
@@ -130,7 +130,7 @@ def _table(rows: list[Any]) -> str:
 
 def _td(name: str, value: Any) -> str:  # noqa: ANN401
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    bad = name == "state" and value not in ("ok", "not reached", "skipped")
+    bad = name == "state" and value not in ("ok", "out of time", "not reached", "skipped")
     kind = " class='n'" if number else " class='bad'" if bad else ""
     return f"<td{kind}>{escape(_cell(value))}</td>"
 

@@ -30,7 +30,9 @@ def plots(report: Report) -> dict[str, str]:
             continue
         if drawn:
             text = io.StringIO()
-            figure.savefig(text, format="svg", metadata={"Date": None})
+            figure.savefig(
+                text, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
+            )
             found[name] = text.getvalue()[text.getvalue().index("<svg") :]
     return found
 

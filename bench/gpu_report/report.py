@@ -26,7 +26,8 @@ class StageResult:
     Attributes:
         name: its.
         title: for people.
-        state: "ok"; "failed", if a row of it did; "crashed" or "hung"; "not reached"; "skipped".
+        state: "ok"; "failed", if a row of it did; "out of time"; "crashed"; "not reached";
+            "skipped".
         seconds: it took.
         limit: it was given.
         starts: of its process.
@@ -53,9 +54,9 @@ class StageResult:
         found = lines.read(file)
         bad = [line for line in found.lines if line.state not in ("ok", NOT_REACHED)]
         state = ended.state
-        if state == "ok" and (bad or not found.lines):
+        if state != "crashed" and (bad or (state == "ok" and not found.lines)):
             state = "failed"
-        error = ended.error or ("" if found.lines else "it told nothing")
+        error = ended.error or ("" if found.lines or state == "out of time" else "it told nothing")
         return cls(
             name, title, state, round(ended.seconds, 1), round(limit, 1), ended.starts,
             found.lines, found.facts, error, found.garbage,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.gpu_report import lines
-from bench.gpu_report.lines import Line, State, Writer
+from bench.gpu_report.lines import Line, Writer
 
 STARTS = 12
 """How often a stage is started at the most; each time but the first an item has killed it."""
@@ -25,13 +25,13 @@ class Ended:
     """How a stage ended.
 
     Attributes:
-        state: "ok", it came to its end; "crashed", it could not go on; "hung", its time was up.
+        state: "ok", it came to its end; "out of time"; or "crashed", it could not go on.
         seconds: in all.
         starts: how often it was started.
         error: the last line that it printed, if it crashed.
     """
 
-    state: State
+    state: str
     seconds: float
     starts: int
     error: str = ""
@@ -64,19 +64,24 @@ def supervise(
         why, error = _once(command(left), file, log, begun + seconds, environment, folder)
         found = lines.read(file)
         if found.open:
-            blamed: State = "hung" if why == "item" or why == "time" else "crashed"
-            told = error if blamed == "crashed" else f"stopped after its {found.limit:.0f} s"
-            if why == "time":
-                told = "the stage's time was up"
-            Writer(file).row(Line(found.open, blamed, 0.0, {}, told))
+            Writer(file).row(_lost(found.open, why, error, found.limit))
         spent = time.monotonic() - begun
         if why == "ended":
             return Ended("ok", spent, starts)
         if why == "time":
-            return Ended("hung", spent, starts)
+            return Ended("out of time", spent, starts)
         moved_on = len(lines.read(file).lines) > before
         if not moved_on or starts >= STARTS:
             return Ended("crashed", spent, starts, error)
+
+
+def _lost(name: str, why: str, error: str, limit: float) -> Line:
+    """The row of an item in whose middle the process ended."""
+    if why == "time":  # nothing is wrong with it, as far as is known
+        return Line(name, "not reached", 0.0, {}, "stopped in its middle: the stage's time was up")
+    if why == "item":
+        return Line(name, "hung", limit, {}, f"stopped after {limit:.0f} s")
+    return Line(name, "crashed", 0.0, {}, error or "its process ended")
 
 
 def _once(

@@ -38,8 +38,9 @@ def stage(context: Context) -> None:
     for precision in precisions:
         for case in chains.odd_chains(dry=context.dry):
             _chain(context, case, precision)
-        for name, item in _iterations(context, precision, names):
-            context.run(name, item)
+        if not context.dry or precision == precisions[0]:
+            for name, item in _iterations(context, precision, names):
+                context.run(name, item)
     _candidates(context, precisions[0])
     _operations(context, precisions[1:])
 
