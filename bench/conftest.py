@@ -1,21 +1,132 @@
-"""Collects what the benchmarks found and prints it as a table at the end."""
+"""`pytest bench/`: each case is checked, then timed by turns with its peers, and kept as a row.
 
+    pytest bench/ --short           about a minute
+    pytest bench/ -k "mnist and bf16" --results /tmp/rows
+
+A case that does not compute what the reference does fails and is not timed.
+"""
+
+import gc
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-_ROWS: list[str] = []
+from bench.cases import Planned
+from bench.measuring.ceilings import Ceilings
+from bench.measuring.measure import measure
+from bench.measuring.rounds import Interleaved
+from bench.measuring.rows import RESULTS, Row, write
+from bench.measuring.table import lines
+
+ORDER = ("test_ops.py", "test_blocks.py", "test_iteration.py", "test_data.py", "test_startup.py")
+_LEAST = 3
+"""Rounds of a case that takes longer than its budget."""
+_LONG = 8.0
+"""Seconds of a round from which two must do."""
+_CEILINGS = pytest.StashKey[Ceilings]()
+_ROWS = pytest.StashKey[list[Row]]()
+_BEGUN = pytest.StashKey[float]()
+
+Measured = Callable[[Planned], Row]
+
+
+def device() -> torch.device:
+    """Where everything is measured: the first GPU, or the CPU where there is none."""
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Our two options."""
+    group = parser.getgroup("fastinfogan")
+    group.addoption("--short", action="store_true", help="only the set of about a minute")
+    group.addoption(
+        "--results", type=Path, default=RESULTS, metavar="DIR", help="where rows are kept"
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Before pytest-benchmark asks: the table of ours stands for its own, unless it is wanted."""
+    config.addinivalue_line("markers", "short: in the set of about a minute")
+    # Even windows are padded unevenly, as in the published networks; torch would tell each time.
+    config.addinivalue_line("filterwarnings", "ignore:Using padding='same' with even kernel")
+    config.option.benchmark_quiet = True
+    config.stash[_CEILINGS] = Ceilings(device())
+    config.stash[_ROWS] = []
+    config.stash[_BEGUN] = time.monotonic()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The small things first; the short set alone, if that is asked for."""
+    items.sort(key=lambda item: ORDER.index(item.path.name) if item.path.name in ORDER else 99)
+    if config.option.short:
+        left = [item for item in items if item.get_closest_marker("short") is None]
+        items[:] = [item for item in items if item.get_closest_marker("short") is not None]
+        config.hook.pytest_deselected(items=left)
+
+
+def cases(plans: list[Planned]) -> Any:  # noqa: ANN401 - pytest's mark
+    """A test for each plan."""
+    parameters = [
+        pytest.param(plan, id=plan.name, marks=[pytest.mark.short] if plan.short else [])
+        for plan in plans
+    ]
+    return pytest.mark.parametrize("planned", parameters)
 
 
 @pytest.fixture
-def report() -> list[str]:
-    """Lines for the closing table."""
-    return _ROWS
+def measured(benchmark: Any, request: pytest.FixtureRequest) -> Iterator[Measured]:  # noqa: ANN401
+    """Checks and times a planned case: one round is one of pytest-benchmark's."""
+    ceilings = request.config.stash[_CEILINGS]
+
+    def by_benchmark(pair: Interleaved, rounds: int, budget: float) -> None:
+        begun = time.perf_counter()
+        pair()
+        once = time.perf_counter() - begun
+        least = _LEAST if once < _LONG else 2
+        more = max(least, min(rounds, int(budget / once))) - 1
+        benchmark.pedantic(pair, rounds=more)
+
+    def run(planned: Planned) -> Row:
+        benchmark.group = planned.group
+        try:
+            row = measure(
+                planned.make(ceilings.device),
+                ceilings,
+                budget=planned.budget,
+                timing=by_benchmark,
+            )
+        except torch.OutOfMemoryError as error:
+            pytest.skip(f"it does not fit into this GPU's memory: {error}")
+        benchmark.extra_info |= asdict(row)
+        request.config.stash[_ROWS].append(row)
+        return row
+
+    yield run
+    gc.collect()  # a case's closures hold each other
+    if ceilings.device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
-def pytest_terminal_summary(terminalreporter: Any) -> None:  # noqa: ANN401 - pytest's is untyped
-    """Print the table."""
-    if _ROWS:
-        terminalreporter.section("measured here, ours against the peer, interleaved")
-        for row in _ROWS:
-            terminalreporter.line(row)
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:  # noqa: ANN401
+    """Keep the rows and print them."""
+    rows, ceilings = config.stash[_ROWS], config.stash[_CEILINGS]
+    if not rows:
+        return
+    say = terminalreporter.line
+    terminalreporter.section("ours against PyTorch, by turns in one process")
+    say("ours: median; then our time of each peer's, median (quartiles)")
+    say("")
+    for line in lines(rows):
+        say(line)
+    rates = [f"{rate / 1e9:,.0f} GFLOP/s in {name}" for name, rate in ceilings.flops.items()]
+    rates += [f"{ceilings.copy / 1e9:,.1f} GB/s copied"] if ceilings.copy else []
+    if rates:
+        say(f"roofline, measured in this run: {', '.join(rates)}")
+    file = write(rows, ceilings, config.option.results)
+    say(f"{len(rows)} rows in {time.monotonic() - config.stash[_BEGUN]:.0f} s, kept in {file}")

@@ -1,30 +1,38 @@
-"""Decoding through our decoder against a bare DALI pipeline, and against Pillow, on the same JPEGs.
+"""Decoding, and what images cost once they are decoded.
 
-The bare pipeline reads the files itself, in their order, checks nothing and names nothing.
+Decoding is set against a bare DALI pipeline and against Pillow on the same JPEGs; the iteration on
+a kept set against one in memory; gathering from the kept file against plain reading of it.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
-from pairs import Interleaved
 from PIL import Image
 
-from fastinfogan import shuffle
+from bench.cases import Case, MismatchError, Planned
+from bench.conftest import Measured
+from bench.peers.decoding import BarePipeline
+from fastinfogan import experiments, shuffle
+from fastinfogan.data import Source
+from fastinfogan.data import cache as files
 from fastinfogan.data.dali import DaliDecoder
-from fastinfogan.data.decoder import Decoder
+from fastinfogan.data.decoder import Decoded, Decoder
+from fastinfogan.data.filling import fill_file
 from fastinfogan.data.pillow import PillowDecoder
+from fastinfogan.data.quarantine import Quarantine
 from fastinfogan.data.source import Encoded, ImageShape, Picture, Recipe
+from fastinfogan.engine import RunDirectory, Trainer, TrainingSettings, choose_precision
 
-dali = pytest.importorskip("nvidia.dali", reason="DALI is not installed")
-fn, types = pytest.importorskip("nvidia.dali.fn"), pytest.importorskip("nvidia.dali.types")
-
-COUNT, BATCH, THREADS, DEPTH, ROUNDS = 1024, 128, 2, 2, 9
-HEIGHT, WIDTH = 218, 178  # as CelebA's
-AIM = 1.10  # of a bare pipeline's time
+PHOTOGRAPHS, HEIGHT, WIDTH, SIDE = 1024, 218, 178, 32  # of CelebA's size
+KEPT, BATCH = 100_000, 128
+THREADS = 2
+DECODERS_DIFFER = 2.0
+"""Of 255, the mean difference of two decoders that agree: each rounds in its own places."""
 
 
 @pytest.fixture(scope="module")
@@ -33,14 +41,14 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Encoded:
     folder = tmp_path_factory.mktemp("photographs")
     random = np.random.default_rng(1)
     pictures = []
-    for number in range(COUNT):
+    for number in range(PHOTOGRAPHS):
         coarse = Image.fromarray(random.integers(0, 256, (7, 6, 3), dtype=np.uint8))
         smooth = np.asarray(coarse.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC), np.int16)
         texture = random.integers(-12, 13, (HEIGHT, WIDTH, 1), dtype=np.int16)
         file = folder / f"{number:05}.jpg"
         Image.fromarray((smooth + texture).clip(0, 255).astype(np.uint8)).save(file, quality=85)
         pictures.append(Picture(file.name, file, 0, file.stat().st_size))
-    return Encoded("photographs", pictures, Recipe(ImageShape(32, 32, 3)))
+    return Encoded("photographs", pictures, Recipe(ImageShape(SIDE, SIDE, 3)))
 
 
 def epoch(count: int) -> Iterator[NDArray[np.int64]]:
@@ -53,64 +61,173 @@ def decoding(decoder: Decoder) -> Callable[[], NDArray[np.uint8]]:
     """One epoch; its last batch."""
 
     def run() -> NDArray[np.uint8]:
-        for decoded in decoder.batches(epoch(COUNT)):
-            assert not decoded.bad
+        for decoded in decoder.batches(epoch(PHOTOGRAPHS)):
+            if decoded.bad:
+                raise MismatchError(f"pictures that cannot be decoded: {decoded.bad}")
         return decoded.images
 
     return run
 
 
-class Bare:
-    """The same crop and resize, with DALI's own reader; built once and warm."""
-
-    def __init__(self, files: list[Path]) -> None:
-        self._pipeline = dali.Pipeline(BATCH, THREADS, None, prefetch_queue_depth=DEPTH)
-        top = (HEIGHT - WIDTH) // 2
-        with self._pipeline:
-            encoded, _ = fn.readers.file(files=[str(file) for file in files])
-            pictures = fn.decoders.image_slice(
-                encoded, start=[top, 0], shape=[WIDTH, WIDTH], axis_names="HW", device="cpu"
-            )
-            images = fn.resize(
-                pictures, size=(32, 32), interp_type=types.INTERP_LANCZOS3, antialias=True
-            )
-            self._pipeline.set_outputs(images)
-        self._pipeline.build()
-        self._fresh = True
-
-    def __call__(self) -> NDArray[np.uint8]:
-        """As many batches as an epoch has; the last one.
-
-        By hand: `run` would leave batches behind that are decoded in the other side's time.
-        """
-        batches = COUNT // BATCH
-        for _ in range(1 if self._fresh else DEPTH):  # the first one schedules DEPTH
-            self._pipeline.schedule_run()
-        self._fresh = False
-        for number in range(batches):
-            images = np.array(self._pipeline.share_outputs()[0].as_array())
-            self._pipeline.release_outputs()
-            if number < batches - DEPTH:
-                self._pipeline.schedule_run()
-        return images
-
-
-@pytest.mark.parametrize("peer", ["a bare DALI pipeline", "our Pillow decoder"])
-@pytest.mark.benchmark(group="decoding")
-def test_decoding(benchmark: Any, report: list[str], photographs: Encoded, peer: str) -> None:  # noqa: ANN401
+def test_decoding(photographs: Encoded, measured: Measured) -> None:
+    """An epoch of CelebA's pictures, cropped and resized to 32x32."""
+    pytest.importorskip("nvidia.dali", reason="DALI is not installed")
     ours = decoding(DaliDecoder(photographs, batch=BATCH, threads=THREADS))
-    theirs: Callable[[], NDArray[np.uint8]] = decoding(PillowDecoder(photographs))
-    if "bare" in peer:
-        theirs = Bare([picture.file for picture in photographs.pictures])
-    assert ours().shape == theirs().shape == (BATCH, 32, 32, 3)
-    pair = Interleaved(ours, theirs)
-    benchmark.pedantic(pair, rounds=ROUNDS)
-    low, high = pair.times.quartiles
-    each = COUNT // BATCH * BATCH / np.median(pair.times.ours)
-    benchmark.extra_info |= {"ratio": pair.times.ratio, "quartiles": [low, high], "per s": each}
-    missed = f"; the aim is {AIM}" if "bare" in peer and pair.times.ratio > AIM else ""
-    report.append(
-        f"decoding by DALI on the CPU, {THREADS} threads, {each:,.0f} images/s: "
-        f"{pair.times.ratio:.3f} of the time of {peer}, "
-        f"quartiles {low:.3f} to {high:.3f}{missed}"
+    pillow = decoding(PillowDecoder(photographs))
+    bare = BarePipeline(
+        [picture.file for picture in photographs.pictures], (HEIGHT, WIDTH), SIDE, BATCH, THREADS
     )
+
+    def check() -> None:
+        bare.epoch()  # in its own order: its images are not compared
+        found, expected = (run().astype(np.float64) for run in (ours, pillow))
+        off = np.abs(found - expected).mean()
+        if not off <= DECODERS_DIFFER:
+            raise MismatchError(f"DALI's images differ from Pillow's by {off:.2f} of 255")
+
+    name = f"decoding {PHOTOGRAPHS} JPEGs {WIDTH}x{HEIGHT} by DALI, {THREADS} threads"
+    case = Case(
+        "data", name, ours, {"DALI alone": bare.epoch, "our Pillow decoder": pillow}, check,
+        timed="host", more={"images": PHOTOGRAPHS, "aims": {"DALI alone": 1.10}},
+    )  # fmt: skip
+    measured(Planned("data", name, lambda _: case, budget=9.0))
+
+
+class MadeUp(Decoder):
+    """Gives images of a seed, as fast as they can be copied."""
+
+    name = "made up"
+
+    def __init__(self, source: Encoded, images: NDArray[np.uint8]) -> None:
+        super().__init__(source)
+        self.images = images
+
+    def batches(self, wanted: Iterable[NDArray[np.int64]]) -> Generator[Decoded]:
+        for index in wanted:
+            yield Decoded(index, self.images[index])
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Generator[MadeUp]:
+    """A set whose file is whole."""
+    folder = tmp_path_factory.mktemp("kept")
+    shape = ImageShape(SIDE, SIDE, 3)
+    images = np.random.default_rng(0).integers(0, 256, (KEPT, *shape), dtype=np.uint8)
+    file = folder / "all"
+    file.touch()
+    pictures = [Picture(str(i), file, 0, 0) for i in range(KEPT)]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("XDG_CACHE_HOME", str(folder))
+        decoder = MadeUp(Encoded("made up", pictures, Recipe(shape)), images)
+        fill_file(decoder, Quarantine("made up", KEPT, "fail"), print)
+        yield decoder
+
+
+def trainer(path: Path, source: Source | Decoder, cache: Any = "auto") -> Trainer:  # noqa: ANN401
+    """A run of celeba on the CPU."""
+    settings = TrainingSettings(
+        seed=1,
+        batch_size=BATCH,
+        precision=choose_precision("auto", torch.device("cpu"))[0].name,
+        augmentation="none",
+        information="maximise",
+        data=None,
+        data_fingerprint=source.fingerprint,
+    )
+    run = RunDirectory.create(path, experiments.get("celeba"), settings)
+    return Trainer(run, source, torch.device("cpu"), cache=cache)
+
+
+@pytest.mark.parametrize("cache", ["host", "file"])
+def test_an_iteration_on_a_kept_set(
+    tmp_path: Path, kept: MadeUp, cache: str, measured: Measured
+) -> None:
+    """Both sides draw the same real images; whole iterations."""
+    sides = {
+        "ours": trainer(tmp_path / "ours", kept, cache),
+        "in memory": trainer(tmp_path / "peer", Source("memory", kept.images)),
+    }
+    step = dict.fromkeys(sides, 0)
+
+    def run(who: str) -> None:
+        if not sides[who].feed.prepare(step[who], 1):
+            raise MismatchError(f"{who} has no more images")
+        sides[who].runner.run(step[who], 1)
+        step[who] += 1
+
+    def check() -> None:
+        for who in sides:
+            run(who)
+        drawn = [each.iteration.real for each in sides.values()]
+        if not torch.equal(drawn[0], drawn[1]):
+            raise MismatchError("the kept set gives other images than the one in memory")
+
+    name = f"an iteration of celeba on a set kept in {cache}"
+    case = Case(
+        "data", name, lambda: run("ours"), {"in memory": lambda: run("in memory")}, check,
+        "celeba", batch=BATCH, timed="host",  more={"aims": {"in memory": 1.02}},
+    )  # fmt: skip
+    measured(Planned("data", name, lambda _: case, budget=7.0))
+
+
+@pytest.mark.short
+def test_gathering_from_the_file(kept: MadeUp, measured: Measured) -> None:
+    """An epoch's batches from the mapping; a plain read of as much of the same file."""
+    key = files.Key.of(kept)
+    whole = files.open_whole(key, print)
+    assert whole is not None
+    images = torch.from_numpy(whole.images)
+    batches = KEPT // BATCH
+    orders = [torch.from_numpy(shuffle.indices(1, s * BATCH, BATCH, KEPT)) for s in range(batches)]
+    size = BATCH * images[0].numel()
+    out = torch.empty((BATCH, *images.shape[1:]), dtype=torch.uint8)
+    block = bytearray(size)
+    path = files.folder() / f"{key.hash}.u8"
+
+    def gather() -> None:
+        for order in orders:
+            torch.index_select(images, 0, order, out=out)
+
+    def read() -> None:
+        with path.open("rb", buffering=0) as file:
+            for _ in orders:
+                file.readinto(block)
+
+    def check() -> None:
+        gather()
+        read()
+        if not np.array_equal(out.numpy(), kept.images[orders[-1].numpy()]):
+            raise MismatchError("the file holds other images")
+
+    name = f"gathering {batches * size >> 20} MiB from the kept file"
+    case = Case(
+        "data", name, gather, {"plain reading": read}, check,
+        timed="host", bytes=batches * size, more={"aims": {"plain reading": 1.25}},
+    )  # fmt: skip
+    measured(Planned("data", name, lambda _: case, budget=3.0))
+
+
+def test_opening_a_whole_file(kept: MadeUp, measured: Measured) -> None:
+    """All checksums; against reading the file once."""
+    key = files.Key.of(kept)
+    path = files.folder() / f"{key.hash}.u8"
+    block = bytearray(1 << 20)
+
+    def read() -> None:
+        with path.open("rb", buffering=0) as file:
+            while file.readinto(block):
+                pass
+
+    def check() -> None:
+        read()
+        whole = files.open_whole(key, print)
+        if whole is None or len(whole.images) != KEPT:
+            raise MismatchError("the kept file is not whole")
+
+    size = path.stat().st_size
+    name = f"opening a kept file of {size >> 20} MiB, all checksums"
+    case = Case(
+        "data", name, lambda: files.open_whole(key, print), {"plain reading": read}, check,
+        timed="host", bytes=size,
+    )  # fmt: skip
+    measured(Planned("data", name, lambda _: case, budget=3.0))

@@ -1,0 +1,45 @@
+"""A process that trains mnist for one iteration and tells its losses: what a start costs.
+
+    python -m bench.cases.first_iteration ours eager
+    python -m bench.cases.first_iteration peer
+
+The embedded digits need packages of their own; images are made up.
+"""
+
+import sys
+
+from fastinfogan.caches import keep_compiled
+
+keep_compiled()
+
+import torch  # noqa: E402 - it settles on a folder when it is imported
+
+from bench.cases.iteration import SEED, images_for, iteration_for  # noqa: E402
+from bench.peers.iteration import BestLoop, inputs_of  # noqa: E402
+from fastinfogan import experiments  # noqa: E402
+from fastinfogan.engine.precision import choose_precision  # noqa: E402
+from fastinfogan.engine.runners import choose_runner  # noqa: E402
+
+BATCH = 128
+
+
+def main() -> None:
+    """Run one iteration."""
+    who, *runner = sys.argv[1:]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    e = experiments.get("mnist")
+    precision, _ = choose_precision("auto", device)
+    images = images_for(e, 2 * BATCH, device)
+    if who == "ours":
+        iteration = iteration_for(e, precision.name, BATCH, images)
+        chosen, _ = choose_runner(runner[0], device)  # type: ignore[arg-type]
+        chosen(iteration).run(0, 1)
+        found = iteration.sums[:2].tolist()
+    else:
+        peer = BestLoop(e, images, BATCH, computed=precision.computed)
+        found = peer.iterate(inputs_of(e, images, SEED, 0, BATCH))[:2].tolist()
+    print(*found)
+
+
+if __name__ == "__main__":
+    main()

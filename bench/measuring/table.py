@@ -1,0 +1,75 @@
+"""Rows as a table that people read."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from bench.measuring.rows import Row
+
+if TYPE_CHECKING:
+    from bench.measuring.rounds import Spread
+
+_GAP = "  "
+
+
+def lines(rows: Sequence[Row]) -> Iterator[str]:
+    """Each group's rows under a heading, columns aligned, and below what was not measured and why.
+
+    A ratio is our time to the peer's, median (quartiles); below 1 ours is faster. The share is what
+    the ceilings allow of our median; small things lie in caches and may pass 1.
+    """
+    for group in dict.fromkeys(row.group for row in rows):
+        yield from _group(group, [row for row in rows if row.group == group])
+
+
+def _group(group: str, rows: Sequence[Row]) -> Iterator[str]:
+    peers = list(dict.fromkeys(peer for row in rows for peer in row.ratios))
+    shares = any(row.share is not None for row in rows)
+    weighed = any(row.joules for row in rows)
+    heading = [group, "ours", *(f"of {peer}" for peer in peers)]
+    heading += ["of the roofline"] * shares + ["joules"] * weighed
+    table = [heading]
+    for row in rows:
+        cells = [row.name, duration(row.seconds["ours"].median)]
+        cells += [_ratio(row, peer) for peer in peers]
+        if shares:
+            cells.append("" if row.share is None else f"{row.share:.2f}")
+        if weighed:
+            cells.append(_joules(row.joules or {}))
+        table.append(cells)
+    widths = [max(len(cells[i]) for cells in table) for i in range(len(heading))]
+    for cells in table:
+        first = cells[0].ljust(widths[0])
+        rest = [cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)]
+        yield _GAP.join([first, *rest]).rstrip()
+    for note in dict.fromkeys(row.more["left out"] for row in rows if row.more.get("left out")):
+        yield f"  not measured: {note}"
+    for row in rows:
+        for peer, aim in _missed(row):
+            yield f"  above its aim: {row.name}, {aim:g} of {peer}"
+    yield ""
+
+
+def _ratio(row: Row, peer: str) -> str:
+    spread: Spread | None = row.ratios.get(peer)
+    if spread is None:
+        return ""
+    return f"{spread.median:.3f} ({spread.low:.3f} to {spread.high:.3f})"
+
+
+def _missed(row: Row) -> Iterator[tuple[str, float]]:
+    aims: Mapping[str, float] = row.more.get("aims", {})
+    for peer, aim in aims.items():
+        if peer in row.ratios and row.ratios[peer].median > aim:
+            yield peer, aim
+
+
+def _joules(found: Mapping[str, float]) -> str:
+    return ", ".join(f"{side} {value:.3g}" for side, value in found.items())
+
+
+def duration(seconds: float) -> str:
+    """As in "35.1 us", "12.3 ms", "1.25 s"."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} us"
