@@ -25,17 +25,25 @@ from bench.gpu_report.workload import FIVE, experiment, make_iteration
 from fastinfogan.engine.precision import PRECISIONS, ComputedIn
 from fastinfogan.kernels.inspect import compile_launches
 from fastinfogan.kernels.launch import Launch, recording
+from fastinfogan.kernels.node import fused_chain
 from fastinfogan.kernels.tuning import MACHINES, Machine, assuming, machine_of
+from fastinfogan.networks import InfoGAN
+from fastinfogan.nn.run import describe
 
 META = torch.device("meta")
 WAVES: tuple[tuple[str, ComputedIn], ...] = (
     ("iterations", "bf16"),
     ("chains", "bf16"),
+    ("evaluation", "fp32"),
+    ("iterations at other batches", "bf16"),
     ("iterations", "fp16"),
     ("chains", "fp16"),
     ("iterations", "fp32"),
     ("chains", "fp32"),
 )
+_OTHER_BATCHES = (32, 512, 4096)
+_EVALUATED = (512, 392, 100)
+"""Rows at once when MNIST's run is judged: of 5,000 images, and of a picture."""
 _DRY_KERNELS = 6
 
 
@@ -51,18 +59,23 @@ def walked(what: str, precision: ComputedIn, *, dry: bool = False) -> Iterator[L
     """The launches of the experiments' iterations, or of the chains that are compared.
 
     Args:
-        what: "iterations" or "chains".
+        what: one of `WAVES`.
         precision: of them.
         dry: as small as can be.
     """
+    if what == "evaluation":
+        yield from _evaluated(dry=dry)
+        return
     names = FIVE[:1] if dry else FIVE
     dtype = PRECISIONS[precision].computed
+    batches = _OTHER_BATCHES if "other" in what else (None,) if what == "iterations" else ()
     for name in names:
-        e = experiment(name, dry=dry)
-        with recording() as launches, PRECISIONS[precision].arithmetic(), torch.no_grad():
-            if what == "iterations":
+        for batch in batches:
+            e = experiment(name, dry=dry, batch=batch)
+            with recording() as launches, PRECISIONS[precision].arithmetic(), torch.no_grad():
                 make_iteration(e, precision, META).program()
-        yield from launches
+            yield from launches
+        e = experiment(name, dry=dry)
         if what == "chains":
             yield from _of_chains(chains.chains_of(e), precision, dtype)
     if what == "chains":
@@ -75,6 +88,23 @@ def _of_chains(
     for case in cases:
         with recording() as launches, PRECISIONS[precision].arithmetic():
             chains.ours(case, META, dtype)
+        yield from launches
+
+
+def _evaluated(*, dry: bool) -> Iterator[Launch]:
+    """The networks of MNIST as a run is judged by: fp32, running statistics."""
+    e = experiment("mnist", dry=dry)
+    with META:
+        n = InfoGAN(e).eval()
+    for rows in _EVALUATED:
+        images = torch.empty((rows, e.height, e.width, e.channels), device=META)
+        with recording() as launches, PRECISIONS["fp32"].arithmetic(), torch.no_grad():
+            x = images.permute(0, 3, 1, 2)
+            for chain in (n.trunk, n.q_head):
+                x = fused_chain(x, *describe(chain.stages(), tuple(x.shape[1:]), rows, 1), 1)
+            width = e.latents.input_width
+            codes = torch.empty((rows, width), device=META)
+            fused_chain(codes, *describe(n.generator.stages(), (width,), rows, 1), 1)
         yield from launches
 
 

@@ -1,5 +1,6 @@
 """Chains whose results are compared: those of the experiments' networks, and odd ones."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,6 +19,8 @@ from fastinfogan.nn.run import describe
 
 Sizes = tuple[tuple[int, ...] | None, ...]
 Make = Callable[[tuple[int, ...], int], Tensor]
+_MANY = 4096
+"""Values of an input from which a chain has many."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,19 @@ class ChainCase:
             return count, weight[0]
         channels = weight[1] if layer.gather.transposed else weight[0]
         return count, channels, *layer.gather.result
+
+    def kinks(self, dtype: torch.dtype) -> set[str]:
+        """Names of results that a value on the other side of a kink would move noticeably.
+
+        In fp32 that happens to one value in some millions, and small chains have none.
+        """
+        kinked = any(each.activation == "rectifier" and each.slope != 1.0 for each in self.layers)
+        if not kinked or (dtype == torch.float32 and math.prod(self.shape) < _MANY):
+            return set()
+        names = {
+            f"{i}.{n}" for i in range(len(self.layers)) for n in ("weight", "bias", "gamma", "beta")
+        }
+        return {"input", *names}
 
     def __hash__(self) -> int:
         return hash(self.name)

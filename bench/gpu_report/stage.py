@@ -1,6 +1,7 @@
 """What a stage's process is given, and how it tells what it found."""
 
 import argparse
+import gc
 import math
 import os
 import time
@@ -182,4 +183,6 @@ def main(stage: Callable[[Context], None], name: str) -> None:
     asked = parser.parse_args()
     if asked.dry_run:
         torch.set_num_threads(min(2, torch.get_num_threads()))
+    gc.collect()
+    gc.freeze()  # a capture collects garbage first, which is to be quick
     stage(Context(name, asked.work, asked.out, asked.seconds, dry=asked.dry_run))

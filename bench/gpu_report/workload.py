@@ -1,7 +1,8 @@
 """What stages train: the paper's five, at their sizes, or in a dry run as small as can be."""
 
+import gc
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -45,8 +46,10 @@ def _narrow(e: Experiment) -> Experiment:
 
 def noise_images(e: Experiment, device: torch.device, count: int = _SEEN) -> torch.Tensor:
     """Random images for what is only timed or compared: uint8 (N, height, width, channels)."""
-    source = torch.Generator().manual_seed(7)
     shape = (max(count, e.batch_size), e.height, e.width, e.channels)
+    if device.type == "meta":
+        return torch.empty(shape, dtype=torch.uint8, device=device)
+    source = torch.Generator().manual_seed(7)
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=source).to(device)
 
 
@@ -75,11 +78,17 @@ def make_iteration(
 ) -> Iteration:
     """The product's iteration, on random images if none are given."""
     settings = settings_of(e, precision)
-    networks = InfoGAN(e, settings.seed)
+    with nowhere(device):
+        networks = InfoGAN(e, settings.seed)
     if precision == "fp64":
         networks = networks.double()
     images = noise_images(e, device) if images is None else images
     return Iteration(e, settings, networks.to(device), images, impl)
+
+
+def nowhere(device: torch.device) -> AbstractContextManager[object]:
+    """Where tensors without storage are wanted, none is made first: weights take seconds."""
+    return device if device.type == "meta" else nullcontext()
 
 
 def digits() -> tuple[Source, str]:
@@ -114,6 +123,7 @@ def normal(shape: tuple[int, ...], seed: int) -> torch.Tensor:
 @contextmanager
 def fresh_memory(device: torch.device) -> Iterator[None]:
     """Forget what was allocated before, so that peaks are of what is inside."""
+    gc.collect()
     if device.type == "cuda":
         torch.cuda.synchronize()
         torch.cuda.empty_cache()

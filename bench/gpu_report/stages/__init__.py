@@ -49,7 +49,7 @@ def _stage(
 STAGES = (
     _stage("environment", 20, "The machine", most=60.0),
     _stage("compile", 60, "The kernels, compiled side by side beforehand"),
-    _stage("correctness", 75, "Every operation and chain against fp64", interpreted=True),
+    _stage("correctness", 90, "Every operation and chain against fp64", interpreted=True),
     _stage("capture", 40, "Capture, replay, the same bits at every run, resume"),
     _stage("iteration", 100, "An iteration at batch 128 against its peers"),
     _stage("mnist", 30, "5,000 iterations of MNIST"),

@@ -9,6 +9,7 @@ from bench.gpu_report.measured import measured
 from bench.gpu_report.stage import Context, main
 from bench.gpu_report.workload import FIVE
 from bench.peers import COMPILED
+from fastinfogan.kernels.backend import native_available
 
 _DRY_OPS = 3
 
@@ -21,6 +22,9 @@ def stage(context: Context) -> None:
     every = ops.planned(context.device, names, ["bf16"], batch)
     if context.dry:
         plans, every = plans[:1], every[:_DRY_OPS]
+        if not native_available():
+            context.note("blocks", "on a CPU they need C++ for CPU tensors, which is not compiled")
+            plans = []
     for plan in (*plans, *every):
         context.run(f"{plan.group}, {plan.name}", lambda plan=plan: _quickly(context, plan))  # type: ignore[misc]
     if context.dry:

@@ -42,6 +42,8 @@ def stage(context: Context) -> None:
             context.run("no host in the loop", lambda: _no_host(context, replayed))
     if context.dry and context.left < 60:
         context.note("compiled, mnist, bf16", "a dry run of a minute compiles nothing")
+    elif context.left < 25:
+        context.note("compiled, mnist, bf16", "torch.compile takes longer than is left")
     context.run("compiled, mnist, bf16", lambda: _compiled(context), limit=150.0)
 
 

@@ -4,6 +4,7 @@ Each pass is timed as the rule cuts it, with cuts around that, and by ATen; one 
 numbers cannot win. Workers compile the cuts of the passes to come meanwhile.
 """
 
+import gc
 import json
 import os
 import statistics
@@ -42,6 +43,8 @@ def stage(context: Context) -> None:
     present = read_table(TABLE)
     clock = clock_for(context.device)
     _write(context)
+    gc.collect()
+    gc.freeze()
     with _compiling(context, calls) as wait_for, using_table({}):
         for number, call in enumerate(calls):
             name = f"{call.of}: {call.key.partition('|')[2]}"
@@ -132,11 +135,17 @@ def _told(choice: Choice) -> str:
 
 
 def _write(context: Context) -> None:
-    """The table of all that this stage has tuned so far, whatever process did it."""
+    """The table of all that this stage has tuned so far, whatever process did it.
+
+    What the report's folder has of an earlier run stays, unless it was tuned anew.
+    """
     found = lines.read(context.work / "tuning.jsonl").lines
     tuned = {line.numbers["key"]: line.numbers["entry"] for line in found if "key" in line.numbers}
-    table = tiles.merged(json.loads(TABLE.read_text()), tuned)
     file = context.out / NAME
+    present = json.loads(TABLE.read_text())
+    with suppress(OSError, ValueError):
+        present |= json.loads(file.read_text())
+    table = tiles.merged(present, tuned)
     new = file.with_suffix(".new")
     new.write_text(json.dumps(table, indent=1) + "\n")
     new.replace(file)
