@@ -74,4 +74,4 @@ class Planned:
     name: str
     make: Callable[[torch.device], Case]
     short: bool = False
-    budget: float = 1.0
+    budget: float = 0.5
