@@ -257,6 +257,7 @@ def _named(
 def _watched(ours: Iteration) -> list[Tensor]:
     """Have each update leave its gradients, be checked, and be undone: both steps on one state."""
     found: list[Tensor] = []
+    scale = ours.loss_scale.divisor.clone() if ours.loss_scale else 1.0
     for step, adam in (("d", ours.d_adam), ("g", ours.g_adam)):
         update = getattr(ours, f"_{step}_update")
 
@@ -267,7 +268,7 @@ def _watched(ours: Iteration) -> list[Tensor]:
         ) -> None:
             parameters = adam.param_groups[0]["params"]
             before = [p.detach().clone() for p in parameters]
-            kept = [g.detach().float() * 1.0 for g in gradients]
+            kept = [g.detach().float() / scale for g in gradients]
             update(gradients)
             _check_update(adam, before, kept)
             for parameter, value in zip(parameters, before, strict=True):
