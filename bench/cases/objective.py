@@ -125,21 +125,10 @@ def _q_head(
     def ours() -> tuple[Tensor, ...]:
         return q_head_objective(Deferred(rows), weight, bias, *codes, spec)[1:]
 
-    def composed(rows: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        output = torch.nn.functional.linear(rows, weight, bias.to(rows.dtype))
-        return output, peers.log_likelihoods(output, *codes, spec)
-
-    def peer(composed: Callable[..., Any], of: torch.dtype = dtype) -> Run:
-        def run() -> tuple[Tensor, ...]:
-            leaves = (weight.to(of), bias.detach().clone().to(max_wide(of)).requires_grad_())
-            output, values = composed(rows.to(of), *leaves)
-            return values.detach(), *peers.gradient_of(values, output, leaves[1])
-
-        return run
-
-    others, more = with_compiled(device, peer, composed)
+    peer = partial(_layer_and, (*codes, spec), rows, weight, bias)
+    others, more = with_compiled(device, peer, peers.log_likelihoods)
     return _head_case(
-        name, e, precision, batch, ours, others, lambda of: peer(composed, of)(),
+        name, e, precision, batch, ours, others, lambda of: peer(peers.log_likelihoods, of)(),
         ("values", "gradient", "bias gradient"), nbytes(rows, weight, *codes),
         2 * batch * weight.numel(), more,
     )  # fmt: skip
@@ -159,28 +148,33 @@ def _d_head(
     def ours() -> tuple[Tensor, ...]:
         return d_head_objective(Deferred(rows), weight, bias, (1, 0))[1:]
 
-    def composed(rows: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        logits = torch.nn.functional.linear(rows, weight, bias.to(rows.dtype))[:, 0]
-        return logits, peers.losses(logits, (1, 0))
-
-    def peer(composed: Callable[..., Any], of: torch.dtype = dtype) -> Run:
-        def run() -> tuple[Tensor, ...]:
-            leaves = (weight.to(of), bias.detach().clone().to(max_wide(of)).requires_grad_())
-            logits, values = composed(rows.to(of), *leaves)
-            return values.detach(), *peers.gradient_of(values, logits, leaves[1])
-
-        return run
-
-    others, more = with_compiled(device, peer, composed)
+    peer = partial(_layer_and, ((1, 0),), rows, weight, bias)
+    others, more = with_compiled(device, peer, peers.losses)
     return _head_case(
-        name, e, precision, batch, ours, others, lambda of: peer(composed, of)(),
+        name, e, precision, batch, ours, others, lambda of: peer(peers.losses, of)(),
         ("losses", "gradient", "bias gradient"), nbytes(rows, weight), 4 * batch * depth, more,
     )  # fmt: skip
 
 
-def max_wide(dtype: torch.dtype) -> torch.dtype:
-    """Of biases: fp32 at least."""
-    return torch.promote_types(dtype, torch.float32)
+def _layer_and(
+    arguments: tuple[Any, ...],
+    rows: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    composed: Callable[..., Tensor],
+    of: torch.dtype | None = None,
+) -> Callable[[], tuple[Tensor, ...]]:
+    """The layer, an objective of its output and other arguments, and the gradients, by torch."""
+    of = rows.dtype if of is None else of
+    layer = [t.to(of) for t in (rows, weight, bias)]
+
+    def run() -> tuple[Tensor, ...]:
+        output = torch.nn.functional.linear(*layer).requires_grad_()
+        values = composed(output, *arguments)
+        (gradient,) = peers.gradient_of(values, output)
+        return values.detach(), gradient, peers.wide(gradient).sum(0)
+
+    return run
 
 
 def _head_case(
