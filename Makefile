@@ -15,7 +15,7 @@ COMPILED := TRITON_CACHE_DIR=$(CURDIR)/build/triton
 help:
 	@echo "make demo   train on the embedded digits for 600 iterations and show what was learned"
 	@echo "make test   lint, types, floors and tests"
-	@echo "make bench  measure the iteration against the reference"
+	@echo "make bench  time operations, blocks, iterations, data and start-up against PyTorch"
 	@echo "make bench-compare BASE=COMMIT"
 	@echo "            time that commit and this tree by turns, and compare what they count"
 
