@@ -6,7 +6,10 @@ from functools import cache
 from typing import Any
 
 from bench.learned import FOLDER as LEARNED
-from bench.measuring.rows import RESULTS
+from bench.measuring.rounds import Spread
+from bench.measuring.rows import RESULTS, Row, read
+from bench.measuring.table import duration
+from fastinfogan import experiments
 from fastinfogan.errors import InputError
 
 PAGES = ("README.md", "bench/scaling.md")
@@ -27,11 +30,116 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *rows))
 
 
+def _machines() -> dict[str, list[Row]]:
+    """Rows by machine, as a line about it."""
+    found = {}
+    for file in sorted(RESULTS.glob("*.json")):
+        told = json.loads(file.read_text())
+        if "ceilings" not in told:
+            continue
+        hardware, versions = told["hardware"], told["versions"]
+        gpu = told["ceilings"]["device"] == "cuda"
+        what = hardware["gpu"].split(", ")[0] if gpu else f"{hardware['threads']} threads of a CPU"
+        if not gpu and hardware["cpu bf16"] != "none":
+            what += f" with {hardware['cpu bf16']}"
+        rates = told["ceilings"]["flops"].items()
+        measured = ", ".join(f"{rate / 1e12:.3g} TFLOP/s in {name}" for name, rate in rates)
+        line = (
+            f"On {what}, torch {versions['torch']}, where a large product runs at {measured}, and "
+            f"a copy at {told['ceilings']['copy'] / 1e9:.3g} GB/s:"
+        )
+        found[line] = read(file)
+    return found
+
+
+def _by_machine(group: str, write: Callable[[list[Row]], str]) -> str:
+    parts = []
+    for line, rows in _machines().items():
+        if chosen := [row for row in rows if row.group == group]:
+            parts += [line, write(sorted(chosen, key=_order))]
+    return "\n\n".join(parts)
+
+
+def _order(row: Row) -> tuple[int, str, str, int]:
+    names = list(experiments.BASES)
+    where = names.index(row.experiment) if row.experiment in names else len(names)
+    return where, row.precision or "", row.name.split(",")[0], row.batch or 0
+
+
+def _measured(rows: list[Row]) -> str:
+    """A line a row: our median, and our time of each peer's."""
+    peers = list(dict.fromkeys(peer for row in rows for peer in row.ratios))
+    shares = any(row.share is not None for row in rows)
+    head = ("", "ours", *(f"of {peer}" for peer in peers), *["of the roofline"] * shares)
+    return table(
+        head,
+        [
+            (
+                row.name,
+                duration(row.seconds["ours"].median),
+                *(_spread(row.ratios[peer]) if peer in row.ratios else "" for peer in peers),
+                *[f"{row.share:.2f}" if row.share is not None else ""] * shares,
+            )
+            for row in rows
+        ],
+    )
+
+
+def _spread(spread: Spread) -> str:
+    return f"{spread.median:.3f} ({spread.low:.3f} to {spread.high:.3f})"
+
+
+def iteration() -> str:
+    """Whole iterations against loops in PyTorch."""
+    return _by_machine("iteration", _measured)
+
+
+def blocks() -> str:
+    """Trunks and generators, forward and backward."""
+    return _by_machine("blocks", _measured)
+
+
+def data() -> str:
+    """Decoding and the cache."""
+    return _by_machine("data", _measured)
+
+
+def startup() -> str:
+    """Importing and the first iteration."""
+    return _by_machine("startup", _measured)
+
+
+def ops() -> str:
+    """Single operations: of each kind, the range over the experiments' shapes."""
+    return _by_machine("ops", _ranges)
+
+
+def _ranges(rows: list[Row]) -> str:
+    kinds: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        kinds.setdefault((row.name.split(",")[0], row.precision or ""), []).append(row)
+    peers = list(dict.fromkeys(peer for row in rows for peer in row.ratios))
+    found = []
+    for (kind, precision), each in sorted(kinds.items()):
+        ranges = []
+        for peer in peers:
+            ratios = sorted(row.ratios[peer].median for row in each if peer in row.ratios)
+            several = len(ratios) > 1
+            ends = ratios[:1] + ratios[-1:] * several
+            ranges.append(" to ".join(f"{ratio:.2f}" for ratio in ends))
+        found.append((f"{kind}{', ' if precision else ''}{precision}", str(len(each)), *ranges))
+    return table(("", "shapes", *(f"of {peer}" for peer in peers)), found)
+
+
 def counts() -> str:
     """What one iteration asks of a GPU."""
     found = _read("scaling.json")["iterations"]
     rows = [
         ("launches", *(f"{each['launches']}" for each in found.values())),
+        (
+            "of them the trunk's in the D step, there and back",
+            *(f"{each['trunk_launches']}" for each in found.values()),
+        ),
         (
             "bytes moved, of the minimum",
             *(f"{each['bytes'] / each['bytes_minimum']:.2f}" for each in found.values()),
@@ -85,6 +193,30 @@ def model() -> str:
     return table(head, rows)
 
 
+def parity() -> str:
+    """The engine's trajectories and the reference's."""
+    found = _read("parity/parity.json")
+    settings, rows = found["settings"], []
+    for d in found["whole"]:
+        difference = f"{d['difference']:+.3f} ({d['low']:+.3f} to {d['high']:+.3f})"
+        early = next(
+            e["ratio"]
+            for e in found["early"]
+            if e["quantity"] == d["quantity"] and e["precision"] == settings["precision"]
+        )
+        numbers = (f"{d[side]:.3f}" for side in ("reference", "engine"))
+        rows.append((d["quantity"], *numbers, difference, f"{d['seen_from']:.3f}", f"{early:.2f}"))
+    head = (
+        "nats, mean of the run", "reference", "engine", "difference (95 %)", "would be found from",
+        "early, of rounding",
+    )  # fmt: skip
+    told = (
+        f"{settings['experiment']} in {settings['precision']}, {len(settings['seeds'])} seeds of "
+        f"{settings['iterations']:,} iterations; verdict: {found['verdict']}."
+    )
+    return f"{table(head, rows)}\n\n{told}"
+
+
 def learned() -> str:
     """What 5,000 iterations teach, by seed."""
     seeds = [_read(f"{LEARNED.name}/mnist-seed-{seed}.json") for seed in (1, 2)]
@@ -103,6 +235,17 @@ def learned() -> str:
                 *(f"{100 * error:.1f} %" for error in errors),
             ),
         ],
+    )
+
+
+def demo() -> str:
+    """What a minute's training tells."""
+    found = _read(f"{LEARNED.name}/demo.json")["evaluation"]
+    told, most = found["information"]["c1"], found["entropy"]["c1"]
+    return (
+        f"After {found['iteration']} iterations, a minute on two CPU cores with AMX, c1 carries "
+        f"{told:.2f} of at most {most:.2f}\nnats, and some of its columns are digits already; "
+        "after 5,000 most are (see Measured)."
     )
 
 
@@ -134,8 +277,15 @@ def faces() -> str:
 
 WRITERS: dict[str, Callable[[], str]] = {
     "counts": counts,
+    "iteration": iteration,
+    "blocks": blocks,
+    "ops": ops,
+    "data": data,
+    "startup": startup,
     "exponents": exponents,
     "model": model,
+    "parity": parity,
+    "demo": demo,
     "learned": learned,
     "figure1": figure1,
     "faces": faces,

@@ -16,6 +16,7 @@ from fastinfogan import experiments
 from fastinfogan.engine import choose_precision
 from fastinfogan.engine.counts import count
 from fastinfogan.engine.environment import hardware, versions
+from fastinfogan.kernels.inspect import walk
 
 COUNTED, TIMED = "mnist", "mnist"
 CLUSTERS = ((1, 128), (8, 16), (8, 128), (800, 64))
@@ -48,12 +49,18 @@ def report(device: torch.device, rounds: int) -> dict[str, Any]:
         "machine": machine_key(device),
         "experiment": TIMED,
         "precision": precision,
-        "iterations": {name: asdict(count(experiments.get(name))) for name in experiments.BASES},
+        "iterations": {name: _counted(name) for name in experiments.BASES},
         "counted": {k: fitted(a) for k, a in counted(experiments.get(COUNTED)).items()},
         "timed": {k: fitted(a) for k, a in timed(TIMED, precision, device, rounds).items()},
         "speeds": asdict(Speeds()),
         "model": predictions,
     }
+
+
+def _counted(name: str) -> dict[str, Any]:
+    """One iteration, and the trunk of its D step: real and generated images as two groups."""
+    found = asdict(count(experiments.get(name)))
+    return found | {"trunk_launches": len(walk(name)["trunk"])}
 
 
 def main() -> None:
