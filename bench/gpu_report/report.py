@@ -140,6 +140,8 @@ def table(report: Report) -> Iterable[str]:
 
 def headline(s: StageResult) -> str:
     """The numbers of a stage that are worth a line."""
+    if not s.lines:
+        return ""
     told = [line.numbers for line in s.lines if line.state == "ok"]
     by_name = {line.name: line.numbers for line in s.lines}
     match s.name:

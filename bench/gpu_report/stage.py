@@ -58,7 +58,7 @@ class Context:
 
     def __init__(self, name: str, work: Path, out: Path, seconds: float, *, dry: bool) -> None:
         self.name, self.work, self.out, self.dry = name, work, out, dry
-        self.device = torch.device("cpu" if dry else "cuda")
+        self.device = torch.device("cpu") if dry else torch.device("cuda", 0)
         self.ceilings = Ceilings(self.device)
         self._deadline = time.monotonic() + seconds - _SPARE
         self._file = work / f"{name}.jsonl"

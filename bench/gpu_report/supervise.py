@@ -105,7 +105,7 @@ def _once(
             stderr=subprocess.STDOUT,
             cwd=folder,
             env=environment,
-            start_new_session=True,
+            process_group=0,
         )
         try:
             why = _watch(process, file, deadline)

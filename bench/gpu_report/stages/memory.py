@@ -14,6 +14,7 @@ from bench.peers.iteration import loop
 from fastinfogan.engine.precision import narrowed
 from fastinfogan.engine.runners import EagerRunner, choose_runner
 from fastinfogan.experiments import Experiment
+from fastinfogan.kernels.backend import native_available
 from fastinfogan.networks import InfoGAN
 from fastinfogan.reference import Reference
 
@@ -30,14 +31,20 @@ def stage(context: Context) -> None:
                     f"{label}, {side}",
                     lambda e=e, side=side: _peak(context, e, side),  # type: ignore[misc]
                 )
-            if batch <= 128:
+            if context.dry and not native_available():
+                why = "on a CPU it needs C++ for CPU tensors, which is not compiled"
+                context.note(f"{label}, kept", why)
+            elif batch <= 128:
                 context.run(f"{label}, kept", lambda e=e: _kept(context, e))  # type: ignore[misc]
 
 
 def _peak(context: Context, e: Experiment, side: str) -> Mapping[str, Any]:
     """Bytes at the peak of three iterations, images and all."""
     device = context.device
+    before = 0
     with fresh_memory(device):
+        if device.type == "cuda":
+            before = torch.cuda.memory_allocated()
         images = images_for(e, max(2 * e.batch_size, 64 if context.dry else 4096), device)
         if side in (BEST, EAGER):
             other = loop(side, e, images, e.batch_size, torch.bfloat16)
@@ -50,6 +57,7 @@ def _peak(context: Context, e: Experiment, side: str) -> Mapping[str, Any]:
     if device.type == "cuda":
         torch.cuda.synchronize()
         found["MiB allocated"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
+        found["MiB before"] = round(before / 2**20, 1)
         found["MiB reserved"] = round(torch.cuda.max_memory_reserved() / 2**20, 1)
     return found
 
