@@ -5,6 +5,7 @@ be. Base is put into a worktree of its own, and its C++ part built; head is the 
 """
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -108,9 +109,11 @@ def _compare(asked: argparse.Namespace, root: Path) -> Report:
         if not asked.counts_only:
             rounds = asked.rounds and -(-asked.rounds // BLOCK) * BLOCK
             chosen = _chooser(asked.cases)
+            load = os.getloadavg()[0]
             times, device = time_all(
                 make_pair, rounds, short=asked.short, chosen=chosen, progress=_progress
             )
+            device += f", load {load:.1f} before"
             if not times:
                 raise InputError(f"no case has {' or '.join(asked.cases or ())} in its name")
     _progress("")

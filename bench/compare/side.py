@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
 
+_ENVIRONMENT = {"PYTHONHASHSEED": "0", "OMP_PROC_BIND": "true"}
+"""Each thread of OpenMP keeps to a processor of its own: where others are busy too, two threads may
+otherwise share one for as long as the process lives, and each waits for the other all the time."""
+
+
 class LostError(RuntimeError):
     """The process died, or did not answer in time; one line."""
 
@@ -47,7 +52,7 @@ class Side:
                     str(self.tree), str(self.native or ""), str(theirs.fileno()),
                 ],
                 cwd=self.bench,
-                env={**os.environ, "PYTHONHASHSEED": "0"},
+                env={**_ENVIRONMENT, **os.environ},
                 stdin=subprocess.DEVNULL,
                 stdout=self._errors,
                 stderr=self._errors,

@@ -10,10 +10,14 @@ from typing import Any
 from bench.compare.decide import BLOCK, FEWEST, Final, Judged, conclude, judge
 from bench.compare.side import LostError, Side
 
-MODULES = ("bench.cases.ops", "bench.cases.blocks", "bench.cases.iteration")
+MODULES = ("bench.cases.iteration", "bench.cases.blocks", "bench.cases.ops")
+"""The most telling ones first."""
 ROUNDS = 32
-_WORTH = 2.0
-"""Seconds of timing for each that a case says it is worth, if that is not too few rounds."""
+_WORTH = {False: 2.0, True: 0.5}
+"""Seconds of timing for each that a case says it is worth, if that is not too few rounds; and of
+the short set."""
+_SHORT = 60.0
+"""Seconds after which the short set begins no other case: it is for CI, whatever the machine."""
 _SLOW = 1.0
 """Seconds of a run from which a case is timed only if asked for by name."""
 _LIMITS = {"hello": 120.0, "plan": 120.0, "prepare": 180.0}
@@ -127,7 +131,7 @@ def time_case(
     pair: Pair,
     key: str,
     rounds: int | None,
-    worth: float = 1.0,
+    worth: float,
     *,
     asked: bool = True,
     head_first: bool = False,
@@ -137,8 +141,8 @@ def time_case(
     Args:
         pair: the processes.
         key: of the case.
-        rounds: exactly so many; None for as many as it is worth.
-        worth: seconds that the case says.
+        rounds: exactly so many; None for as many as are done in the seconds it is worth.
+        worth: seconds.
         asked: by name.
         head_first: in the first round, and to be prepared.
 
@@ -162,7 +166,7 @@ def time_case(
         begun = time.perf_counter()
         for done in range(rounds or ROUNDS):
             spent = time.perf_counter() - begun
-            enough = done >= FEWEST * BLOCK and done % BLOCK == 0 and spent > _WORTH * worth
+            enough = done >= FEWEST * BLOCK and done % BLOCK == 0 and spent > worth
             if rounds is None and enough:
                 break
             turned = (done % 2 == 1) != head_first
@@ -210,19 +214,24 @@ def time_all(
             for case in plans["head"]["cases"]
             if (chosen(case["key"]) if chosen else case["short"] or not short)
         ]
-        for case in cases:
-            key = case["key"]
+        worth = {case["key"]: case["budget"] * _WORTH[short] for case in cases}
+        begun = time.perf_counter()
+        for key in worth:
             if key not in has:
                 if not unable:
                     found[key] = Timed(key, "not comparable", note="base has no such case")
                 continue
+            if short and time.perf_counter() - begun > _SHORT:
+                found[key] = Timed(
+                    key, "left out", note=f"the {_SHORT:g} s of the short set are over"
+                )
+                continue
             progress(key)
-            found[key] = _timed(pair, key, rounds, case["budget"], asked=chosen is not None)
+            found[key] = _timed(pair, key, rounds, worth[key], asked=chosen is not None)
     suspects = [
         each.key for each in found.values() if each.first and each.first.verdict == "slower"
     ]
     if suspects:
-        worth = {case["key"]: case["budget"] for case in cases}
         with make_pair() as pair:
             for key in suspects:
                 progress(f"{key}, once more")
