@@ -55,6 +55,9 @@ class ScriptedStretch(Stretch):
         self._log.append(self._name)
         return next(self._seconds)
 
+    def again(self) -> None:
+        """Nothing is weighed."""
+
 
 class ScriptedClock(Clock):
     """A run is the seconds that it takes, round by round."""

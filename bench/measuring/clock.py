@@ -60,6 +60,13 @@ class Stretch(ABC):
     def seconds(self) -> float:
         """Seconds of one run: a stretch's, over its runs."""
 
+    @abstractmethod
+    def again(self) -> None:
+        """Do once more what is timed, `repeat` runs, and time nothing."""
+
+    def leave_warm(self) -> None:  # noqa: B027 - a CPU's cache is left alone anyway
+        """Flush no cache from now on, as beside something that is too short for it."""
+
     def release(self) -> None:  # noqa: B027 - a CPU's holds nothing
         """Give back what was captured."""
 
@@ -106,6 +113,10 @@ class _CpuStretch(Stretch):
             run()
         return (time.perf_counter() - start) / self.repeat
 
+    def again(self) -> None:
+        for _ in range(self.repeat):
+            self._run()
+
 
 class GpuClock(Clock):
     """CUDA events around replays of a graph, or around calls where nothing can be captured."""
@@ -138,7 +149,7 @@ class GpuClock(Clock):
 
 class _GpuStretch(Stretch):
     def __init__(self, clock: GpuClock, run: Run, once: float, *, steady: bool) -> None:
-        self._clock, self._run = clock, run
+        self._clock, self._run, self._once = clock, run, once
         self._graph = None
         if steady:
             self.repeat = _repeats(once, clock.device, steady=True)
@@ -147,23 +158,32 @@ class _GpuStretch(Stretch):
         self.captured = self._graph is not None
         if self._graph is not None:
             self._graph.replay()
-            once = clock.timed(self._graph.replay)
-        self.cache = "cold" if once > _COLD_FROM else "warm"
-        self.repeat = 1 if self.cache == "cold" else _repeats(once, clock.device)
+            self._once = clock.timed(self._graph.replay)
+        self.repeat = 1
+        self.cache = "cold"
+        if self._once <= _COLD_FROM:
+            self.leave_warm()
+
+    def leave_warm(self) -> None:
+        if self.cache == "warm":
+            return
+        self.cache = "warm"
+        self.repeat = _repeats(self._once, self._clock.device)
         if self.repeat > 1 and self.captured:
-            self._graph = _captured(run, self.repeat)
+            self._graph = _captured(self._run, self.repeat)
+            self.captured = self._graph is not None
 
     def seconds(self) -> float:
         if self.cache == "cold":
             self._clock.flush()
+        return self._clock.timed(self.again) / self.repeat
+
+    def again(self) -> None:
         if self._graph is not None:
-            return self._clock.timed(self._graph.replay) / self.repeat
-
-        def repeated() -> None:
-            for _ in range(self.repeat):
-                self._run()
-
-        return self._clock.timed(repeated) / self.repeat
+            self._graph.replay()
+            return
+        for _ in range(self.repeat):
+            self._run()
 
     def release(self) -> None:
         self._graph = None
@@ -183,6 +203,14 @@ def _captured(run: Run, repeat: int) -> torch.cuda.CUDAGraph | None:
         torch.cuda.set_stream(stream)
         with suppress(RuntimeError):
             torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+        # Its generator still takes itself for captured, and would refuse to draw; and every graph
+        # captured before, to replay. Another capture ends that.
+        with (
+            suppress(RuntimeError),
+            torch.cuda.graph(torch.cuda.CUDAGraph(), capture_error_mode="thread_local"),
+        ):
+            torch.zeros(1, device="cuda")
+        torch.cuda.set_stream(stream)
         torch.cuda.synchronize()
         return None
     return graph

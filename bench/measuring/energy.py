@@ -7,31 +7,46 @@ from typing import Any
 
 import torch
 
-from bench.measuring.clock import Run
+from bench.measuring.clock import Stretch
 
-_STRETCH = 0.5
-"""Seconds of work between two readings: the counter moves some ten times a second."""
+_LONG = 0.5
+"""Seconds of work between two ticks of the counter, of which there are ten or more a second."""
+_CHUNK = 5e-3
+"""Seconds of work between two looks at it."""
+_PATIENCE = 3.0
+"""Seconds in which it must have ticked that often."""
 
 
-def joules(run: Run, seconds: float, device: torch.device) -> float | None:
+def joules(stretch: Stretch, seconds: float, device: torch.device) -> float | None:
     """Joules of one run, or None where nobody counts them.
 
+    Weighed is what was timed, a captured graph as one: of small things launched call by call the
+    host would be waited for, and idling weighed. From tick to tick, since between two of them the
+    counter knows nothing.
+
     Args:
-        run: what is weighed; run for half a second.
-        seconds: that it takes, about.
+        stretch: what is weighed.
+        seconds: that one run of it takes, about.
         device: where.
     """
     counter = _counter(device)
     if counter is None:
         return None
-    count = max(3, round(_STRETCH / max(seconds, 1e-6)))
-    torch.cuda.synchronize(device)
-    time.sleep(0.1)  # the reading before belongs to what ran before
-    before = counter()
-    for _ in range(count):
-        run()
-    torch.cuda.synchronize(device)
-    return (counter() - before) / count
+    chunk = max(1, round(_CHUNK / max(stretch.repeat * seconds, 1e-6)))
+    ticks: list[tuple[float, float, int]] = []
+    runs, last, begun = 0, counter(), time.perf_counter()
+    while time.perf_counter() - begun < _PATIENCE:
+        for _ in range(chunk):
+            stretch.again()
+        torch.cuda.synchronize(device)
+        runs += chunk * stretch.repeat
+        if (found := counter()) != last:
+            last = found
+            ticks.append((time.perf_counter(), found, runs))
+            # The first one ends a tick of what ran before.
+            if len(ticks) > 1 and ticks[-1][0] - ticks[0][0] >= _LONG:
+                return (ticks[-1][1] - ticks[0][1]) / (ticks[-1][2] - ticks[0][2])
+    return None
 
 
 def _counter(device: torch.device) -> Callable[[], float] | None:

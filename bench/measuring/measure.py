@@ -51,10 +51,11 @@ def measure(
     floor = ceilings.floor(case.precision, case.flops, case.bytes) if case.precision else 0.0
     energies = {
         side: found / case.units
-        for side, run in {OURS: case.ours, **case.peers}.items()
+        for side, stretch in pair.stretches.items()
         if weigh
         and not by_host
-        and (found := joules(run, seconds[side].median * case.units, ceilings.device)) is not None
+        and (found := joules(stretch, seconds[side].median * case.units, ceilings.device))
+        is not None
     }
     row = Row(
         case.group,
