@@ -1,6 +1,7 @@
 """Running a stage: a process group with a time limit, started again behind what killed it."""
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -17,7 +18,8 @@ STARTS = 12
 LOST_DEVICE = 75
 """Exit code of a stage whose CUDA context is lost: the item is told, the rest needs a new one."""
 _LOOKS = 0.1  # seconds between two looks
-_TAIL = 4096  # bytes of its output that are looked at for an error
+_ERROR = re.compile(r"[\w.]*(Error|Exception|Exit)\b|.*\b([Ee]rror:|Fatal )")
+_TAIL = 1 << 16  # bytes of its output that are looked at for an error
 
 
 @dataclass(frozen=True)
@@ -144,11 +146,13 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 
 
 def last_line(log: Path) -> str:
-    """The last line of what was printed that says something."""
+    """The last line of what was printed that tells of an error, or says anything."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - _TAIL))
             told = file.read().decode(errors="replace").splitlines()
     except OSError:
         return ""
-    return next((each.strip()[:300] for each in reversed(told) if each.strip()), "")
+    said = [each.strip()[:300] for each in reversed(told) if each.strip()]
+    # Behind what killed it a crash may print stacks, and names of modules.
+    return next((each for each in said if _ERROR.match(each)), said[0] if said else "")

@@ -47,7 +47,7 @@ def _stage(
 
 
 STAGES = (
-    _stage("environment", 20, "The machine", most=60.0),
+    _stage("environment", 40, "The machine", most=60.0),
     _stage("compile", 60, "The kernels, compiled side by side beforehand"),
     _stage("correctness", 90, "Every operation and chain against fp64", interpreted=True),
     _stage("capture", 40, "Capture, replay, the same bits at every run, resume"),

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from bench.gpu_report import chains, operations
+from bench.gpu_report import chains, modules, operations
 from bench.gpu_report.chains import ChainCase
 from bench.gpu_report.judge import judge
 from bench.gpu_report.stage import Context, FailedError, main
@@ -45,6 +45,7 @@ def stage(context: Context) -> None:
                 context.run(name, item, limit=_CHAIN)
     _candidates(context, precisions[0])
     _operations(context, precisions[1:], ("mnist", "celeba"))
+    _modules(context, precisions)
 
 
 def _networks(context: Context, names: tuple[str, ...]) -> list[ChainCase]:
@@ -114,6 +115,23 @@ def _operations(context: Context, precisions: list[ComputedIn], names: tuple[str
 def _precisely(check: operations.Check, device: torch.device) -> dict[str, Any]:
     with PRECISIONS["fp32"].arithmetic():
         return check(device)
+
+
+def _modules(context: Context, precisions: list[ComputedIn]) -> None:
+    """A model of somebody's own, fused; torch.compile last, which takes its time."""
+    for compiled in (False, True):
+        for precision in precisions[:1] if compiled else precisions:
+            name = f"a fused model{', compiled' if compiled else ''}, {precision}"
+            if compiled and (context.dry or context.left < 20):
+                context.note(name, "torch.compile takes longer than is left")
+                continue
+
+            def item(
+                dtype: torch.dtype = DTYPES[precision], *, compiled: bool = compiled
+            ) -> dict[str, Any]:
+                return modules.fused_model(context.device, dtype, compiled=compiled)
+
+            context.run(name, item, limit=_CHAIN)
 
 
 def _candidates(context: Context, precision: ComputedIn) -> None:

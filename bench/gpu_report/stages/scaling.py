@@ -1,11 +1,14 @@
 """How an iteration's time and memory grow with the batch, ours alone."""
 
+import math
+import statistics
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from bench.cases.iteration import images_for, iteration_for
+from bench.gpu_report import lines
 from bench.gpu_report.stage import Context, main
 from bench.gpu_report.workload import FIVE, experiment, fresh_memory
 from bench.measuring.clock import clock_for
@@ -15,6 +18,7 @@ from fastinfogan.engine.runners import choose_runner
 _BATCHES = (32, 512, 4096, 128, 1024, 2048, 64, 256)
 """The ends and the middle first."""
 _IMAGES = 8192
+_FULL = 512
 
 
 def stage(context: Context) -> None:
@@ -25,6 +29,22 @@ def stage(context: Context) -> None:
                 f"{name}, batch {batch}",
                 lambda name=name, batch=batch: _time(context, name, batch),  # type: ignore[misc]
             )
+    _fit(context)
+
+
+def _fit(context: Context) -> None:
+    """By what power of the batch time grows, where the GPU is full: least squares from 512 on."""
+    found = {}
+    rows = [line.numbers for line in lines.read(context.work / "scaling.jsonl").lines]
+    for name in FIVE:
+        points = [
+            (math.log(n["batch"]), math.log(n["us"]))
+            for n in rows
+            if n.get("experiment") == name and (n["batch"] >= _FULL or context.dry)
+        ]
+        if len(points) > 1:
+            found[name] = round(statistics.linear_regression(*zip(*points, strict=True)).slope, 3)
+    context.fact(exponents=found)
 
 
 def _time(context: Context, name: str, batch: int) -> Mapping[str, Any]:
