@@ -13,6 +13,7 @@ from fastinfogan.engine import Iteration, TrainingSettings
 from fastinfogan.engine.collectives import collectives, one_of
 from fastinfogan.engine.counts import Counts, count
 from fastinfogan.engine.precision import ComputedIn
+from fastinfogan.engine.runners import choose_runner
 from fastinfogan.experiments import Block, Experiment
 from fastinfogan.latents import Categorical
 from fastinfogan.networks import InfoGAN
@@ -130,15 +131,17 @@ def timed(
         "width": (TIMED_WIDTHS, [widened(e, width) for width in TIMED_WIDTHS]),
         "codes": (TIMED_CODES, [coded(e, codes) for codes in TIMED_CODES]),
     }
-    found, steps = {}, iter(range(10**9))
+    kind, _ = choose_runner("auto", device)
+    at_once = kind.at_once
+    found, steps = {}, iter(range(0, 10**9, at_once))
 
     def one(each: Experiment) -> Run:
-        iteration = iteration_of(each, precision, device)
-        return lambda: iteration.run(next(steps))
+        runner = kind(iteration_of(each, precision, device))
+        return lambda: runner.run(next(steps), at_once)
 
     for axis, (along, made) in sizes.items():
         sides = {str(size): one(each) for size, each in zip(along, made, strict=True)}
-        turns = Interleaved(sides, clock_for(device))
+        turns = Interleaved(sides, clock_for(device), steady=True, units=at_once)
         turns.go_on(rounds, _BUDGET)
         times = turns.times
         medians = tuple(times.spread(str(size)).median for size in along)
