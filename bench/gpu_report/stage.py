@@ -139,6 +139,7 @@ class Context:
         traceback.clear_frames(error.__traceback__)
         if self.device.type != "cuda":
             return
+        gc.collect()  # loops that torch.compile was asked for hold themselves
         try:
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
