@@ -415,6 +415,26 @@ def test_without_a_gpu_one_line(tmp_path: Path) -> None:
     assert "no stage 'mnits'; there are environment, compile," in done.stderr
 
 
+def test_a_run_that_is_stopped_keeps_what_it_has(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = ["--dry-run", "--minutes", "2", "--out", str(out), "--only", "environment,compile"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "bench.gpu_report", *arguments], cwd=ROOT, stdout=subprocess.PIPE,
+        text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("compile"):
+                break
+        process.terminate()
+    assert process.returncode == 128 + 15
+    found = report.read(out / "report.json")
+    assert found.stage("environment").state == "ok"
+    assert found.stage("compile").state == "stopped"
+    assert found.stage("mnist").state == "skipped"
+    assert (out / "report.html").exists()
+
+
 def test_a_dry_run_without_the_optional_packages(tmp_path: Path) -> None:
     """All stages, as far as a minute and a half goes; then one of them again."""
     out = tmp_path / "out"
@@ -438,5 +458,7 @@ def test_a_dry_run_without_the_optional_packages(tmp_path: Path) -> None:
 
     done = command("--dry-run", "--out", str(out), "--only", "environment", folder=tmp_path)
     assert done.returncode == 0
+    real = command("--out", str(out), folder=tmp_path)
+    assert real.returncode == 2
     again = report.read(out / "report.json")
     assert [len(s.lines) for s in again.stages[1:]] == [len(s.lines) for s in found.stages[1:]]

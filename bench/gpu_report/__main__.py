@@ -18,9 +18,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from bench.gpu_report.budget import allowance
+
+if TYPE_CHECKING:
+    from bench.gpu_report.report import Report
+    from bench.gpu_report.stages import Stage
 
 ROOT = Path(__file__).parents[2]
 _LARGEST_LOG = 8 << 20
@@ -76,9 +80,11 @@ def _run(asked: argparse.Namespace, begun: float) -> int:
     out = asked.out.absolute()
     try:
         out.mkdir(parents=True, exist_ok=True)
-        before = report.read(out / report.NAME) if (out / report.NAME).exists() else None
     except OSError as error:
         raise InputError(f"{out}: cannot be written to: {error}") from error
+    before = report.read(out / report.NAME) if (out / report.NAME).exists() else None
+    if before and before.arguments.get("dry_run") != asked.dry_run:
+        raise InputError(f"{out}: holds a report of another kind, dry or not; name another --out")
     chosen = [s for s in STAGES if (not only or s.name in only) and s.name not in skip]
     told = Report(
         {"minutes": asked.minutes, "dry_run": asked.dry_run, "only": only, "skip": skip},
@@ -100,8 +106,8 @@ def _run(asked: argparse.Namespace, begun: float) -> int:
         # Also of a run that is stopped in the middle: what there is, is kept.
         told.seconds = round(time.monotonic() - begun, 1)
         told.write(out)
-        page.write(told, out)
         _keep_log(work, out, names)
+        page.write(told, out)
         shutil.rmtree(work, ignore_errors=True)
     print(f"\n{told.seconds:.0f} s; {out / page.NAME}\n")
     print("\n".join(report.table(told)))
@@ -109,9 +115,17 @@ def _run(asked: argparse.Namespace, begun: float) -> int:
     return 1 if bad else 0
 
 
-def _stages(asked, chosen, told, work, out, begun) -> None:  # noqa: ANN001
+def _stages(
+    asked: argparse.Namespace,
+    chosen: "Sequence[Stage]",
+    told: "Report",
+    work: Path,
+    out: Path,
+    begun: float,
+) -> None:
+    """Run them, one after the other; what each found is on disk before the next one starts."""
     from bench.gpu_report.report import StageResult
-    from bench.gpu_report.supervise import supervise
+    from bench.gpu_report.supervise import Ended, supervise
 
     for number, stage in enumerate(chosen):
         left = 60 * asked.minutes - (time.monotonic() - begun)
@@ -119,7 +133,6 @@ def _stages(asked, chosen, told, work, out, begun) -> None:  # noqa: ANN001
         if not limit:
             print(f"{stage.name:12s} not reached: {max(left, 0):.0f} s are left", flush=True)
             continue
-        print(f"{stage.name:12s} {limit:4.0f} s at the most", flush=True)
 
         def command(seconds: float, module: str = stage.module) -> list[str]:
             found = [sys.executable, "-m", module, "--work", str(work), "--out", str(out)]
@@ -127,11 +140,15 @@ def _stages(asked, chosen, told, work, out, begun) -> None:  # noqa: ANN001
 
         file = work / f"{stage.name}.jsonl"
         environment = {**_environment(), **(stage.environment if asked.dry_run else {})}
-        ended = supervise(command, file, work / f"{stage.name}.log", limit, environment, ROOT)
-        found = StageResult.of(stage.name, stage.title, limit, ended, file)
-        told.stages = [found if each.name == stage.name else each for each in told.stages]
-        told.seconds = round(time.monotonic() - begun, 1)
-        told.write(out)
+        ended = Ended("stopped", 0.0, 1)
+        try:
+            print(f"{stage.name:12s} {limit:4.0f} s at the most", flush=True)
+            ended = supervise(command, file, work / f"{stage.name}.log", limit, environment, ROOT)
+        finally:
+            found = StageResult.of(stage.name, stage.title, limit, ended, file)
+            told.stages = [found if each.name == stage.name else each for each in told.stages]
+            told.seconds = round(time.monotonic() - begun, 1)
+            told.write(out)
 
 
 def _environment() -> dict[str, str]:

@@ -130,7 +130,13 @@ def _table(rows: list[Any]) -> str:
 
 def _td(name: str, value: Any) -> str:  # noqa: ANN401
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    bad = name == "state" and value not in ("ok", "out of time", "not reached", "skipped")
+    bad = name == "state" and value not in (
+        "ok",
+        "out of time",
+        "stopped",
+        "not reached",
+        "skipped",
+    )
     kind = " class='n'" if number else " class='bad'" if bad else ""
     return f"<td{kind}>{escape(_cell(value))}</td>"
 

@@ -24,7 +24,7 @@ def plots(report: Report) -> dict[str, str]:
         figure = Figure(figsize=(8, 3.2), layout="constrained")
         try:
             drawn = draw(report, figure)
-        except (KeyError, TypeError, ValueError) as error:
+        except Exception as error:
             # A page without one plot is worth more than no page.
             found[name] = f"<p>no plot: {type(error).__name__}: {error}</p>"
             continue

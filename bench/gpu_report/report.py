@@ -15,7 +15,7 @@ from fastinfogan.errors import InputError
 NAME = "report.json"
 NOT_REACHED = "not reached"
 _WIDE = 118
-_FAILURES = 24
+_FAILURES = 48
 """Lines of failures that are printed: the end of what is printed may be all that is seen."""
 
 
@@ -26,8 +26,8 @@ class StageResult:
     Attributes:
         name: its.
         title: for people.
-        state: "ok"; "failed", if a row of it did; "out of time"; "crashed"; "not reached";
-            "skipped".
+        state: "ok"; "failed", if a row of it did; "out of time"; "crashed"; "stopped", with the
+            whole; "not reached"; "skipped".
         seconds: it took.
         limit: it was given.
         starts: of its process.
@@ -56,7 +56,9 @@ class StageResult:
         state = ended.state
         if state != "crashed" and (bad or (state == "ok" and not found.lines)):
             state = "failed"
-        error = ended.error or ("" if found.lines or state == "out of time" else "it told nothing")
+        error = ended.error or (
+            "" if found.lines or state in ("out of time", "stopped") else "it told nothing"
+        )
         return cls(
             name, title, state, round(ended.seconds, 1), round(limit, 1), ended.starts,
             found.lines, found.facts, error, found.garbage,
