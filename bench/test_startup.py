@@ -96,6 +96,12 @@ def test_the_first_iteration(measured: Measured) -> None:
 
 
 @pytest.fixture(scope="module")
+def eager() -> list[float]:
+    """The first losses, call by call."""
+    return losses(process(*FIRST, "ours", "eager")())
+
+
+@pytest.fixture(scope="module")
 def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where a program was compiled to, by the cold case if that has run."""
     return tmp_path_factory.mktemp("compiled")
@@ -103,14 +109,13 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("cache", ["cold", "kept"])
 def test_the_first_compiled_iteration(
-    cache: str, filled: Path, tmp_path: Path, measured: Measured
+    cache: str, filled: Path, eager: list[float], tmp_path: Path, measured: Measured
 ) -> None:
     """The same as torch.compile's program: made anew, or taken from the cache.
 
     Every run tells its losses, which are compared: one more would take as long as all else here.
     """
     places = count()
-    eager = losses(process(*FIRST, "ours", "eager")())
 
     def ours() -> str:
         number = next(places)

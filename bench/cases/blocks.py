@@ -53,7 +53,7 @@ def planned(
                 title = f"{which}, {name}, batch {rows}, {precision}"
                 make = partial(_chain, title, experiments.get(name), which, precision, rows)
                 short = name == "mnist" and precision != "fp32"
-                plans.append(Planned("blocks", title, make, short, 1.5))
+                plans.append(Planned("blocks", title, make, short, 1.0))
     return plans
 
 

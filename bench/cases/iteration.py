@@ -81,7 +81,7 @@ def planned(
                 make = partial(_iteration, title, e, precision, batch, sides, left_out)
                 # At 32 nothing is compiled, which alone would take longer than the short set.
                 short = name == "mnist" and batch == BATCHES[0] and precision == found[0]
-                budget = 12.0 if name == "mnist" and batch == usual else 5.0
+                budget = 8.0 if name == "mnist" and batch == usual else 4.0
                 plans.append(Planned("iteration", title, make, short, budget))
     return plans
 

@@ -50,6 +50,20 @@ class Ceilings:
             self.copy = 2 * size / self._fastest(lambda: target.copy_(source))
         return self.copy
 
+    def again(self) -> None:
+        """Measure once more what was measured: on a busy machine the better of the two is right."""
+        before = Ceilings(self.device, dict(self.flops), self.copy)
+        self.flops.clear()
+        for precision, rate in before.flops.items():
+            self.flops[precision] = max(rate, self.gemm_rate(precision))
+        if before.copy:
+            self.copy = 0.0
+            self.copy = max(before.copy, self.copy_rate())
+
+    def share(self, precision: ComputedIn, flops: int, nbytes: int, seconds: float) -> float | None:
+        """The floor over what was taken, or None for what has neither FLOPs nor bytes."""
+        return self.floor(precision, flops, nbytes) / seconds if flops or nbytes else None
+
     def floor(self, precision: ComputedIn, flops: int, nbytes: int) -> float:
         """Seconds below which nothing with so many FLOPs and bytes can be."""
         return max(
