@@ -15,9 +15,13 @@ from torch import Tensor
 from torch.distributed.nn.functional import all_reduce
 
 from fastinfogan.errors import InputError, TrainingError
+from fastinfogan.kernels.workspace import empty
 
 Group = Any
 """None for this process alone, "world" for all processes, or a torch.distributed group."""
+
+_all_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+"""Under its name since torch 2.13, or the one before."""
 
 
 def handle(group: Group) -> Any:  # noqa: ANN401
@@ -60,10 +64,15 @@ def gather_tiles(tiles: Tensor, group: Group) -> Tensor:
     """All ranks' tiles, one of each: (groups, 1, 2, columns) to (groups, ranks, 2, columns)."""
     if group is None:
         return tiles
-    parts = [torch.empty_like(tiles) for _ in range(size(group))]
+    return _everybodys(tiles, group).movedim(0, 1).flatten(1, 2).contiguous()
+
+
+def _everybodys(own: Tensor, group: Group) -> Tensor:
+    """All ranks' tensors, (ranks, ...), by one message into one memory."""
+    found = empty((size(group), *own.shape), own.dtype, own.device)
     with told_of_the_others():
-        dist.all_gather(parts, tiles.contiguous(), handle(group))
-    return torch.cat(parts, dim=1)
+        _all_gather(found.flatten(0, 1), own.contiguous(), handle(group))
+    return found
 
 
 def merge_statistics(mean: Tensor, variance: Tensor, group: Group) -> None:
@@ -74,11 +83,7 @@ def merge_statistics(mean: Tensor, variance: Tensor, group: Group) -> None:
         variance: of this rank's batch, biased, of the same shape.
         group: of ranks.
     """
-    own = torch.stack([mean, variance])
-    parts = [torch.empty_like(own) for _ in range(size(group))]
-    with told_of_the_others():
-        dist.all_gather(parts, own, handle(group))
-    means, variances = torch.stack(parts, dim=1)
+    means, variances = _everybodys(torch.stack([mean, variance]), group).unbind(1)
     mean.copy_(means.mean(0))
     variance.copy_((variances + (means - mean).square()).mean(0))
 

@@ -23,9 +23,9 @@ from fastinfogan.kernels.launch import nbytes, recording
 
 Kind = Literal["all_reduce", "all_gather"]
 _KINDS: dict[str, tuple[Kind, int]] = {
-    "allreduce_": ("all_reduce", 0), "allgather_": ("all_gather", 1),
+    "allreduce_": ("all_reduce", 0), "_allgather_base_": ("all_gather", 1),
 }  # fmt: skip
-"""By the operation of torch.distributed: ours, and where its operands stand."""
+"""By the operation of torch.distributed: ours, and where its operand stands."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,9 @@ class _Heard(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:  # noqa: ANN401
         if func.namespace == "c10d":
             kind, place = _KINDS[func.overloadpacket.__name__]
-            operands: list[Tensor] = args[place]
-            self.found.append(Collective(kind, nbytes(*operands)))
+            operand: Tensor | list[Tensor] = args[place]
+            tensors = [operand] if isinstance(operand, Tensor) else operand
+            self.found.append(Collective(kind, nbytes(*tensors)))
         return func(*args, **(kwargs or {}))
 
 
