@@ -54,6 +54,7 @@ class Context:
         ceilings: of the device; measured when first asked for.
         known: names of the items that need not be run any more.
         failed: names of those that this process found to be wrong.
+        right: names of those that came to a good end, in this process or an earlier one.
     """
 
     def __init__(self, name: str, work: Path, out: Path, seconds: float, *, dry: bool) -> None:
@@ -62,7 +63,9 @@ class Context:
         self.ceilings = Ceilings(self.device)
         self._deadline = time.monotonic() + seconds - _SPARE
         self._file = work / f"{name}.jsonl"
-        self.known = lines.read(self._file).known
+        found = lines.read(self._file)
+        self.known = found.known
+        self.right = {line.name for line in found.lines if line.state == "ok"}
         self.failed: set[str] = set()
         self._writer = Writer(self._file)
 
@@ -111,6 +114,7 @@ class Context:
             ended("failed", {}, f"{type(error).__name__}: {first_line(error)}")
             self._go_on_after(error)
         else:
+            self.right.add(name)
             ended("ok", numbers)
             return numbers
         return None
