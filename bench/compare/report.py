@@ -59,9 +59,12 @@ class Report:
         if self.times is not None:
             timed = [each for each in self.times if each.first]
             faster = sum(each.outcome == "faster" for each in timed)
-            told = f"{len(timed)} cases timed, {faster} faster"
+            noisy = sum((each.first.beyond or 0) > _SEEN for each in timed if each.first)
             others = len(self.times) - len(timed)
-            parts.append(f"{told}, {others} not timed" if others else told)
+            told = {"timed": len(timed), "faster": faster, "not timed": others}
+            told[f"too noisy for a change of {_SEEN:.0%} to be seen"] = noisy
+            words = [f"{n} {what}" for what, n in told.items() if n or what in ("timed", "faster")]
+            parts.append(", ".join(words).replace(" timed", " cases timed", 1))
         if not self.failures:
             return f"fine: {'; '.join(parts)}"
         more = f" and {len(self.failures) - 3} more" if len(self.failures) > 3 else ""
@@ -85,11 +88,16 @@ class Report:
 
 
 _SHOUTED = ("regression", "failed")
+_SEEN = 0.10
 
 
 def _table(times: Sequence[Timed], device: str) -> list[str]:
     lines = [f"{'base':>10} {'head':>10}  ratio  quartiles     beyond  case, on {device}"]
+    left_out: dict[str, list[str]] = {}
     for each in times:
+        if each.outcome == "left out":
+            left_out.setdefault(each.note, []).append(each.key)
+            continue
         verdict = each.outcome.upper() if each.outcome in _SHOUTED else each.outcome
         tail = each.key if verdict == "same" else f"{each.key}: {verdict}"
         if each.second and each.second.ratio:
@@ -97,6 +105,10 @@ def _table(times: Sequence[Timed], device: str) -> list[str]:
         if each.note:
             tail += f" ({each.note})"
         lines.append(f"{_numbers(each)}  {tail}")
+    lines += [
+        f"left out ({why}): {'; '.join(keys[:3])}{f' and {len(keys) - 3} more' * (len(keys) > 3)}"
+        for why, keys in left_out.items()
+    ]
     return lines
 
 
