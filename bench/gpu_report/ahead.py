@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from bench.gpu_report import chains
+from bench.gpu_report.stage import first_line
 from bench.gpu_report.workload import FIVE, experiment, make_iteration
 from fastinfogan.engine.precision import PRECISIONS, ComputedIn
 from fastinfogan.kernels.inspect import compile_launches
@@ -129,15 +130,16 @@ def distinct(launches: Iterable[Launch]) -> list[Launch]:
 def compile_part(
     launches: Sequence[Launch], part: int, of: int, target: str, deadline: float
 ) -> list[dict[str, Any]]:
-    """Compile every so manieth program, until a time; what each became."""
-
-    def in_time() -> Iterator[Launch]:
-        for launch in launches[part::of]:
-            if time.monotonic() > deadline:
-                return
-            yield launch
-
-    return [asdict(each) for each in compile_launches(in_time(), target)]
+    """Compile every so manieth program, until a time; what each became, or why it could not."""
+    found: list[dict[str, Any]] = []
+    for launch in launches[part::of]:
+        if time.monotonic() > deadline:
+            break
+        try:
+            found += [asdict(each) for each in compile_launches([launch], target)]
+        except Exception as error:  # one that is refused costs itself alone
+            found.append({"kernel": launch.name, "refused": first_line(error)})
+    return found
 
 
 def start(

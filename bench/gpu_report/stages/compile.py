@@ -34,7 +34,9 @@ def _compile(context: Context, seconds: float) -> Mapping[str, Any]:
     begun = time.monotonic()
     running = ahead.start(arguments + ["--dry-run"] * context.dry, workers, files)
     in_time = ahead.finished(running, seconds)
-    found = ahead.found_by(files, workers)
+    every = ahead.found_by(files, workers)
+    found = [each for each in every if "refused" not in each]
+    refused = [each for each in every if "refused" in each]
     spilled = [each for each in found if each["stack"]]
     context.fact(
         kernels=[
@@ -52,6 +54,10 @@ def _compile(context: Context, seconds: float) -> Mapping[str, Any]:
         "most registers": max((each["registers"] for each in found), default=0),
         "ended in time": in_time,
     }
+    if refused:
+        context.fact(refused=refused[:100])
+        told = f"{refused[0]['kernel']}: {refused[0]['refused']}"
+        raise FailedError(f"{len(refused)} kernels are refused, first {told}", numbers)
     codes = [worker.returncode for worker in running]
     if not found:
         raise FailedError(f"no kernel was compiled; workers ended with {codes}", numbers)
