@@ -74,7 +74,9 @@ def walked(what: str, precision: ComputedIn, *, dry: bool = False) -> Iterator[L
         for batch in batches:
             e = experiment(name, dry=dry, batch=batch)
             with recording() as launches, PRECISIONS[precision].arithmetic(), torch.no_grad():
-                make_iteration(e, precision, META).program()
+                iteration = make_iteration(e, precision, META)
+                iteration.program()
+                iteration._run(0)  # call by call: the host knows the number
             yield from launches
         e = experiment(name, dry=dry)
         if what == "chains":
