@@ -16,7 +16,7 @@ ROUNDS = 32
 _WORTH = {False: 2.0, True: 0.5}
 """Seconds of timing for each that a case says it is worth, if that is not too few rounds; and of
 the short set."""
-_SHORT = 60.0
+_SHORT = 45.0
 """Seconds after which the short set begins no other case: it is for CI, whatever the machine."""
 _SLOW = 1.0
 """Seconds of a run from which a case is timed only if asked for by name."""
