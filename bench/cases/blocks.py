@@ -37,7 +37,7 @@ def planned(
     precisions: Sequence[ComputedIn] | None = None,
     batch: int | None = None,
 ) -> list[Planned]:
-    """All trunks and generators.
+    """All trunks and generators, each once: celeba's trunk is svhn's.
 
     Args:
         device: where they will run.
@@ -45,13 +45,20 @@ def planned(
         precisions: None for the device's own, "auto" and fp32.
         batch: images in a step; None for 128, and 16 for chairs on a CPU.
     """
-    plans = []
+    plans, seen = [], set()
     for name in experiments.BASES if names is None else names:
+        e = experiments.get(name)
         for precision in chosen_precisions(device) if precisions is None else precisions:
             for which in NETWORKS:
                 rows = batch or batch_on(device, name)
+                image = (e.height, e.width, e.channels)
+                key = (which, precision, rows, e.slope)
+                key += (e.trunk, image) if which == "trunk" else (e.generator, e.latents)
+                if key in seen:
+                    continue
+                seen.add(key)
                 title = f"{which}, {name}, batch {rows}, {precision}"
-                make = partial(_chain, title, experiments.get(name), which, precision, rows)
+                make = partial(_chain, title, e, which, precision, rows)
                 short = name == "mnist" and precision != "fp32"
                 plans.append(Planned("blocks", title, make, short, 1.0))
     return plans
