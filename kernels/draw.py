@@ -126,7 +126,8 @@ def draw_codes(
     """
     device = torch.device(device)
     philox.require_seed(seed)
-    _require_counts(rows, first_row, stream, streams)
+    # An int: torch.compile of 2.11 cannot compare an enum.
+    _require_counts(rows, first_row, int(stream), streams)
     _require_step(step, device)
     if dtype not in DTYPES:
         raise InputError(f"G's input is {_names(DTYPES)}, not {dtype}")
