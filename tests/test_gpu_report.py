@@ -436,14 +436,16 @@ def test_a_run_that_is_stopped_keeps_what_it_has(tmp_path: Path) -> None:
 
 
 def test_a_dry_run_without_the_optional_packages(tmp_path: Path) -> None:
-    """All stages, as far as a minute and a half goes; then one of them again."""
+    """All stages, as far as a minute goes; then one of them again."""
     out = tmp_path / "out"
-    done = command("--dry-run", "--out", str(out), folder=tmp_path, minutes=1.5)
+    done = command("--dry-run", "--out", str(out), folder=tmp_path, minutes=1.25)
     found = report.read(out / "report.json")
     assert done.returncode == 0, done.stdout + (out / "log.txt").read_text()[-3000:]
     assert [stage.name for stage in found.stages] == [stage.name for stage in STAGES]
     states = {stage.name: stage.state for stage in found.stages}
     assert set(states.values()) <= {"ok", "out of time", "not reached"}
+    reached = [s.name for s in found.stages if any(line.state == "ok" for line in s.lines)]
+    assert len(reached) >= 2, states  # all of them on two idle cores
     missing = found.stage("environment").facts["missing"]
     assert {"tyro", "mlxtend", "rich", "tensorboard", "nvidia.dali", "fastinfogan._native"} <= {
         *missing
