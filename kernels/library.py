@@ -1,12 +1,20 @@
 """How an operation is registered, so that torch.compile and meta tensors see it as one call."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fastinfogan.kernels.launch import is_recording, recording
 
 _library: Any = torch.library.Library("fastinfogan", "DEF")  # type: ignore[no-untyped-call]
+
+
+def first_tensor(arguments: Sequence[Any]) -> Tensor:
+    """The tensor by which an operation's device is known."""
+    found = arguments[0]
+    return found[0] if isinstance(found, list | tuple) else found  # type: ignore[no-any-return]
 
 
 def register(schema: str, function: Any) -> Any:  # noqa: ANN401
@@ -15,7 +23,7 @@ def register(schema: str, function: Any) -> Any:  # noqa: ANN401
     Args:
         schema: in torch.library's words, without the namespace.
         function: computes it on CUDA tensors and, under Triton's interpreter or natively, on CPU
-            tensors. Its first argument is a tensor.
+            tensors. Its first argument is a tensor, or a list of some.
 
     Returns:
         The operation, torch.ops.fastinfogan.<name>.default.
@@ -25,7 +33,7 @@ def register(schema: str, function: Any) -> Any:  # noqa: ANN401
 
     def on_its_device(*arguments: Any) -> Any:  # noqa: ANN401
         # Triton launches on the current device, which need not be that of the tensors.
-        with torch.cuda.device_of(arguments[0]):  # type: ignore[no-untyped-call]
+        with torch.cuda.device_of(first_tensor(arguments)):  # type: ignore[no-untyped-call]
             return function(*arguments)
 
     _library.impl(name, on_its_device, "CUDA")
