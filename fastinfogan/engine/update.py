@@ -38,7 +38,8 @@ class Update:
     def reserve(self, captures: int) -> None:
         """Prepare, at the next update, for so many of them in CUDA graphs captured after it."""
         if self._launcher is not None:
-            self._launcher.reserve(captures)
+            # Scaled gradients are looked through first, by a table of its own in a capture.
+            self._launcher.reserve(captures * (1 if self._grad_scale is None else 2))
 
     def __call__(self, gradients: Sequence[Tensor]) -> None:
         """Update by one gradient for each parameter, in the group's order."""
