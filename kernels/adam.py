@@ -231,7 +231,9 @@ def _update(
         assert found_inf is not None
         find_overflow(gradients, found_inf)
     if found_inf is None or found_inf.item() == 0:
-        narrow = parameters[0].dtype == torch.float32 and native_available()
+        narrow = (
+            device.type == "cpu" and parameters[0].dtype == torch.float32 and native_available()
+        )
         divisor = 1.0 if grad_scale is None else grad_scale.item()
         (update_native if narrow else update_reference)(slots, rates, divisor)
 

@@ -87,7 +87,9 @@ def key(which: Pass, x: Tensor, weight: Tensor, gather: Gather) -> str:
 
 def choose(which: Pass, x: Tensor, weight: Tensor, gather: Gather) -> Choice:
     """The table's choice for a pass, or the default: our kernel, cut by the rule."""
-    table = _override.get() or read_table(TABLE)
+    table = _override.get()
+    if table is None:
+        table = read_table(TABLE)
     return table.get(key(which, x, weight, gather)) or table.get("*") or Choice()
 
 
