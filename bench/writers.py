@@ -30,33 +30,44 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *rows))
 
 
-def _machines() -> dict[str, list[Row]]:
-    """Rows by machine, as a line about it."""
-    found = {}
+def _machines() -> list[tuple[dict[str, Any], list[Row]]]:
+    """What a file of rows says of its machine, and its rows; for each."""
+    found = []
     for file in sorted(RESULTS.glob("*.json")):
         told = json.loads(file.read_text())
-        if "ceilings" not in told:
-            continue
-        hardware, versions = told["hardware"], told["versions"]
-        gpu = told["ceilings"]["device"] == "cuda"
-        what = hardware["gpu"].split(", ")[0] if gpu else f"{hardware['threads']} threads of a CPU"
-        if not gpu and hardware["cpu bf16"] != "none":
-            what += f" with {hardware['cpu bf16']}"
-        rates = told["ceilings"]["flops"].items()
-        measured = ", ".join(f"{rate / 1e12:.3g} TFLOP/s in {name}" for name, rate in rates)
-        line = (
-            f"On {what}, torch {versions['torch']}, where a large product runs at {measured}, and "
-            f"a copy at {told['ceilings']['copy'] / 1e9:.3g} GB/s:"
-        )
-        found[line] = read(file)
+        if "ceilings" in told:
+            found.append((told, read(file)))
     return found
 
 
+def _named(told: dict[str, Any]) -> str:
+    """The machine in a few words."""
+    hardware, ceilings = told["hardware"], told["ceilings"]
+    if ceilings["device"] == "cuda":
+        return str(hardware["gpu"].split(", ")[0])
+    kind = hardware["cpu bf16"]
+    return f"{hardware['threads']} threads of a CPU" + (f" with {kind}" if kind != "none" else "")
+
+
+def machines() -> str:
+    """What was measured on, and what it can do."""
+    lines = []
+    for told, _ in _machines():
+        ceilings, versions = told["ceilings"], told["versions"]
+        rates = [f"{rate / 1e12:.3g} TFLOP/s in {k}" for k, rate in ceilings["flops"].items()]
+        lines.append(
+            f"- {_named(told)}, torch {versions['torch']}: a large product runs at "
+            f"{', '.join(rates)}, a large copy at {ceilings['copy'] / 1e9:.3g} GB/s"
+        )
+    return "\n".join(lines)
+
+
 def _by_machine(group: str, write: Callable[[list[Row]], str]) -> str:
-    parts = []
-    for line, rows in _machines().items():
+    found, parts = _machines(), []
+    for told, rows in found:
         if chosen := [row for row in rows if row.group == group]:
-            parts += [line, write(sorted(chosen, key=_order))]
+            parts += [f"On {_named(told)}:"] * (len(found) > 1)
+            parts.append(write(sorted(chosen, key=_order)))
     return "\n\n".join(parts)
 
 
@@ -277,6 +288,7 @@ def faces() -> str:
 
 WRITERS: dict[str, Callable[[], str]] = {
     "counts": counts,
+    "machines": machines,
     "iteration": iteration,
     "blocks": blocks,
     "ops": ops,

@@ -19,7 +19,7 @@ from fastinfogan.kernels.gather_gemm import Behind
 from fastinfogan.kernels.maps import Deferred
 
 WAYS = ("forward", "data gradient", "weight gradient")
-ALL = "three ways"
+ALL = "layer there and back"
 """One after the other; two in the layers that read images, or noise and code."""
 
 
@@ -31,7 +31,7 @@ def planned_products(
 ) -> list[Planned]:
     """Every layer's, each shape once; see `ops.planned`.
 
-    On a CPU in the first precision alone, and the three ways as one: there they are ATen's.
+    On a CPU in the first precision alone, and forward and both gradients as one: they are ATen's.
     """
     plans, seen = [], set()
     for name in names:
