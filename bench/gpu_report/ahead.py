@@ -132,10 +132,10 @@ def distinct(launches: Iterable[Launch]) -> list[Launch]:
 def compile_part(
     launches: Sequence[Launch], part: int, of: int, target: str, deadline: float
 ) -> list[dict[str, Any]]:
-    """Compile every so manieth program, until a time; what each became, or why it could not."""
+    """Compile every so manieth program until a time, one at least; what each became, or why not."""
     found: list[dict[str, Any]] = []
     for launch in launches[part::of]:
-        if time.monotonic() > deadline:
+        if found and time.monotonic() > deadline:
             break
         try:
             found += [asdict(each) for each in compile_launches([launch], target)]
@@ -224,6 +224,8 @@ def main() -> None:
             found += [{**each, "wave": f"{what}, {precision}"} for each in part]
             # Written after each wave: a worker that is stopped has told what it did.
             asked.file.write_text(json.dumps(found))
+            if time.monotonic() > deadline:
+                break
 
 
 if __name__ == "__main__":
