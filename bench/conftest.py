@@ -1,7 +1,7 @@
 """`pytest bench/`: each case is checked, then timed by turns with its peers, and kept as a row.
 
     pytest bench/ --short           about a minute
-    pytest bench/ -k "mnist and bf16" --results /tmp/rows
+    pytest bench/ -k "mnist and bf16" --results rows
 
 A case that does not compute what the reference does fails and is not timed.
 """
