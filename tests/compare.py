@@ -29,22 +29,6 @@ def everything(module: nn.Module, run: Callable[[Tensor], Tensor], x: Tensor) ->
     return found  # type: ignore[return-value]
 
 
-def bytes_saved(run: Callable[[], Tensor], module: nn.Module) -> int:
-    """Bytes that a forward keeps for backward, each storage once, without the module's own."""
-    own = {t.untyped_storage()._cdata for t in (*module.parameters(), *module.buffers())}
-    kept: dict[int, Tensor] = {}
-
-    def pack(t: Tensor) -> Tensor:
-        if t.untyped_storage()._cdata not in own:
-            kept[t.untyped_storage()._cdata] = t
-        return t
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        out = run()
-    assert out.grad_fn is not None
-    return sum(t.untyped_storage().nbytes() for t in kept.values())
-
-
 def assert_same(one: dict[str, Tensor], other: dict[str, Tensor], atol: float = 1e-11) -> None:
     """The same names, and values that differ by rounding alone."""
     assert one.keys() == other.keys()

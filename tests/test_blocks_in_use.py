@@ -7,11 +7,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from compare import assert_same, bytes_saved, draw, everything
+from compare import assert_same, draw, everything
 from plain_blocks import a_chain, plain_chain, trained_somewhat
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from bench.measuring.saved import saved_bytes
 from fastinfogan.errors import InputError
 from fastinfogan.nn import Chain, ConvBlock, LinearBlock, statistics_frozen, synchronise
 
@@ -90,11 +91,11 @@ def test_frozen_weights_keep_nothing_for_backward() -> None:
     """No more than torch's layers keep, but for the input, of which a second backward is made."""
     chain = a_chain()
     x = draw(64, 2, 8, 8, dtype=torch.float32)
-    whole = bytes_saved(lambda: chain(x), chain)
+    whole = saved_bytes(lambda: chain(x), chain)
     for trained in (4, 5):
         chain[:trained].requires_grad_(False)
-        kept = bytes_saved(lambda: chain(x), chain)
-        theirs = bytes_saved(lambda: plain_chain(chain)(x), chain)
+        kept = saved_bytes(lambda: chain(x), chain)
+        theirs = saved_bytes(lambda: plain_chain(chain)(x), chain)
         assert kept <= 1.01 * (theirs + x.untyped_storage().nbytes())
         assert kept < 0.8 * whole
     chain.requires_grad_(False)

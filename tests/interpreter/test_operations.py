@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 from by_kernels import a_chain, draw, everything, varied
-from compare import bytes_saved
 from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bench.measuring.saved import saved_bytes
 from fastinfogan import experiments
 from fastinfogan.kernels import chain as ops_of_a_chain
 from fastinfogan.kernels.launch import recording
@@ -90,9 +90,9 @@ def test_frozen_weights_keep_no_maps() -> None:
     chain = a_chain()
     x = draw(16)
     with recording():
-        whole = bytes_saved(lambda: chain(x), chain)
+        whole = saved_bytes(lambda: chain(x), chain)
         chain[:4].requires_grad_(False)
-        kept = bytes_saved(lambda: chain(x), chain)
+        kept = saved_bytes(lambda: chain(x), chain)
     # The input, of which a second backward is made; what the last block reads; what it leaves.
     maps = x.nbytes + 16 * 4 * (12 + 16)
     assert maps <= kept < maps + 256
@@ -147,7 +147,7 @@ def test_bytes_saved_for_backward(name: str) -> None:
     x = torch.randn(4, experiment.channels, experiment.height, experiment.width)
     x = x.contiguous(memory_format=torch.channels_last)
     with recording():
-        ours = bytes_saved(lambda: trunk(x), trunk)
-    theirs = bytes_saved(lambda: eager(trunk)(x), trunk)
+        ours = saved_bytes(lambda: trunk(x), trunk)
+    theirs = saved_bytes(lambda: eager(trunk)(x), trunk)
     print(f"{name}: {ours} bytes, eager {theirs}, ratio {ours / theirs:.3f}")
     assert ours <= 0.55 * theirs

@@ -1,14 +1,15 @@
 """What training takes of the GPU's memory, and what a network keeps for its way back."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bench.cases.iteration import images_for, iteration_for
 from bench.gpu_report.stage import Context, main
 from bench.gpu_report.workload import FIVE, experiment, fresh_memory
+from bench.measuring.saved import saved_bytes
 from bench.peers import BEST, EAGER
 from bench.peers.iteration import loop
 from fastinfogan.engine.precision import narrowed
@@ -82,21 +83,6 @@ def _kept(context: Context, e: Experiment) -> Mapping[str, Any]:
     }
     mib = {f"MiB kept, {side}": round(size / 2**20, 3) for side, size in found.items()}
     return {"experiment": e.name, **mib, "ratio": round(found["ours"] / found["usual"], 3)}
-
-
-def saved_bytes(run: Callable[[], Tensor], module: nn.Module) -> int:
-    """What autograd keeps of a forward, each storage once, without the module's own."""
-    own = {t.untyped_storage()._cdata for t in (*module.parameters(), *module.buffers())}
-    kept: dict[int, Tensor] = {}
-
-    def pack(t: Tensor) -> Tensor:
-        if t.untyped_storage()._cdata not in own:
-            kept[t.untyped_storage()._cdata] = t
-        return t
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        run()
-    return sum(t.untyped_storage().nbytes() for t in kept.values())
 
 
 if __name__ == "__main__":
