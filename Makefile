@@ -39,7 +39,7 @@ compiled: $(INSTALLED)
 	$(COMPILED) $(BIN)/python -m pytest
 
 interpreted: $(INSTALLED)
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/interpreter
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/triton
 
 bench: $(INSTALLED)
 	$(BIN)/python -m pytest bench

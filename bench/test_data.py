@@ -17,16 +17,17 @@ from PIL import Image
 from bench.cases import Case, MismatchError, Planned
 from bench.conftest import Measured
 from bench.peers.decoding import BarePipeline
-from fastinfogan import experiments, shuffle
+from fastinfogan import experiments
 from fastinfogan.data import Source
-from fastinfogan.data import cache as files
-from fastinfogan.data.dali import DaliDecoder
-from fastinfogan.data.decoder import Decoded, Decoder
-from fastinfogan.data.filling import fill_file
-from fastinfogan.data.pillow import PillowDecoder
-from fastinfogan.data.quarantine import Quarantine
+from fastinfogan.data.bad_images import BadImages
+from fastinfogan.data.cache import slots as files
+from fastinfogan.data.cache.fill import fill_file
+from fastinfogan.data.decoders.base import Decoded, Decoder
+from fastinfogan.data.decoders.dali import DaliDecoder
+from fastinfogan.data.decoders.pillow import PillowDecoder
 from fastinfogan.data.source import Encoded, ImageShape, Picture, Recipe
-from fastinfogan.engine import RunDirectory, Trainer, TrainingSettings, choose_precision
+from fastinfogan.engine import RunDirectory, TrainConfig, Trainer, choose_precision
+from fastinfogan_kernels import shuffle
 
 PHOTOGRAPHS, HEIGHT, WIDTH, SIDE = 1024, 218, 178, 32  # of CelebA's size
 KEPT, BATCH = 100_000, 128
@@ -119,13 +120,13 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Generator[MadeUp]:
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("XDG_CACHE_HOME", str(folder))
         decoder = MadeUp(Encoded("made up", pictures, Recipe(shape)), images)
-        fill_file(decoder, Quarantine("made up", KEPT, "fail"), print)
+        fill_file(decoder, BadImages("made up", KEPT, "fail"), print)
         yield decoder
 
 
 def trainer(path: Path, source: Source | Decoder, cache: Any = "auto") -> Trainer:  # noqa: ANN401
     """A run of celeba on the CPU."""
-    settings = TrainingSettings(
+    settings = TrainConfig(
         seed=1,
         batch_size=BATCH,
         precision=choose_precision("auto", torch.device("cpu"))[0].name,

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fastinfogan.durable import sync
+from fastinfogan.atomic_io import sync
 from fastinfogan.errors import InputError
 
 _MANIFEST = "manifest.json"

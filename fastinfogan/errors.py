@@ -1,28 +1,12 @@
-"""The errors a user is meant to read, and the check of plain data that raises them."""
+"""The errors that a user is meant to read, and a check of plain data that raises them."""
 
 import dataclasses
 import types
 from typing import Any, Literal, Union, get_args, get_origin
 
+from fastinfogan_kernels.errors import InputError, TrainingError
 
-class InputError(ValueError):
-    """Something handed to fastinfogan was wrong: one line saying what, where, and what to do.
-
-    The command line prints it without a traceback and exits with code 2.
-
-    Args:
-        message: line breaks in it, as other libraries' messages have them, become spaces.
-    """
-
-    def __init__(self, message: str) -> None:
-        super().__init__(" ".join(line.strip() for line in message.splitlines()))
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on, through no fault of the input: it diverged.
-
-    The command line prints it without a traceback and exits with code 1.
-    """
+__all__ = ["InputError", "TrainingError", "check_fields"]
 
 
 def check_fields(instance: Any) -> None:  # noqa: ANN401 - any dataclass

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from fastinfogan.experiments import Experiment
-from fastinfogan.kernels.likelihood import q_head_log_likelihood
-from fastinfogan.kernels.targets import counters
-from fastinfogan.latents import Continuous
+from fastinfogan_kernels.latents import Continuous
+from fastinfogan_kernels.objective.likelihood import q_head_log_likelihood
+from fastinfogan_kernels.objective.targets import counters
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from fastinfogan.errors import InputError
-from fastinfogan.kernels.adam import OneLaunch, Rates, Scaling, update_native, update_reference
-from fastinfogan.kernels.backend import Chosen, Implementation, choose
-from fastinfogan.kernels.launch import is_recording
-from fastinfogan.kernels.slots import KINDS, Slot, is_dense, same_memory_order
+from fastinfogan_kernels.adam.adam import OneLaunch, Rates, Scaling, update_native, update_reference
+from fastinfogan_kernels.adam.multi_tensor import KINDS, Slot, is_dense, same_memory_order
+from fastinfogan_kernels.runtime.backend import Chosen, Implementation, choose
+from fastinfogan_kernels.runtime.launch import is_recording
 
 # What torch.optim.Adam's groups hold beside lr, betas and eps: a state_dict that lacked one of them
 # could not be loaded there. The first four would change the arithmetic, the others say how torch

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastinfogan.experiments import Block, Experiment
-from fastinfogan.latents import Categorical, Continuous, Latents, LatentSpec
+from fastinfogan_kernels.latents import Categorical, Continuous, Latents, LatentSpec
 
 
 class Flatten(nn.Module):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fastinfogan.kernels.backend import native_available, native_status
+from fastinfogan_kernels.runtime.backend import native_available, native_status
 
 TREE = Path(__file__).parents[1]
 # The editable install answers for fastinfogan before the path is searched.
@@ -56,7 +56,7 @@ def test_without_a_compiler_the_install_is_pure_python(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     assert wheel.name.endswith("-py3-none-any.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert "fastinfogan/kernels/draw.py" in names
+    assert "fastinfogan_kernels/inputs/draw.py" in names
     assert not [name for name in names if name.startswith(("kernels/", "bench/", "tests/"))]
     target = tmp_path / "site"
     pip("install", "--no-deps", "--target", str(target), str(wheel))

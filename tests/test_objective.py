@@ -8,10 +8,10 @@ import torch
 from scipy import special, stats
 
 from fastinfogan import experiments
-from fastinfogan.kernels.adversarial import adversarial_losses
-from fastinfogan.kernels.likelihood import q_head_log_likelihood as log_likelihood
-from fastinfogan.latents import Categorical, Continuous, LatentSpec, Noise
 from fastinfogan.objective import InformationBound
+from fastinfogan_kernels.latents import Categorical, Continuous, LatentSpec, Noise
+from fastinfogan_kernels.objective.adversarial import adversarial_losses
+from fastinfogan_kernels.objective.likelihood import q_head_log_likelihood as log_likelihood
 
 SPEC = LatentSpec(
     Noise(1),

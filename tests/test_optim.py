@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from fastinfogan.errors import InputError
-from fastinfogan.kernels.adam import Rates
-from fastinfogan.kernels.backend import native_available
 from fastinfogan.optim import Adam
+from fastinfogan_kernels.adam.adam import Rates
+from fastinfogan_kernels.runtime.backend import native_available
 
 Impl = Literal["reference", "native"]
 IMPLEMENTATIONS = [

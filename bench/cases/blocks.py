@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from bench.accuracy import check_against_truth
 from bench.cases import Case, Planned
 from bench.cases.shapes import batch_on, chosen_precisions, layer_shapes
 from bench.cases.sides import randn, true_dtype
-from bench.parity import check_against_truth
 from bench.peers import BEST, COMPILED, EAGER, forget_compiled, let_cudnn_choose
 from bench.peers.blocks import ForwardBackward, plain
 from fastinfogan import experiments

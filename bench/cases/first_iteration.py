@@ -8,7 +8,7 @@ The embedded digits need packages of their own; images are made up.
 
 import sys
 
-from fastinfogan.caches import keep_compiled
+from fastinfogan.paths import keep_compiled
 
 keep_compiled()
 
@@ -17,8 +17,8 @@ import torch  # noqa: E402 - it settles on a folder when it is imported
 from bench.cases.iteration import SEED, images_for, iteration_for  # noqa: E402
 from bench.peers.iteration import BestLoop, inputs_of  # noqa: E402
 from fastinfogan import experiments  # noqa: E402
+from fastinfogan.engine.execution import choose_runner  # noqa: E402
 from fastinfogan.engine.precision import choose_precision  # noqa: E402
-from fastinfogan.engine.runners import choose_runner  # noqa: E402
 
 BATCH = 128
 

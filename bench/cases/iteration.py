@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.accuracy import check_against_truth
 from bench.cases import Case, MismatchError, Planned
 from bench.cases.blocks import SLACK, copy_parameters, widen
 from bench.cases.shapes import batch_on, chosen_precisions, layer_shapes
 from bench.cases.sides import true_dtype
+from bench.counting.iteration import count
 from bench.measuring.clock import Run
-from bench.parity import check_against_truth
 from bench.peers import (
     BEST,
     COMPILED,
@@ -31,10 +32,9 @@ from bench.peers import (
 )
 from bench.peers.iteration import BestLoop, UsualLoop, inputs_of, loop
 from fastinfogan import experiments
-from fastinfogan.engine import Iteration, TrainingSettings
-from fastinfogan.engine.counts import count
+from fastinfogan.engine import Iteration, TrainConfig
+from fastinfogan.engine.execution import EagerRunner, Runner, choose_runner
 from fastinfogan.engine.precision import PRECISIONS, ComputedIn
-from fastinfogan.engine.runners import EagerRunner, Runner, choose_runner
 from fastinfogan.experiments import Experiment
 from fastinfogan.networks import InfoGAN
 from fastinfogan.optim import Adam
@@ -130,7 +130,7 @@ def images_for(e: Experiment, count: int, device: torch.device) -> Tensor:
 
 def iteration_for(e: Experiment, precision: ComputedIn, batch: int, images: Tensor) -> Iteration:
     """The product's iteration on a device."""
-    settings = TrainingSettings(
+    settings = TrainConfig(
         seed=SEED,
         batch_size=batch,
         precision=precision,

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from bench.accuracy import check_against_truth
 from bench.cases import Case, Planned
 from bench.cases.shapes import LayerShape, batch_on, layer_shapes
-from bench.parity import check_against_truth
 from bench.peers import EAGER
 from bench.peers import ops as peers
 from fastinfogan import experiments
 from fastinfogan.engine.precision import PRECISIONS, ComputedIn
-from fastinfogan.kernels import epilogue
-from fastinfogan.kernels.launch import nbytes
+from fastinfogan_kernels.conv_block import cpu_epilogue
+from fastinfogan_kernels.runtime.launch import nbytes
 
 if TYPE_CHECKING:
     from bench.measuring.clock import Run
@@ -100,7 +100,7 @@ def _norm(
     slope = layer.loaded_slope
 
     def forward() -> tuple[Tensor, Tensor]:
-        found: tuple[Tensor, Tensor] = epilogue.norm_activation(
+        found: tuple[Tensor, Tensor] = cpu_epilogue.norm_activation(
             y, gamma, beta, mean, var, groups, layer.momentum, layer.eps, "rectifier", slope
         )
         return found
@@ -108,7 +108,7 @@ def _norm(
     _, params = forward()
 
     def backward() -> tuple[Tensor, ...]:
-        found: tuple[Tensor, ...] = epilogue.norm_activation_gradient(
+        found: tuple[Tensor, ...] = cpu_epilogue.norm_activation_gradient(
             dout, y, params, gamma, "rectifier", slope
         )
         return found
@@ -165,12 +165,12 @@ def _activation(
     y, dout = _inputs(shape, precision, device)
     slope = shape.layer.loaded_slope
     out = y.clone()
-    epilogue.activation_(out, "rectifier", slope)
+    cpu_epilogue.activation_(out, "rectifier", slope)
     leaf = y.clone().requires_grad_()
     theirs = torch.nn.functional.leaky_relu(leaf, slope)
 
     def backward() -> tuple[Tensor, Tensor]:
-        found: tuple[Tensor, Tensor] = epilogue.activation_gradient(
+        found: tuple[Tensor, Tensor] = cpu_epilogue.activation_gradient(
             dout, out, "rectifier", slope, None
         )
         return found
@@ -192,7 +192,7 @@ def _activation(
     peer: Run = torchs_backward
     if way == "forward":
         one, other = y.clone(), y.clone()
-        ours = partial(epilogue.activation_, one, "rectifier", slope)
+        ours = partial(cpu_epilogue.activation_, one, "rectifier", slope)
         peer = partial(torch.nn.functional.leaky_relu_, other, slope)
     return Case(
         "ops", title, ours, {EAGER: peer}, check, name, precision, batch,

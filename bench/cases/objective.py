@@ -13,14 +13,14 @@ from bench.measuring.clock import Run
 from bench.peers import ops as peers
 from fastinfogan.engine.precision import PRECISIONS, ComputedIn
 from fastinfogan.experiments import Experiment
-from fastinfogan.kernels.adversarial import losses_with_gradient
-from fastinfogan.kernels.draw import draw_codes
-from fastinfogan.kernels.heads import d_head_objective, q_head_objective
-from fastinfogan.kernels.launch import nbytes
-from fastinfogan.kernels.likelihood import likelihood_with_gradient
-from fastinfogan.kernels.maps import Deferred
 from fastinfogan.networks import InfoGAN
-from fastinfogan.philox import Stream
+from fastinfogan_kernels.conv_block.deferred import Deferred
+from fastinfogan_kernels.inputs.draw import draw_codes
+from fastinfogan_kernels.objective.adversarial import losses_with_gradient
+from fastinfogan_kernels.objective.heads import d_head_objective, q_head_objective
+from fastinfogan_kernels.objective.likelihood import likelihood_with_gradient
+from fastinfogan_kernels.philox import Stream
+from fastinfogan_kernels.runtime.launch import nbytes
 
 
 def planned_losses(found: Sequence[ComputedIn], batch: int) -> Iterator[Planned]:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench.accuracy import check_against_truth
 from bench.cases import Case, Planned
 from bench.cases.norms import planned_norms
 from bench.cases.objective import MAKERS, planned_losses
@@ -19,19 +20,19 @@ from bench.cases.products import planned_products
 from bench.cases.shapes import chosen_precisions
 from bench.cases.sides import BATCH, SEED, randn, with_compiled
 from bench.measuring.clock import Run
-from bench.parity import check_against_truth
 from bench.peers import BEST, EAGER
 from bench.peers import ops as peers
-from fastinfogan import experiments, shuffle
+from fastinfogan import experiments
 from fastinfogan.engine.precision import PRECISIONS, ComputedIn
 from fastinfogan.experiments import Experiment
-from fastinfogan.kernels import augment
-from fastinfogan.kernels.draw import draw_codes, empty_codes
-from fastinfogan.kernels.launch import nbytes
-from fastinfogan.kernels.real_images import Augmentation, real_images
 from fastinfogan.networks import InfoGAN
 from fastinfogan.optim import Adam
-from fastinfogan.philox import Stream
+from fastinfogan_kernels import shuffle
+from fastinfogan_kernels.inputs import augment
+from fastinfogan_kernels.inputs.draw import draw_codes, empty_codes
+from fastinfogan_kernels.inputs.real_images import Augmentation, real_images
+from fastinfogan_kernels.philox import Stream
+from fastinfogan_kernels.runtime.launch import nbytes
 
 IMAGES = 4096
 SHORT = ("mnist",)

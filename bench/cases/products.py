@@ -6,17 +6,17 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from bench.accuracy import check_against_truth
 from bench.cases import Case, Planned
 from bench.cases.shapes import LayerShape, batch_on, layer_shapes
 from bench.measuring.clock import Run
-from bench.parity import check_against_truth
 from bench.peers import BEST, EAGER, let_cudnn_choose
 from bench.peers.ops import Product
 from fastinfogan import experiments
 from fastinfogan.engine.precision import PRECISIONS, ComputedIn
-from fastinfogan.kernels import aten, candidates
-from fastinfogan.kernels.gather_gemm import Behind
-from fastinfogan.kernels.maps import Deferred
+from fastinfogan_kernels.conv_block import aten, candidates
+from fastinfogan_kernels.conv_block.deferred import Deferred
+from fastinfogan_kernels.conv_block.implicit_gemm import Epilogue
 
 WAYS = ("forward", "data gradient", "weight gradient")
 ALL = "layer there and back"
@@ -138,7 +138,7 @@ def _by_kernels(
 ) -> Callable[[], Tensor]:
     gather = shape.layer.gather
     if way == "forward":
-        return lambda: candidates.multiply(Deferred(x), weight, gather, 1, Behind(bias))[0]
+        return lambda: candidates.multiply(Deferred(x), weight, gather, 1, Epilogue(bias))[0]
     if way == "data gradient":
         return lambda: candidates.multiply(Deferred(dy), weight, gather, 1, backward=True)[0]
     return lambda: candidates.weight_gradient(Deferred(x), Deferred(dy), weight, gather, 1)

@@ -8,9 +8,9 @@ import torch
 
 from fastinfogan.engine.precision import ComputedIn, choose_precision
 from fastinfogan.experiments import Experiment
-from fastinfogan.kernels.chain import Layer
 from fastinfogan.networks import InfoGAN
 from fastinfogan.nn.run import resolve
+from fastinfogan_kernels.conv_block.ops import Layer
 
 _ON_A_CPU = {"chairs": 16}
 """Batches on a CPU, if not the experiment's own: 673 GFLOP at 128 are some seconds."""

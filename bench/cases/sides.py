@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.accuracy import check_against_truth
 from bench.measuring.clock import Run
-from bench.parity import check_against_truth
 from bench.peers import COMPILED, EAGER, forget_compiled
 
 BATCH = 128

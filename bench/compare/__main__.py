@@ -22,8 +22,8 @@ from bench.compare.report import Report
 from bench.compare.side import LostError, Side
 from bench.compare.timing import ROUNDS, Pair, time_all
 from bench.compare.tree import HERE, NothingToCompareError, read_head, resolve, worktree
-from fastinfogan.caches import keep_compiled
 from fastinfogan.errors import InputError
+from fastinfogan.paths import keep_compiled
 
 _COUNTING = 1200.0
 """Seconds that a side may count: some hundred kernels are compiled the first time."""

@@ -42,8 +42,8 @@ def count_all(only: Sequence[str] = GROUPS) -> dict[str, Any]:
 
 
 def _iterations() -> Iterator[tuple[str, int]]:
+    from bench.counting.iteration import count
     from fastinfogan import experiments
-    from fastinfogan.engine.counts import count
 
     told = {
         "launches": "launches",
@@ -64,8 +64,8 @@ def _saved() -> Iterator[tuple[str, int]]:
     import torch
 
     from fastinfogan import experiments
-    from fastinfogan.kernels.backend import native_available
-    from fastinfogan.kernels.launch import recording
+    from fastinfogan_kernels.runtime.backend import native_available
+    from fastinfogan_kernels.runtime.launch import recording
 
     for name in experiments.BASES:
         for precision, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
@@ -115,8 +115,8 @@ def _kept_by(chain: Any, x: Any, groups: int = 1) -> tuple[Any, int]:  # noqa: A
     """A chain's result, and the bytes that are kept for backward, each storage once."""
     import torch
 
-    from fastinfogan.kernels.node import fused_chain
     from fastinfogan.nn.run import describe
+    from fastinfogan_kernels.conv_block.autograd import fused_chain
 
     own = {t.untyped_storage()._cdata for t in (*chain.parameters(), *chain.buffers())}
     kept: dict[int, torch.Tensor] = {}  # holds them, so that no address is used twice
@@ -140,9 +140,9 @@ def _kept_by(chain: Any, x: Any, groups: int = 1) -> tuple[Any, int]:  # noqa: A
 
 def _kernels() -> Iterator[tuple[str, int]]:
     """Of each kernel the most of all launches, and the registers of each of its variants."""
+    from bench.compiled import compile_launches, walk
     from fastinfogan import experiments
-    from fastinfogan.kernels.inspect import compile_launches, walk
-    from fastinfogan.kernels.tuning import MACHINES, assuming
+    from fastinfogan_kernels.runtime.machine import MACHINES, assuming
 
     launches = []
     with assuming(MACHINES[TARGET]):

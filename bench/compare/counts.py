@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from bench.measuring.rows import RESULTS
-from fastinfogan.caches import keep_compiled
-from fastinfogan.durable import sync
+from fastinfogan.atomic_io import sync
 from fastinfogan.engine.environment import versions
 from fastinfogan.errors import InputError
+from fastinfogan.paths import keep_compiled
 
 ALLOWED = Path(__file__).with_name("allowed.toml")
 COMMITTED = RESULTS / "counts.json"

@@ -11,8 +11,8 @@ import tempfile
 from importlib import metadata
 from pathlib import Path
 
-from fastinfogan.caches import cache_directory
 from fastinfogan.errors import InputError
+from fastinfogan.paths import cache_directory
 
 _MODULE = "_native"
 _KEPT = 20

@@ -8,7 +8,7 @@ from typing import Any
 
 from bench.compare.counts import Compared
 from bench.compare.timing import Timed
-from fastinfogan.durable import sync
+from fastinfogan.atomic_io import sync
 from fastinfogan.errors import InputError
 
 

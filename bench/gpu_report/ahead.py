@@ -20,16 +20,16 @@ from typing import Any
 
 import torch
 
+from bench.compiled import compile_launches
 from bench.gpu_report import chains
 from bench.gpu_report.stage import first_line
 from bench.gpu_report.workload import FIVE, experiment, make_iteration
 from fastinfogan.engine.precision import PRECISIONS, ComputedIn
-from fastinfogan.kernels.inspect import compile_launches
-from fastinfogan.kernels.launch import Launch, recording
-from fastinfogan.kernels.node import fused_chain
-from fastinfogan.kernels.tuning import MACHINES, Machine, assuming, machine_of
 from fastinfogan.networks import InfoGAN
 from fastinfogan.nn.run import describe
+from fastinfogan_kernels.conv_block.autograd import fused_chain
+from fastinfogan_kernels.runtime.launch import Launch, recording
+from fastinfogan_kernels.runtime.machine import MACHINES, Machine, assuming, machine_of
 
 META = torch.device("meta")
 WAVES: tuple[tuple[str, ComputedIn], ...] = (

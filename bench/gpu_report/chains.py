@@ -10,12 +10,12 @@ from torch import Tensor
 
 from bench.gpu_report.workload import normal
 from fastinfogan.experiments import Experiment
-from fastinfogan.kernels.chain import Layer, LayerTensors
-from fastinfogan.kernels.geometry import LINEAR, Gather, Window
-from fastinfogan.kernels.images import Images
-from fastinfogan.kernels.node import fused_chain, reference_chain
 from fastinfogan.networks import InfoGAN
 from fastinfogan.nn.run import describe
+from fastinfogan_kernels.conv_block.autograd import fused_chain, reference_chain
+from fastinfogan_kernels.conv_block.geometry import LINEAR, ConvGeometry, Window
+from fastinfogan_kernels.conv_block.image_conv import Images
+from fastinfogan_kernels.conv_block.ops import Layer, LayerTensors
 
 Sizes = tuple[tuple[int, ...] | None, ...]
 Make = Callable[[tuple[int, ...], int], Tensor]
@@ -120,7 +120,7 @@ def odd_chains(*, dry: bool = False) -> list[ChainCase]:
     found = []
     for name, gather in windows.items():
         height, width = gather.source
-        first = Layer(Gather(Window(height, width), False), True, slope=0.2)
+        first = Layer(ConvGeometry(Window(height, width), False), True, slope=0.2)
         found.append(_made(name, (first, Layer(gather, True)), (5, 19, 37), (6, 5, height, width)))
     two = (Layer(_window(8), False), Layer(_window(4), True))
     for batch in (2,) if dry else (1, 2, 3, 33):
@@ -138,13 +138,15 @@ def odd_chains(*, dry: bool = False) -> list[ChainCase]:
     return found
 
 
-def _window(side: int, kernel: int = 4, stride: int = 2, pad: tuple[int, int] = (1, 1)) -> Gather:
-    return Gather(Window(side, side, kernel, stride, *pad), False)
+def _window(
+    side: int, kernel: int = 4, stride: int = 2, pad: tuple[int, int] = (1, 1)
+) -> ConvGeometry:
+    return ConvGeometry(Window(side, side, kernel, stride, *pad), False)
 
 
-def _up(side: int, kernel: int, stride: int) -> Gather:
+def _up(side: int, kernel: int, stride: int) -> ConvGeometry:
     cut, big = kernel - stride, side * stride
-    return Gather(Window(big, big, kernel, stride, cut // 2, cut - cut // 2), True)
+    return ConvGeometry(Window(big, big, kernel, stride, cut // 2, cut - cut // 2), True)
 
 
 def _made(

@@ -10,8 +10,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from fastinfogan import philox
 from fastinfogan.data import Source
+from fastinfogan_kernels import philox
 
 NAME: Final = "made-up strokes of ten classes"
 _SIDE: Final = 28

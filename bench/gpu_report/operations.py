@@ -11,20 +11,20 @@ from bench.gpu_report.judge import judge, same_bits
 from bench.gpu_report.stage import FailedError
 from bench.gpu_report.workload import normal
 from fastinfogan.experiments import Experiment
-from fastinfogan.kernels import measures
-from fastinfogan.kernels.adam import OVERFLOWED, OneLaunch
-from fastinfogan.kernels.adversarial import losses_with_gradient
-from fastinfogan.kernels.draw import draw_codes
-from fastinfogan.kernels.geometry import LINEAR, Gather, Window
-from fastinfogan.kernels.heads import d_head_objective, q_head_objective
-from fastinfogan.kernels.likelihood import REDUCTIONS, likelihood_with_gradient
-from fastinfogan.kernels.maps import Deferred
-from fastinfogan.kernels.real_images import real_images
-from fastinfogan.kernels.slots import CHUNK, Slot
-from fastinfogan.kernels.weight_gradient import weight_gradient, weight_update
-from fastinfogan.latents import Categorical, Continuous, LatentSpec, Noise
 from fastinfogan.optim import Adam
-from fastinfogan.philox import Stream
+from fastinfogan_kernels.adam.adam import OVERFLOWED, OneLaunch
+from fastinfogan_kernels.adam.multi_tensor import CHUNK, Slot
+from fastinfogan_kernels.conv_block.deferred import Deferred
+from fastinfogan_kernels.conv_block.geometry import LINEAR, ConvGeometry, Window
+from fastinfogan_kernels.conv_block.weight_grad import weight_gradient, weight_update
+from fastinfogan_kernels.inputs.draw import draw_codes
+from fastinfogan_kernels.inputs.real_images import real_images
+from fastinfogan_kernels.latents import Categorical, Continuous, LatentSpec, Noise
+from fastinfogan_kernels.objective import metrics
+from fastinfogan_kernels.objective.adversarial import losses_with_gradient
+from fastinfogan_kernels.objective.heads import d_head_objective, q_head_objective
+from fastinfogan_kernels.objective.likelihood import REDUCTIONS, likelihood_with_gradient
+from fastinfogan_kernels.philox import Stream
 
 Check = Callable[[torch.device], dict[str, Any]]
 BETAS = (0.5, 0.999)
@@ -322,7 +322,7 @@ def _epilogue(layer: str, dtype: torch.dtype) -> Check:
 
 def _layer(
     kind: str, dtype: torch.dtype, device: torch.device
-) -> tuple[Deferred, Deferred, Tensor, Gather]:
+) -> tuple[Deferred, Deferred, Tensor, ConvGeometry]:
     def draw(*shape: int, seed: int, of: torch.dtype = torch.float32) -> Tensor:
         return normal(shape, seed).to(device, of)
 
@@ -330,7 +330,7 @@ def _layer(
         x, g = draw(64, 1, 1, 37, seed=1, of=dtype), draw(64, 1, 1, 20, seed=2, of=dtype)
         params = draw(2, 3, 37, seed=3)
         return Deferred(x, params, 0.1), Deferred(g), draw(20, 37, seed=4), LINEAR
-    gather = Gather(Window(6, 6, 4, 2, 1, 1), kind == "transposed")
+    gather = ConvGeometry(Window(6, 6, 4, 2, 1, 1), kind == "transposed")
     (height, width), (rows, columns) = gather.source, gather.result
     x = draw(4, height, width, 5, seed=1, of=dtype)
     g, y = (draw(4, rows, columns, 7, seed=s, of=dtype) for s in (2, 5))
@@ -352,7 +352,7 @@ def _measures(device: torch.device) -> dict[str, Any]:
                 tally = torch.tensor([7, 2, 1], dtype=torch.int32, device=where)
                 wrong = torch.tensor([problems], dtype=torch.int32, device=where)
                 counter = torch.tensor(2**40, device=where)
-                measures.accumulate(
+                metrics.accumulate(
                     d, g, values, entropies, wrong, sums, tally, None, counter, by_triton=by_triton
                 )
                 found.append((sums.cpu(), tally.tolist(), counter.item(), wrong.item()))

@@ -154,5 +154,5 @@ def last_line(log: Path) -> str:
     except OSError:
         return ""
     said = [each.strip()[:300] for each in reversed(told) if each.strip()]
-    # Behind what killed it a crash may print stacks, and names of modules.
+    # Epilogue what killed it a crash may print stacks, and names of modules.
     return next((each for each in said if _ERROR.match(each)), said[0] if said else "")

@@ -18,28 +18,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.compiled import compile_launches
 from bench.gpu_report.ahead import META
 from bench.gpu_report.workload import FIVE, experiment, make_iteration
 from fastinfogan.engine.precision import PRECISIONS, ComputedIn
-from fastinfogan.kernels import candidates
-from fastinfogan.kernels.gather_gemm import NOTHING, Behind
-from fastinfogan.kernels.geometry import Gather
-from fastinfogan.kernels.inspect import compile_launches
-from fastinfogan.kernels.launch import recording
-from fastinfogan.kernels.maps import Deferred
-from fastinfogan.kernels.statistics import Backward, Forward
-from fastinfogan.kernels.tuning import (
-    Choice,
-    GemmTile,
-    Machine,
-    Pass,
-    assuming,
-    key,
-    power_of_two,
-    using_table,
-)
+from fastinfogan_kernels.conv_block import candidates
+from fastinfogan_kernels.conv_block.bn_stats import Backward, Forward
+from fastinfogan_kernels.conv_block.deferred import Deferred
+from fastinfogan_kernels.conv_block.geometry import ConvGeometry
+from fastinfogan_kernels.conv_block.implicit_gemm import NOTHING, Epilogue
+from fastinfogan_kernels.conv_block.launch_table import Choice, GemmTile, Pass, key, using_table
+from fastinfogan_kernels.runtime.launch import recording
+from fastinfogan_kernels.runtime.machine import Machine, assuming, power_of_two
 
-_PRODUCTS = ("gather_gemm_kernel", "weight_gradient_kernel")
+_PRODUCTS = ("implicit_gemm_kernel", "weight_gradient_kernel")
 _MOST = 9
 """Cuts that are tried beside the rule's."""
 Results = dict[str, Tensor]
@@ -75,7 +67,7 @@ def watching(name: str) -> Iterator[list[Call]]:
     calls: dict[str, Call] = {}
 
     def note(
-        which: Pass, x: Tensor, weight: Tensor, gather: Gather, run: Callable[[], Results]
+        which: Pass, x: Tensor, weight: Tensor, gather: ConvGeometry, run: Callable[[], Results]
     ) -> None:
         w = gather.window
         flops = 2 * x.shape[0] * w.rows * w.columns * weight.numel()
@@ -88,9 +80,9 @@ def watching(name: str) -> Iterator[list[Call]]:
     def watched_multiply(
         operand: Deferred,
         weight: Tensor,
-        gather: Gather,
+        gather: ConvGeometry,
         groups: int,
-        behind: Behind = NOTHING,
+        behind: Epilogue = NOTHING,
         *,
         backward: bool = False,
     ) -> Any:  # noqa: ANN401
@@ -102,7 +94,7 @@ def watching(name: str) -> Iterator[list[Call]]:
         return multiply(operand, weight, gather, groups, behind, backward=backward)
 
     def watched_gradient(
-        operand: Deferred, gradient: Deferred, weight: Tensor, gather: Gather, groups: int
+        operand: Deferred, gradient: Deferred, weight: Tensor, gather: ConvGeometry, groups: int
     ) -> Tensor:
         def run() -> Results:
             return {"dw": weight_gradient(operand, gradient, weight, gather, groups)}

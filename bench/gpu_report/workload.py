@@ -10,13 +10,13 @@ import torch
 from bench.gpu_report.digits import stand_in
 from fastinfogan import experiments
 from fastinfogan.data import Source
-from fastinfogan.data.digits import embedded_digits
-from fastinfogan.engine import Iteration, TrainingSettings
+from fastinfogan.data.formats.digits import embedded_digits
+from fastinfogan.engine import Iteration, TrainConfig
 from fastinfogan.engine.precision import ComputedIn
 from fastinfogan.errors import InputError
 from fastinfogan.experiments import Block, Experiment
-from fastinfogan.kernels.backend import Implementation
 from fastinfogan.networks import InfoGAN
+from fastinfogan_kernels.runtime.backend import Implementation
 
 FIVE = ("mnist", "svhn", "celeba", "faces", "chairs")
 _DRY_WIDTH, _DRY_BATCH = 16, 4
@@ -55,9 +55,9 @@ def noise_images(e: Experiment, device: torch.device, count: int = _SEEN) -> tor
 
 def settings_of(
     e: Experiment, precision: ComputedIn, fingerprint: dict[str, str] | None = None, seed: int = 1
-) -> TrainingSettings:
+) -> TrainConfig:
     """Of a run of an experiment as it is."""
-    return TrainingSettings(
+    return TrainConfig(
         seed=seed,
         batch_size=e.batch_size,
         precision=precision,

@@ -11,7 +11,7 @@ import torch
 
 from bench.measuring.ceilings import Ceilings
 from bench.measuring.rounds import Spread
-from fastinfogan.durable import sync
+from fastinfogan.atomic_io import sync
 from fastinfogan.engine.environment import hardware, versions
 from fastinfogan.errors import InputError
 

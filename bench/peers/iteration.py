@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from bench.peers import BEST, COMPILED, CUDAGRAPHS, EAGER
 from bench.peers.ops import Codes, draw_codes, log_likelihoods, losses
-from fastinfogan import shuffle
 from fastinfogan.experiments import Experiment
-from fastinfogan.kernels.draw import by
 from fastinfogan.objective import lambdas
-from fastinfogan.philox import Stream
 from fastinfogan.reference import Reference
+from fastinfogan_kernels import shuffle
+from fastinfogan_kernels.inputs.draw import by
+from fastinfogan_kernels.philox import Stream
 
 _WARM_UP = 3
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastinfogan.kernels.geometry import Gather
-from fastinfogan.latents import LatentSpec
+from fastinfogan_kernels.conv_block.geometry import ConvGeometry
+from fastinfogan_kernels.latents import LatentSpec
 
 _HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 
@@ -140,7 +140,7 @@ class Product:
         gather: of the layer.
     """
 
-    def __init__(self, gather: Gather) -> None:
+    def __init__(self, gather: ConvGeometry) -> None:
         w = gather.window
         self._flat, self._transposed = gather.flat, gather.transposed
         self._stride = [w.stride] * 2

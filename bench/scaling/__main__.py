@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 
+from bench.compiled import walk
+from bench.counting.iteration import count
 from bench.measuring.rows import RESULTS, machine_key
 from bench.scaling.costs import Axis, counted, timed
 from bench.scaling.fits import exponent
 from bench.scaling.model import Speeds, predict
 from fastinfogan import experiments
 from fastinfogan.engine import choose_precision
-from fastinfogan.engine.counts import count
 from fastinfogan.engine.environment import hardware, versions
-from fastinfogan.kernels.inspect import walk
 
 COUNTED, TIMED = "mnist", "mnist"
 CLUSTERS = ((1, 128), (8, 16), (8, 128), (800, 64))

@@ -5,18 +5,18 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 
+from bench.counting.collectives import collectives, one_of
+from bench.counting.iteration import Counts, count
 from bench.measuring.clock import Run, clock_for
 from bench.measuring.rounds import Interleaved
 from fastinfogan import experiments
 from fastinfogan.data.source import Source
-from fastinfogan.engine import Iteration, TrainingSettings
-from fastinfogan.engine.collectives import collectives, one_of
-from fastinfogan.engine.counts import Counts, count
+from fastinfogan.engine import Iteration, TrainConfig
+from fastinfogan.engine.execution import choose_runner
 from fastinfogan.engine.precision import ComputedIn
-from fastinfogan.engine.runners import choose_runner
 from fastinfogan.experiments import Block, Experiment
-from fastinfogan.latents import Categorical
 from fastinfogan.networks import InfoGAN
+from fastinfogan_kernels.latents import Categorical
 
 BATCHES = tuple(2**i for i in range(5, 13))
 WIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -109,7 +109,7 @@ def iteration_of(
     shape = (images, e.height, e.width, e.channels)
     pixels = torch.randint(0, 256, shape, dtype=torch.uint8)
     source = Source("random images", pixels.numpy())
-    settings = TrainingSettings(
+    settings = TrainConfig(
         seed=1,
         batch_size=e.batch_size,
         precision=precision,

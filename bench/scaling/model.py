@@ -19,11 +19,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from bench.counting.collectives import Collective, collectives, one_of
+from bench.counting.iteration import Counts, count
 from fastinfogan import experiments
-from fastinfogan.engine.collectives import Collective, collectives, one_of
-from fastinfogan.engine.counts import Counts, count
+from fastinfogan.engine.config import BatchNorm
 from fastinfogan.engine.precision import ComputedIn
-from fastinfogan.engine.settings import BatchNorm
 
 
 @dataclass(frozen=True)

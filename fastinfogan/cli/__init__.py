@@ -10,7 +10,6 @@ from typing import Annotated
 
 import tyro
 
-from fastinfogan.caches import keep_compiled
 from fastinfogan.cli.bench_counts import Counts
 from fastinfogan.cli.bench_parity import Parity
 from fastinfogan.cli.data import DataInfo, Prepare, Verify
@@ -21,6 +20,7 @@ from fastinfogan.cli.sample import Sample
 from fastinfogan.cli.train import Train
 from fastinfogan.cli.traverse import Traverse
 from fastinfogan.errors import InputError, TrainingError
+from fastinfogan.paths import keep_compiled
 
 Command = (
     Annotated[Train, tyro.conf.subcommand("train")]

@@ -31,9 +31,9 @@ class Counts:
         import json
         from dataclasses import asdict, replace
 
+        from bench.counting.collectives import collectives, one_of
+        from bench.counting.iteration import count
         from fastinfogan import experiments
-        from fastinfogan.engine.collectives import collectives, one_of
-        from fastinfogan.engine.counts import count
 
         experiment = replace(experiments.get(self.experiment), batch_size=self.batch_size)
         how = (self.precision, self.ranks, self.batch_norm)

@@ -49,14 +49,14 @@ class Parity:
         """Do it; the exit code."""
         import json
 
+        from bench.parity import EARLY, LEAST_SEEDS, WINDOWS, Setup, compare, table
         from fastinfogan.cli.rendering import Rendering
         from fastinfogan.cli.training import free_name
         from fastinfogan.data import Source, open_source
         from fastinfogan.engine import choose_precision
+        from fastinfogan.engine.config import MAX_ITERATIONS
         from fastinfogan.engine.environment import choose_device
-        from fastinfogan.engine.memory import told_in_one_line
-        from fastinfogan.engine.settings import MAX_ITERATIONS
-        from fastinfogan.parity import EARLY, LEAST_SEEDS, WINDOWS, Setup, compare, table
+        from fastinfogan.memory import told_in_one_line
 
         if not LEAST_SEEDS <= self.seeds <= _MAX_SEEDS:
             raise InputError(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from fastinfogan.data import Source
-    from fastinfogan.data.decoder import Decoder
+    from fastinfogan.data.decoders.base import Decoder
 
 _DecoderName = Literal["auto", "dali", "pillow"]
 _Path = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PATH")]
@@ -34,7 +34,7 @@ def _open(
     """A set, and why its decoder is the one it is."""
     from fastinfogan.cli.rendering import Rendering
     from fastinfogan.data import Source, open_source
-    from fastinfogan.data.decode import choose_decoder
+    from fastinfogan.data.decoders.choose import choose_decoder
     from fastinfogan.engine.environment import choose_device
 
     with Rendering() as progress:
@@ -63,9 +63,9 @@ class DataInfo:
         from PIL import Image
 
         from fastinfogan.data import Source
+        from fastinfogan.data.make_loader import planned
         from fastinfogan.data.sample import decode_some, some_of
         from fastinfogan.engine.environment import choose_device
-        from fastinfogan.engine.feeds import planned
 
         found, why = _open(self.path, self.experiment, self.decoder)
         source = found if isinstance(found, Source) else found.source
@@ -113,7 +113,7 @@ class Verify:
     def run(self) -> int:
         """Do it; the exit code."""
         from fastinfogan.data import Source
-        from fastinfogan.data.filling import in_sequence
+        from fastinfogan.data.cache.fill import in_sequence
 
         found, _ = _open(self.path, self.experiment, self.decoder)
         if isinstance(found, Source):
@@ -155,17 +155,17 @@ class Prepare:
     def run(self) -> int:
         """Do it; the exit code."""
         from fastinfogan.data import Source
-        from fastinfogan.data.cache import folder, size_of
-        from fastinfogan.data.filling import fill_file
-        from fastinfogan.data.place import told
-        from fastinfogan.data.quarantine import Quarantine
+        from fastinfogan.data.bad_images import BadImages
+        from fastinfogan.data.cache.fill import fill_file
+        from fastinfogan.data.cache.policy import told
+        from fastinfogan.data.cache.slots import folder, size_of
 
         found, _ = _open(self.path, self.experiment, self.decoder, self.on_bad_image)
         if isinstance(found, Source):
             print(f"{found.name}: holds images that are decoded already; nothing to prepare")
             return 0
         count = len(found.source)
-        quarantine = Quarantine(found.source.name, count, self.on_bad_image)
+        quarantine = BadImages(found.source.name, count, self.on_bad_image)
         seen: list[int] = []
         begun = time.perf_counter()
         with _progress("decoding", count) as advance:

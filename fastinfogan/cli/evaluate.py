@@ -9,7 +9,7 @@ import tyro
 
 if TYPE_CHECKING:
     from fastinfogan.data import Source
-    from fastinfogan.data.decoder import Decoder
+    from fastinfogan.data.decoders.base import Decoder
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,15 @@ class Evaluate:
 
         from fastinfogan.cli.report import print_evaluation
         from fastinfogan.cli.training import images_of, name_of, to_evaluate
-        from fastinfogan.engine import RunDirectory, Trained
+        from fastinfogan.engine import RunDirectory
         from fastinfogan.engine.environment import choose_device
-        from fastinfogan.engine.memory import told_in_one_line
         from fastinfogan.errors import InputError
         from fastinfogan.evaluation import evaluate
+        from fastinfogan.memory import told_in_one_line
+        from fastinfogan.model import Model
 
         run = RunDirectory.open(self.run_directory)
-        trained = Trained.load(self.run_directory, choose_device(self.device))
+        trained = Model.load(self.run_directory, choose_device(self.device))
         source: Source | Decoder | str
         try:
             source = images_of(run, self.data)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from fastinfogan.engine.settings import Information
+    from fastinfogan.engine.config import Information
 
 _PICTURE = "figure1.png"
 
@@ -34,7 +34,7 @@ class Figure1:
         from fastinfogan import experiments
         from fastinfogan.checkpoint import difference
         from fastinfogan.cli import training
-        from fastinfogan.engine import Plan, RunDirectory
+        from fastinfogan.engine import RunDirectory, RunOptions
         from fastinfogan.engine.environment import choose_device
         from fastinfogan.errors import InputError
         from fastinfogan.figures import draw_figure1
@@ -49,7 +49,7 @@ class Figure1:
             raise InputError(f"{out}: holds files already; name another --out")
         experiment = experiments.get("mnist", ["categorical-only"])
         device = choose_device(self.device)
-        plan = Plan(self.iterations, device="cuda" if device.type == "cuda" else "cpu")
+        plan = RunOptions(self.iterations, device="cuda" if device.type == "cuda" else "cpu")
         todo = []
         for name, information in kinds.items():
             there = (out / name / "config.json").exists()

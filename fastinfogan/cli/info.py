@@ -9,7 +9,7 @@ from fastinfogan.errors import InputError
 OPERATIONS = {
     "triton": "Triton's kernels, chosen by the launch table or its rule",
     "native": "ATen's products, with epilogues, objective and Adam in C++",
-    "reference": "plain torch: fastinfogan._native was not compiled",
+    "reference": "plain torch: fastinfogan_kernels._native was not compiled",
 }
 
 
@@ -19,11 +19,11 @@ class Info:
 
     def run(self) -> int:
         """Do it; the exit code."""
-        from fastinfogan.caches import cache_directory, compiled_folders
-        from fastinfogan.data.cache import folder
+        from fastinfogan.data.cache.slots import folder
         from fastinfogan.engine import choose_precision, choose_runner, environment
         from fastinfogan.experiments import OURS, VARIANTS, to_train
-        from fastinfogan.kernels.backend import choose
+        from fastinfogan.paths import cache_directory, compiled_folders
+        from fastinfogan_kernels.runtime.backend import choose
 
         device = environment.choose_device("auto")
         precision, why = choose_precision("auto", device)
@@ -58,7 +58,7 @@ class Info:
 
 
 def _decoder(device: str) -> str:
-    from fastinfogan.data.dali import import_dali
+    from fastinfogan.data.decoders.dali import import_dali
 
     try:
         version = import_dali().__version__
@@ -68,7 +68,7 @@ def _decoder(device: str) -> str:
 
 
 def _room(folder: Path) -> str:
-    from fastinfogan.data.place import available_disk, told
+    from fastinfogan.data.cache.policy import available_disk, told
 
     sets = [each for each in folder.glob("*.u8") if each.with_suffix(".json").exists()]
     size = sum(each.stat().st_size for each in sets)

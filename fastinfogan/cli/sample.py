@@ -24,12 +24,12 @@ class Sample:
 
     def run(self) -> int:
         """Do it; the exit code."""
-        from fastinfogan.engine import Trained
         from fastinfogan.engine.environment import choose_device
-        from fastinfogan.engine.memory import told_in_one_line
         from fastinfogan.figures import draw_samples, samples_name
+        from fastinfogan.memory import told_in_one_line
+        from fastinfogan.model import Model
 
-        trained = Trained.load(self.run_directory, choose_device(self.device))
+        trained = Model.load(self.run_directory, choose_device(self.device))
         own = self.run_directory / "pictures" / samples_name(self.count, self.seed)
         with told_in_one_line("take a smaller --count"):
             print(draw_samples(trained, self.out or own, self.count, self.seed))

@@ -11,10 +11,10 @@ from fastinfogan.errors import InputError
 
 if TYPE_CHECKING:
     from fastinfogan.data import Source
-    from fastinfogan.data.decoder import Decoder
+    from fastinfogan.data.decoders.base import Decoder
+    from fastinfogan.distributed import Distributed
     from fastinfogan.engine import RunDirectory, Trainer
-    from fastinfogan.engine.ranks import Ranks
-    from fastinfogan.engine.settings import Device
+    from fastinfogan.engine.config import Device
 
 
 def _open(kind: str, default: str) -> Any:  # noqa: ANN401 - tyro's own type is private
@@ -109,9 +109,9 @@ class Train:
     def run(self) -> int:
         """Do it; the exit code."""
         from fastinfogan.cli import training
+        from fastinfogan.distributed import joined
         from fastinfogan.engine import RunDirectory
         from fastinfogan.engine.environment import choose_device
-        from fastinfogan.engine.ranks import joined
 
         if self.resume and self.init_from:
             raise InputError("--resume goes on with a run, --init-from starts one; name one")
@@ -165,11 +165,11 @@ class Train:
                 )
 
     def _start(
-        self, device: "Device", given: dict[str, Any], ranks: "Ranks"
+        self, device: "Device", given: dict[str, Any], ranks: "Distributed"
     ) -> "tuple[Trainer, Source | Decoder]":
         from fastinfogan import checkpoint
         from fastinfogan.cli import training
-        from fastinfogan.engine import Origin, Plan, RunDirectory
+        from fastinfogan.engine import Origin, RunDirectory, RunOptions
 
         if self.experiment is None:
             raise InputError(f"name an experiment to train: {', '.join(experiments.BASES)}")
@@ -177,7 +177,7 @@ class Train:
         experiment = experiments.get(self.experiment, variants)
         if self.batch_size is not None:
             experiment = replace(experiment, batch_size=self.batch_size)
-        plan = Plan(**{"iterations": experiment.iterations, "device": device, **given})
+        plan = RunOptions(**{"iterations": experiment.iterations, "device": device, **given})
         weights = None
         if self.init_from:
             weights = RunDirectory.open(self.init_from).read_checkpoint()

@@ -23,36 +23,36 @@ from rich.progress import (
 from fastinfogan.cli.rendering import Rendering
 from fastinfogan.cli.report import print_evaluation
 from fastinfogan.data import Source, open_source
-from fastinfogan.data.decoder import Decoder, DecoderName
+from fastinfogan.data.decoders.base import Decoder, DecoderName
 from fastinfogan.data.sample import is_known, sample
 from fastinfogan.data.source import Encoded
+from fastinfogan.distributed import SINGLE_PROCESS, Distributed
 from fastinfogan.engine import (
-    Plan,
     RunDirectory,
+    RunOptions,
     SavedState,
     Schedule,
-    Trained,
+    TrainConfig,
     Trainer,
-    TrainingSettings,
     choose_precision,
 )
-from fastinfogan.engine.memory import told_in_one_line
+from fastinfogan.engine.config import BatchNorm, Information
+from fastinfogan.engine.execution import RunnerName
 from fastinfogan.engine.precision import PrecisionName
-from fastinfogan.engine.ranks import ALONE, Ranks
-from fastinfogan.engine.runners import RunnerName
-from fastinfogan.engine.settings import BatchNorm, Information
 from fastinfogan.errors import InputError
 from fastinfogan.evaluation import evaluate
 from fastinfogan.experiments import Experiment
 from fastinfogan.figures import draw_all
-from fastinfogan.kernels.real_images import Augmentation
+from fastinfogan.memory import told_in_one_line
+from fastinfogan.model import Model
+from fastinfogan_kernels.inputs.real_images import Augmentation
 
 _INTERRUPTED = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
 
 def describe_run(
     experiment: Experiment,
-    plan: Plan,
+    plan: RunOptions,
     *,
     out: Path | None,
     data: Path | None,
@@ -62,7 +62,7 @@ def describe_run(
     information: Information,
     log_every: int,
     batch_norm: BatchNorm = "synchronised",
-    ranks: Ranks = ALONE,
+    ranks: Distributed = SINGLE_PROCESS,
     free: bool = True,
 ) -> tuple[RunDirectory, Source | Decoder]:
     """Settle what is left open of a run and open its images; nothing is written.
@@ -73,7 +73,7 @@ def describe_run(
         InputError: any of it is wrong.
     """
     chosen, _ = choose_precision(precision, torch.device(plan.device))
-    settings = TrainingSettings(
+    settings = TrainConfig(
         seed=seed,
         batch_size=experiment.batch_size,
         precision=chosen.name,
@@ -100,7 +100,7 @@ def start(
     source: Source | Decoder,
     weights: SavedState | None = None,
     runner: RunnerName = "auto",
-    ranks: Ranks = ALONE,
+    ranks: Distributed = SINGLE_PROCESS,
 ) -> Trainer:
     """Set a new run up, then make its folder; with weights, they are its first checkpoint.
 
@@ -127,10 +127,10 @@ def start(
 
 def go_on(
     run: RunDirectory,
-    plan: Plan,
+    plan: RunOptions,
     data: Path | None = None,
     runner: RunnerName = "auto",
-    ranks: Ranks = ALONE,
+    ranks: Distributed = SINGLE_PROCESS,
 ) -> tuple[Trainer, Source | Decoder]:
     """Take a run up where its newest checkpoint is, or from its seed if it came to none.
 
@@ -177,13 +177,17 @@ def go_on(
 
 
 def _trainer(
-    run: RunDirectory, source: Source | Decoder, plan: Plan, runner: RunnerName, ranks: Ranks
+    run: RunDirectory,
+    source: Source | Decoder,
+    plan: RunOptions,
+    runner: RunnerName,
+    ranks: Distributed,
 ) -> Trainer:
     device = torch.device(plan.device)
     return Trainer(run, source, device, runner, ranks, plan.cache, plan.on_bad_image)
 
 
-def opened(data: Path | None, experiment: Experiment, plan: Plan) -> Source | Decoder:
+def opened(data: Path | None, experiment: Experiment, plan: RunOptions) -> Source | Decoder:
     """A set's images, or the set and who decodes it, as a run's plan says.
 
     Raises:
@@ -212,7 +216,7 @@ def decoder_of(source: Encoded, name: DecoderName, device: str) -> Decoder:
     Raises:
         InputError: who was asked for does not work here.
     """
-    from fastinfogan.data.decode import choose_decoder
+    from fastinfogan.data.decoders.choose import choose_decoder
 
     return choose_decoder(name, source, device, 128)[0]
 
@@ -223,7 +227,7 @@ def name_of(source: Source | Decoder) -> str:
 
 
 def images_of(
-    run: RunDirectory, data: Path | None = None, plan: Plan | None = None
+    run: RunDirectory, data: Path | None = None, plan: RunOptions | None = None
 ) -> Source | Decoder:
     """The images a run was started with, from where they were or from where they are now."""
     recorded = run.settings.data
@@ -232,7 +236,7 @@ def images_of(
 
 
 def to_evaluate(
-    source: Source | Decoder, plan: Plan, tell: Callable[[str], object]
+    source: Source | Decoder, plan: RunOptions, tell: Callable[[str], object]
 ) -> Source | str:
     """Images with what is known of them, in memory; or why there are none."""
     if isinstance(source, Source):
@@ -270,7 +274,7 @@ def train_with_progress(
     console.print(f"images {trainer.feed.path}", soft_wrap=True)
 
     def draw() -> None:
-        with Trained.borrowed(run.experiment, trainer.networks, trainer.done) as trained:
+        with Model.borrowed(run.experiment, trainer.networks, trainer.done) as trained:
             draw_all(trained, run.pictures)
 
     with (
@@ -306,7 +310,7 @@ def train_with_progress(
         return _INTERRUPTED[signals[0]]
     if not trainer.ranks.writes:
         return 0
-    with Trained.borrowed(run.experiment, trainer.networks, trainer.done) as trained:
+    with Model.borrowed(run.experiment, trainer.networks, trainer.done) as trained:
         known = to_evaluate(source, run.plan, lambda told: console.print(escape(told)))
         print_evaluation(console, evaluate(trained, known))
     console.print(f"pictures     {run.pictures}")

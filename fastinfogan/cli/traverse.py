@@ -32,15 +32,15 @@ class Traverse:
 
     def run(self) -> int:
         """Do it; the exit code."""
-        from fastinfogan.engine import Trained
         from fastinfogan.engine.environment import choose_device
-        from fastinfogan.engine.memory import told_in_one_line
         from fastinfogan.errors import InputError
         from fastinfogan.figures import draw_traversal, traversal_name
+        from fastinfogan.memory import told_in_one_line
+        from fastinfogan.model import Model
 
         if self.code is None and (self.low is not None or self.high is not None):
             raise InputError("--from and --to are a continuous code's range; name it with --code")
-        trained = Trained.load(self.run_directory, choose_device(self.device))
+        trained = Model.load(self.run_directory, choose_device(self.device))
         folder = self.out or self.run_directory / "pictures"
         for code in (self.code,) if self.code else trained.experiment.latents.names:
             how: dict[str, Any] = {

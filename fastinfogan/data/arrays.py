@@ -13,7 +13,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastinfogan.data.recipes import box
+from fastinfogan.data.decoders.geometry import box
 from fastinfogan.data.source import Recipe
 from fastinfogan.errors import InputError
 

@@ -7,7 +7,7 @@ from typing import overload
 
 import numpy as np
 
-from fastinfogan.data.quarantine import OnBadImage
+from fastinfogan.data.bad_images import OnBadImage
 from fastinfogan.data.source import Picture
 from fastinfogan.errors import InputError
 

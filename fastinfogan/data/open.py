@@ -2,19 +2,19 @@
 
 from pathlib import Path
 
-from fastinfogan.data import (
+from fastinfogan.data import synthetic
+from fastinfogan.data.bad_images import OnBadImage
+from fastinfogan.data.formats import (
+    aubry_chairs,
     celeba,
-    chairs,
+    factor_arrays,
     folder,
     idx,
-    known_arrays,
     npz,
-    rendered,
     svhn,
     webdataset,
 )
-from fastinfogan.data.digits import embedded_digits
-from fastinfogan.data.quarantine import OnBadImage
+from fastinfogan.data.formats.digits import embedded_digits
 from fastinfogan.data.source import Encoded, ImageShape, Source
 from fastinfogan.errors import InputError
 from fastinfogan.experiments import Experiment
@@ -24,13 +24,13 @@ _WANTED = (
     "dSprites or MPI3D (.npz), 3D Shapes or MPI3D (.h5), any .npz of images, .tar files of "
     "pictures (shard-{000..009}.tar) or a folder of pictures"
 )
-_ARRAYS = known_arrays.HDF5_SUFFIXES | {".npz"}
+_ARRAYS = factor_arrays.HDF5_SUFFIXES | {".npz"}
 
 
 def open_source(
     path: Path | None,
     experiment: Experiment,
-    progress: rendered.Progress | None = None,
+    progress: synthetic.Progress | None = None,
     damaged: OnBadImage = "fail",
 ) -> Source | Encoded:
     """Read a set of images that fits an experiment.
@@ -50,9 +50,9 @@ def open_source(
     shape = ImageShape(experiment.height, experiment.width, experiment.channels)
     source: Source | Encoded
     if path is None:
-        if experiment.name in rendered.OF_EXPERIMENT:
-            name = rendered.OF_EXPERIMENT[experiment.name]
-            source = rendered.open(name, progress=progress)
+        if experiment.name in synthetic.OF_EXPERIMENT:
+            name = synthetic.OF_EXPERIMENT[experiment.name]
+            source = synthetic.open(name, progress=progress)
         elif experiment.name == "mnist":
             source = embedded_digits()
         else:
@@ -78,9 +78,9 @@ def _read(path: Path, shape: ImageShape, damaged: OnBadImage) -> Source | Encode
     if path.suffix == ".mat":
         return svhn.read(path, shape)
     if path.suffix == ".npz":
-        return known_arrays.read_npz(path, shape) or npz.read(path)
-    if path.suffix in known_arrays.HDF5_SUFFIXES:
-        return known_arrays.read_hdf5(path, shape)
+        return factor_arrays.read_npz(path, shape) or npz.read(path)
+    if path.suffix in factor_arrays.HDF5_SUFFIXES:
+        return factor_arrays.read_hdf5(path, shape)
     if idx.is_idx(path):
         return idx.read(path)
     raise InputError(f"{path}: of no format known here; --data takes {_WANTED}")
@@ -94,8 +94,8 @@ def _read_folder(path: Path, shape: ImageShape, damaged: OnBadImage) -> Source |
             return svhn.read(path / name, shape)
     if celeba.find(path):
         return celeba.read(path, shape, damaged)
-    if chairs.find(path):
-        return chairs.read(path, shape, damaged)
+    if aubry_chairs.find(path):
+        return aubry_chairs.read(path, shape, damaged)
     try:
         return folder.read(path, shape, damaged)
     except folder.NoPicturesError:

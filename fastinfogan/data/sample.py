@@ -5,13 +5,13 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from fastinfogan import shuffle
-from fastinfogan.data.cache import Key, open_whole
-from fastinfogan.data.decoder import Decoder
-from fastinfogan.data.filling import in_sequence
+from fastinfogan.data.cache.fill import in_sequence
+from fastinfogan.data.cache.slots import Key, open_whole
+from fastinfogan.data.decoders.base import Decoder
 from fastinfogan.data.source import Encoded, Factors, Source
 from fastinfogan.errors import InputError
-from fastinfogan.philox import Stream
+from fastinfogan_kernels import shuffle
+from fastinfogan_kernels.philox import Stream
 
 MOST = 10_000
 """Images that are taken for an evaluation of a set that is not kept, or has bad pictures."""

@@ -155,7 +155,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Encoded:
-    """A set of pictures that are yet to be decoded; see `fastinfogan.data.decoder`.
+    """A set of pictures that are yet to be decoded; see `fastinfogan.data.decoders.base`.
 
     Attributes:
         name: what the user would call it.

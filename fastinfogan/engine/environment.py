@@ -10,7 +10,7 @@ import torch
 from fastinfogan import __version__
 from fastinfogan.engine.precision import cpu_multiplies
 from fastinfogan.errors import InputError
-from fastinfogan.kernels.backend import native_status
+from fastinfogan_kernels.runtime.backend import native_status
 
 _PACKAGES = ("torch", "triton", "numpy", "scipy", "safetensors", "mlxtend")
 

@@ -13,24 +13,24 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from fastinfogan.engine.passes import DHead, Pass, QHead
+from fastinfogan.distributed import SINGLE_PROCESS, Distributed, GradientAllReduce
+from fastinfogan.engine.config import TrainConfig
+from fastinfogan.engine.network_step import DHead, Pass, QHead
 from fastinfogan.engine.precision import PRECISIONS, narrowed
-from fastinfogan.engine.ranks import ALONE, Ranks, Shared
-from fastinfogan.engine.settings import TrainingSettings
 from fastinfogan.engine.update import Update
 from fastinfogan.errors import TrainingError
 from fastinfogan.experiments import Experiment
-from fastinfogan.kernels.backend import Implementation, choose
-from fastinfogan.kernels.draw import DrawnCodes, draw_codes, empty_codes
-from fastinfogan.kernels.loss_scale import LossScale
-from fastinfogan.kernels.measures import TOO_MANY, accumulate
-from fastinfogan.kernels.ranks import Group
-from fastinfogan.kernels.real_images import real_images
-from fastinfogan.kernels.workspace import Workspace
 from fastinfogan.networks import InfoGAN
 from fastinfogan.objective import lambdas
 from fastinfogan.optim import Adam
-from fastinfogan.philox import Stream
+from fastinfogan_kernels.adam.loss_scale import LossScale
+from fastinfogan_kernels.conv_block.sync_batch_norm import Group
+from fastinfogan_kernels.inputs.draw import DrawnCodes, draw_codes, empty_codes
+from fastinfogan_kernels.inputs.real_images import real_images
+from fastinfogan_kernels.objective.metrics import TOO_MANY, accumulate
+from fastinfogan_kernels.philox import Stream
+from fastinfogan_kernels.runtime.backend import Implementation, choose
+from fastinfogan_kernels.runtime.workspace import Workspace
 
 _REAL, _GENERATED = 1, 0
 
@@ -52,12 +52,12 @@ class Passes:
         rows: int,
         dtype: torch.dtype,
         impl: Implementation,
-        ranks_group: Group,
+        process_group: Group,
         step: str,
     ) -> Self:
         """The passes of the "D" or the "G" step."""
         d = step == "D"
-        how: dict[str, Any] = {"dtype": dtype, "impl": impl, "ranks_group": ranks_group}
+        how: dict[str, Any] = {"dtype": dtype, "impl": impl, "process_group": process_group}
         image = (e.channels, e.height, e.width)
         generator = Pass(networks.generator, (e.latents.input_width,), rows, **how, trained=not d)
         # In the D step real and generated images are two batches to batch norm, one to the maps.
@@ -95,11 +95,11 @@ class Iteration:
     def __init__(
         self,
         experiment: Experiment,
-        settings: TrainingSettings,
+        settings: TrainConfig,
         networks: InfoGAN,
         images: Tensor,
         impl: Implementation = "auto",
-        ranks: Ranks = ALONE,
+        ranks: Distributed = SINGLE_PROCESS,
         *,
         in_order: bool = False,
     ) -> None:
@@ -158,7 +158,7 @@ class Iteration:
         self._counted = torch.zeros(3 + len(e.latents.codes), dtype=torch.int32, device=self.device)
         self.problems = self._counted[1:2]
         self._workspace = Workspace()
-        self._sharing: dict[str, Shared] = {}
+        self._sharing: dict[str, GradientAllReduce] = {}
         divisor = self.loss_scale.divisor if self.loss_scale else None
         self._d_update, self._g_update = (
             Update(adam, self.problems, divisor, by_triton=self._by_triton)
@@ -315,7 +315,7 @@ class Iteration:
             return gradients, measured
         sizes = [len(each) for each in measured]
         if step not in self._sharing:
-            self._sharing[step] = Shared(self.ranks, gradients, sum(sizes))
+            self._sharing[step] = GradientAllReduce(self.ranks, gradients, sum(sizes))
         gradients, means = self._sharing[step](gradients, torch.cat(measured), self.problems)
         return gradients, torch.split(means, sizes)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from fastinfogan import checkpoint
 from fastinfogan.checkpoint import Checkpoint
 from fastinfogan.engine import environment
-from fastinfogan.engine.settings import Plan, TrainingSettings
+from fastinfogan.engine.config import RunOptions, TrainConfig
 from fastinfogan.errors import InputError
 from fastinfogan.experiments import Experiment
 
@@ -61,7 +61,7 @@ class RunDirectory:
     """
 
     def __init__(
-        self, path: Path, experiment: Experiment, settings: TrainingSettings, plan: Plan
+        self, path: Path, experiment: Experiment, settings: TrainConfig, plan: RunOptions
     ) -> None:
         self.path = path
         self.experiment = experiment
@@ -73,15 +73,15 @@ class RunDirectory:
         cls,
         path: Path,
         experiment: Experiment,
-        settings: TrainingSettings,
-        plan: Plan | None = None,
+        settings: TrainConfig,
+        plan: RunOptions | None = None,
     ) -> "RunDirectory":
         """Start a run in a folder that is new or empty; without a plan, to be trained by hand.
 
         Raises:
             InputError: something is there already, or the folder cannot be made.
         """
-        run = cls(path, experiment, settings, plan or Plan(experiment.iterations))
+        run = cls(path, experiment, settings, plan or RunOptions(experiment.iterations))
         run.make()
         return run
 
@@ -113,7 +113,7 @@ class RunDirectory:
         except OSError as error:
             raise InputError(f"{self.path}: a run cannot be kept here: {error}") from error
 
-    def update(self, settings: TrainingSettings, plan: Plan) -> None:
+    def update(self, settings: TrainConfig, plan: RunOptions) -> None:
         """Record what a resume changes.
 
         Raises:
@@ -155,8 +155,8 @@ class RunDirectory:
             return cls(
                 path,
                 Experiment.from_dict(config.get("experiment", {})),
-                TrainingSettings.from_dict(config.get("settings", {})),
-                Plan.from_dict(config.get("plan", {})),
+                TrainConfig.from_dict(config.get("settings", {})),
+                RunOptions.from_dict(config.get("plan", {})),
             )
         except InputError as error:
             raise InputError(f"{file}: {error}") from error

@@ -10,15 +10,15 @@ import torch
 
 from fastinfogan.checkpoint import difference
 from fastinfogan.data import Source
-from fastinfogan.data.decoder import Decoder
-from fastinfogan.data.place import CacheName
-from fastinfogan.data.quarantine import OnBadImage
-from fastinfogan.engine.feed import Order
-from fastinfogan.engine.feeds import make_feed, whole_file_for
+from fastinfogan.data.bad_images import OnBadImage
+from fastinfogan.data.cache.policy import CacheName
+from fastinfogan.data.decoders.base import Decoder
+from fastinfogan.data.loader import Sampler
+from fastinfogan.data.make_loader import make_loader, whole_file_for
+from fastinfogan.distributed import SINGLE_PROCESS, Distributed
+from fastinfogan.engine.execution import RunnerName, choose_runner
 from fastinfogan.engine.iteration import Iteration
-from fastinfogan.engine.ranks import ALONE, Ranks
 from fastinfogan.engine.run_directory import MetricsLog, RunDirectory, SavedState
-from fastinfogan.engine.runners import RunnerName, choose_runner
 from fastinfogan.errors import InputError, TrainingError
 from fastinfogan.networks import InfoGAN
 
@@ -83,7 +83,7 @@ class Trainer:
         source: Source | Decoder,
         device: torch.device,
         runner: RunnerName = "auto",
-        ranks: Ranks = ALONE,
+        ranks: Distributed = SINGLE_PROCESS,
         cache: CacheName = "auto",
         on_bad_image: OnBadImage = "fail",
     ) -> None:
@@ -108,10 +108,10 @@ class Trainer:
         if run.settings.precision == "fp64":
             networks = networks.double()
         seed, batch = run.settings.seed, run.settings.batch_size
-        order = Order(seed, len(images), batch, ranks.rows(batch))
+        order = Sampler(seed, len(images), batch, ranks.rows(batch))
         if ranks.count > 1 and isinstance(source, Decoder) and cache in ("auto", "file"):
             whole_file_for(ranks, source, cache, on_bad_image)
-        self.feed = make_feed(source, device, order, cache, on_bad_image)
+        self.feed = make_loader(source, device, order, cache, on_bad_image)
         self.iteration = Iteration(
             run.experiment,
             run.settings,

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from fastinfogan.kernels.adam import NATIVELY, OneLaunch, launcher_of, update
 from fastinfogan.optim import Adam
+from fastinfogan_kernels.adam.adam import NATIVELY, OneLaunch, launcher_of, update
 
 
 class Update:

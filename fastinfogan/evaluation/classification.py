@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from fastinfogan import shuffle
 from fastinfogan.data import Source
 from fastinfogan.data.sample import some_of
-from fastinfogan.engine import Trained
-from fastinfogan.philox import Stream
+from fastinfogan.model import Model
+from fastinfogan_kernels import shuffle
+from fastinfogan_kernels.philox import Stream
 
 Indices = NDArray[np.int64]
 
@@ -40,7 +40,7 @@ class CodeAsClassifier:
     scored_on: int
 
 
-def classify(trained: Trained, source: Source) -> dict[str, CodeAsClassifier]:
+def classify(trained: Model, source: Source) -> dict[str, CodeAsClassifier]:
     """Score every categorical code on a labelled set.
 
     Meanings are fitted on the set, on at most 10,000 of its images, and scored on its test part;
@@ -82,7 +82,7 @@ def classify(trained: Trained, source: Source) -> dict[str, CodeAsClassifier]:
     return scores
 
 
-def why_not(trained: Trained, source: Source) -> str | None:
+def why_not(trained: Model, source: Source) -> str | None:
     """Why no code can be scored as a classifier of these images, or None."""
     if not trained.experiment.latents.categorical:
         return "the experiment has no categorical code"
@@ -117,7 +117,7 @@ def error(meaning: Indices, values: Indices, labels: Indices) -> float:
     return float(np.mean(meaning[values] != labels))
 
 
-def _most_likely(trained: Trained, images: NDArray[np.uint8]) -> Indices:
+def _most_likely(trained: Model, images: NDArray[np.uint8]) -> Indices:
     output = trained.read(torch.from_numpy(images))
     spec = trained.experiment.latents
     return np.stack(

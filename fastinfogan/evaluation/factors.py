@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from fastinfogan.data import Source
 from fastinfogan.data.sample import some_of
 from fastinfogan.data.source import Factors
-from fastinfogan.engine import Trained
+from fastinfogan.model import Model
 
 BINS: Final = 20
 MAX_IMAGES: Final = 10_000
@@ -73,7 +73,7 @@ class FactorScores:
     held_out: bool
 
 
-def follow_factors(trained: Trained, source: Source) -> FactorScores | None:
+def follow_factors(trained: Model, source: Source) -> FactorScores | None:
     """Score a run's codes on images whose factors are known: the set's test part if it has one.
 
     Returns:

@@ -2,14 +2,14 @@
 
 import torch
 
-from fastinfogan.engine import Trained
-from fastinfogan.kernels.draw import draw_codes
+from fastinfogan.model import Model
 from fastinfogan.objective import InformationBound
-from fastinfogan.philox import Stream
+from fastinfogan_kernels.inputs.draw import draw_codes
+from fastinfogan_kernels.philox import Stream
 
 
 @torch.no_grad()
-def fresh_information(trained: Trained, rows: int = 4096, seed: int = 0) -> dict[str, float]:
+def fresh_information(trained: Model, rows: int = 4096, seed: int = 0) -> dict[str, float]:
     """L_I of each code on images that training has not seen.
 
     Args:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastinfogan.data import Source
-from fastinfogan.engine import Trained
 from fastinfogan.evaluation.classification import CodeAsClassifier, classify, why_not
 from fastinfogan.evaluation.factors import FactorScores, follow_factors
 from fastinfogan.evaluation.information import fresh_information
+from fastinfogan.model import Model
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def _finite(value: Any) -> Any:  # noqa: ANN401 - JSON
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def evaluate(trained: Trained, source: Source | str, seed: int = 0) -> Evaluation:
+def evaluate(trained: Model, source: Source | str, seed: int = 0) -> Evaluation:
     """Measure a run.
 
     Args:

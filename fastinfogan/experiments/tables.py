@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from fastinfogan.errors import InputError, check_fields
-from fastinfogan.latents import Categorical, Continuous, LatentSpec, Noise
+from fastinfogan_kernels.latents import Categorical, Continuous, LatentSpec, Noise
 
 Activation = Literal["none", "relu", "leaky_relu", "sigmoid", "tanh"]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from fastinfogan.errors import InputError
 from fastinfogan.experiments.tables import BASES, Experiment
-from fastinfogan.latents import Categorical, Continuous, DeviationKind, Noise
+from fastinfogan_kernels.latents import Categorical, Continuous, DeviationKind, Noise
 
 # What an experiment's defaults take from no published source.
 OURS = {

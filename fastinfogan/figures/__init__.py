@@ -1,7 +1,6 @@
 """Pictures of what a run has learned: samples, traversals of each code, the paper's Figure 1."""
 
 from fastinfogan.figures.curves import draw_figure1
-from fastinfogan.figures.parity import Panel, draw_parity
 from fastinfogan.figures.pictures import (
     draw_all,
     draw_samples,
@@ -11,10 +10,8 @@ from fastinfogan.figures.pictures import (
 )
 
 __all__ = [
-    "Panel",
     "draw_all",
     "draw_figure1",
-    "draw_parity",
     "draw_samples",
     "draw_traversal",
     "samples_name",

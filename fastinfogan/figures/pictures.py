@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from fastinfogan.engine import Trained
 from fastinfogan.errors import InputError
-from fastinfogan.latents import Latents
-from fastinfogan.philox import Stream
+from fastinfogan.model import Model
+from fastinfogan_kernels.latents import Latents
+from fastinfogan_kernels.philox import Stream
 
 COUNT, ROWS, STEPS = 100, 10, 11  # of the pictures that a run draws itself
 
@@ -29,7 +29,7 @@ def samples_name(count: int = COUNT, seed: int = 0) -> str:
     return f"samples{told}.png"
 
 
-def draw_samples(trained: Trained, file: Path, count: int = COUNT, seed: int = 0) -> Path:
+def draw_samples(trained: Model, file: Path, count: int = COUNT, seed: int = 0) -> Path:
     """Write a square grid of images from the prior, the same for the same seed.
 
     Raises:
@@ -48,7 +48,7 @@ def draw_samples(trained: Trained, file: Path, count: int = COUNT, seed: int = 0
 
 
 def traversal_name(
-    trained: Trained,
+    trained: Model,
     code: str,
     *,
     rows: int = ROWS,
@@ -66,14 +66,14 @@ def traversal_name(
 
 
 def _range(
-    trained: Trained, low: float | None = None, high: float | None = None
+    trained: Model, low: float | None = None, high: float | None = None
 ) -> tuple[float, float]:
     left, right = trained.experiment.sweep
     return left if low is None else low, right if high is None else high
 
 
 def draw_traversal(
-    trained: Trained,
+    trained: Model,
     code: str,
     file: Path,
     *,
@@ -142,7 +142,7 @@ def draw_traversal(
     return _write(_grid(trained.generate(latents).numpy(), columns), title, file)
 
 
-def require_code(trained: Trained, code: str) -> None:
+def require_code(trained: Model, code: str) -> None:
     """Check a code's name.
 
     Raises:
@@ -153,7 +153,7 @@ def require_code(trained: Trained, code: str) -> None:
         raise InputError(f"no code {code!r}; this run has {', '.join(names)}")
 
 
-def draw_all(trained: Trained, folder: Path) -> list[Path]:
+def draw_all(trained: Model, folder: Path) -> list[Path]:
     """Write samples.png and one traversal per code; the files written."""
     files = [draw_samples(trained, folder / samples_name())]
     for code in trained.experiment.latents.names:

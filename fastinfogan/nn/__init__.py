@@ -1,11 +1,11 @@
 """Drop-in modules: a convolution, transposed convolution or linear map, batch norm, activation."""
 
-from fastinfogan.kernels.images import Images
 from fastinfogan.nn.blocks import Block, Chain, ConvBlock, LinearBlock, UpconvBlock
 from fastinfogan.nn.fuse import FusionReport, fuse, unfuse
 from fastinfogan.nn.likelihood import QHeadLikelihood
-from fastinfogan.nn.statistics import statistics_frozen
+from fastinfogan.nn.statistics import frozen_statistics
 from fastinfogan.nn.synchronise import synchronise
+from fastinfogan_kernels.conv_block.image_conv import Images
 
 __all__ = [
     "Block",
@@ -16,8 +16,8 @@ __all__ = [
     "LinearBlock",
     "QHeadLikelihood",
     "UpconvBlock",
+    "frozen_statistics",
     "fuse",
-    "statistics_frozen",
     "synchronise",
     "unfuse",
 ]

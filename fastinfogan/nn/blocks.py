@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from fastinfogan.errors import InputError
-from fastinfogan.kernels.chain import Layer, LayerTensors
-from fastinfogan.kernels.geometry import LINEAR, Gather, Window
-from fastinfogan.kernels.images import Images
 from fastinfogan.nn.run import ActivationName, Implementation, Stage, run_stages
+from fastinfogan_kernels.conv_block.geometry import LINEAR, ConvGeometry, Window
+from fastinfogan_kernels.conv_block.image_conv import Images
+from fastinfogan_kernels.conv_block.ops import Layer, LayerTensors
 
 if TYPE_CHECKING:
-    from fastinfogan.kernels.ranks import Group
+    from fastinfogan_kernels.conv_block.sync_batch_norm import Group
 
 _INIT_DEVIATION = 0.02
 
@@ -77,7 +77,7 @@ class Block(nn.Module):
         raise NotImplementedError  # each kind's own
 
     def _stage(
-        self, gather: Gather, out: tuple[int, ...], shape: tuple[int, int, int] | None = None
+        self, gather: ConvGeometry, out: tuple[int, ...], shape: tuple[int, int, int] | None = None
     ) -> Stage:
         norm = self.norm
         rectifies = self.activation in ("relu", "leaky_relu")
@@ -165,7 +165,9 @@ class ConvBlock(Block):
         layer = self.layer
         assert isinstance(layer, nn.Conv2d)
         window = Window(height, width, layer.kernel_size[0], layer.stride[0], *self.padding)
-        return self._stage(Gather(window, False), (layer.out_channels, window.rows, window.columns))
+        return self._stage(
+            ConvGeometry(window, False), (layer.out_channels, window.rows, window.columns)
+        )
 
 
 class UpconvBlock(Block):
@@ -218,7 +220,9 @@ class UpconvBlock(Block):
         window = Window(
             height * stride, width * stride, layer.kernel_size[0], stride, *self.padding
         )
-        return self._stage(Gather(window, True), (layer.out_channels, window.height, window.width))
+        return self._stage(
+            ConvGeometry(window, True), (layer.out_channels, window.height, window.width)
+        )
 
 
 class LinearBlock(Block):

@@ -20,10 +20,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from fastinfogan.errors import InputError
-from fastinfogan.kernels.chain import Layer, LayerTensors
-from fastinfogan.kernels.geometry import LINEAR, Gather, Window
-from fastinfogan.kernels.ranks import Group
 from fastinfogan.nn.run import Implementation, Stage, run_stages
+from fastinfogan_kernels.conv_block.geometry import LINEAR, ConvGeometry, Window
+from fastinfogan_kernels.conv_block.ops import Layer, LayerTensors
+from fastinfogan_kernels.conv_block.sync_batch_norm import Group
 
 MAPS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -255,7 +255,7 @@ def stage_of(unit: Unit, shape: tuple[int, ...]) -> Stage:
     return Stage(described, LayerTensors(layer.weight, layer.bias), norm, out)
 
 
-def _gather_of(layer: Any, shape: tuple[int, ...]) -> tuple[Gather, tuple[int, ...]]:  # noqa: ANN401
+def _gather_of(layer: Any, shape: tuple[int, ...]) -> tuple[ConvGeometry, tuple[int, ...]]:  # noqa: ANN401
     if isinstance(layer, nn.Linear):
         if shape != (layer.in_features,):
             raise InputError(f"{layer} takes {layer.in_features} features, not {shape}")
@@ -268,9 +268,9 @@ def _gather_of(layer: Any, shape: tuple[int, ...]) -> tuple[Gather, tuple[int, .
     before, after = _padding_of(layer)
     if isinstance(layer, nn.Conv2d):
         window = Window(height, width, kernel, stride, before, after)
-        return Gather(window, False), (layer.out_channels, window.rows, window.columns)
+        return ConvGeometry(window, False), (layer.out_channels, window.rows, window.columns)
     window = Window(height * stride, width * stride, kernel, stride, before, after)
-    return Gather(window, True), (layer.out_channels, window.height, window.width)
+    return ConvGeometry(window, True), (layer.out_channels, window.height, window.width)
 
 
 def _padding_of(layer: nn.Conv2d | nn.ConvTranspose2d) -> tuple[int, int]:

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from fastinfogan.errors import InputError
-from fastinfogan.kernels.backend import Implementation
-from fastinfogan.kernels.code_table import code_table, row_of
-from fastinfogan.kernels.likelihood import REDUCTIONS, Reduction, q_head_log_likelihood
-from fastinfogan.kernels.targets import Targets, check_weights, counters, first_problem
-from fastinfogan.latents import LatentSpec
+from fastinfogan_kernels.latents import LatentSpec
+from fastinfogan_kernels.objective.code_layout import code_table, row_of
+from fastinfogan_kernels.objective.likelihood import REDUCTIONS, Reduction, q_head_log_likelihood
+from fastinfogan_kernels.objective.targets import Targets, check_weights, counters, first_problem
+from fastinfogan_kernels.runtime.backend import Implementation
 
 
 class QHeadLikelihood(nn.Module):

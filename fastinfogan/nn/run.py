@@ -2,18 +2,20 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from fastinfogan.errors import InputError
-from fastinfogan.experiments import Activation as ActivationName
-from fastinfogan.kernels.backend import Implementation, choose
-from fastinfogan.kernels.chain import Layer, LayerTensors
-from fastinfogan.kernels.epilogue import NATIVE_DTYPES
-from fastinfogan.kernels.images import Images
-from fastinfogan.kernels.node import fused_chain, native_chain, reference_chain
-from fastinfogan.kernels.ranks import Group
+from fastinfogan_kernels.conv_block.autograd import fused_chain, native_chain, reference_chain
+from fastinfogan_kernels.conv_block.cpu_epilogue import NATIVE_DTYPES
+from fastinfogan_kernels.conv_block.image_conv import Images
+from fastinfogan_kernels.conv_block.ops import Layer, LayerTensors
+from fastinfogan_kernels.conv_block.sync_batch_norm import Group
+from fastinfogan_kernels.runtime.backend import Implementation, choose
+
+ActivationName = Literal["none", "relu", "leaky_relu", "sigmoid", "tanh"]
 
 __all__ = ["ActivationName", "Implementation", "Stage", "run_stages"]
 
@@ -40,7 +42,7 @@ def run_stages(
     x: Tensor | Images,
     groups: int,
     impl: Implementation,
-    ranks_group: Group = None,
+    process_group: Group = None,
 ) -> Tensor:
     """Run blocks in a row as one.
 
@@ -49,7 +51,7 @@ def run_stages(
         x: the input, see `Block.forward`.
         groups: equal parts of the batch with statistics of their own.
         impl: who computes.
-        ranks_group: of processes with which batch-norm statistics are shared.
+        process_group: of processes with which batch-norm statistics are shared.
 
     Raises:
         InputError: rank, channels, dtype, device or batch do not fit, or "triton" cannot run here.
@@ -84,7 +86,7 @@ def run_stages(
     wanted = torch.get_autocast_dtype(device.type) if autocast else dtype
     if kernels and wanted not in (torch.float32, torch.float16, torch.bfloat16):
         raise InputError(f"the kernels compute in fp32, fp16 or bf16, not {wanted}")
-    alone = ranks_group is None and wanted in NATIVE_DTYPES
+    alone = process_group is None and wanted in NATIVE_DTYPES
     if way == "native" and not alone and impl == "native":
         raise InputError(
             "impl='native' computes in fp32, fp16 or bf16 and shares no statistics between ranks; "
@@ -92,11 +94,11 @@ def run_stages(
         )
     _count_batches(found, groups)
     if way == "reference" or (way == "native" and not alone):
-        return reference_chain(x, layers, tensors, groups, ranks_group)
+        return reference_chain(x, layers, tensors, groups, process_group)
     source = replace(x, dtype=wanted) if isinstance(x, Images) else x.to(wanted)
     with torch.autocast(device.type, enabled=False):
         if kernels:
-            return fused_chain(source, layers, tensors, groups, ranks_group)
+            return fused_chain(source, layers, tensors, groups, process_group)
         return native_chain(source, layers, tensors, groups)
 
 

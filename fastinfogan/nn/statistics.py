@@ -8,7 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 @contextmanager
-def statistics_frozen(*modules: nn.Module) -> Iterator[None]:
+def frozen_statistics(*modules: nn.Module) -> Iterator[None]:
     """Batch norm below these modules uses batch statistics and leaves the running ones alone."""
     norms = [m for module in modules for m in module.modules() if isinstance(m, _BatchNorm)]
     before = [norm.track_running_stats for norm in norms]

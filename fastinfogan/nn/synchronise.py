@@ -9,9 +9,9 @@ from typing import TypeVar
 
 from torch import nn
 
-from fastinfogan.kernels.ranks import Group
 from fastinfogan.nn.blocks import Block, Chain
 from fastinfogan.nn.fused_layers import FusedLayer
+from fastinfogan_kernels.conv_block.sync_batch_norm import Group
 
 _Model = TypeVar("_Model", bound=nn.Module)
 

@@ -9,7 +9,7 @@ from bench.gpu_report.measured import measured
 from bench.gpu_report.stage import Context, main
 from bench.gpu_report.workload import FIVE
 from bench.peers import COMPILED
-from fastinfogan.kernels.backend import native_available
+from fastinfogan_kernels.runtime.backend import native_available
 
 _DRY_OPS = 3
 

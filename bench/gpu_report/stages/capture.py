@@ -16,9 +16,9 @@ from bench.gpu_report.judge import same_bits
 from bench.gpu_report.stage import Context, FailedError, main
 from bench.gpu_report.workload import FIVE, digits, experiment, make_iteration, settings_of
 from fastinfogan.engine import Iteration, RunDirectory, Schedule, Trainer
+from fastinfogan.engine.execution import CompiledRunner, EagerRunner, GraphRunner, Runner
 from fastinfogan.engine.precision import ComputedIn
-from fastinfogan.engine.runners import CompiledRunner, EagerRunner, GraphRunner, Runner
-from fastinfogan.kernels.backend import native_available
+from fastinfogan_kernels.runtime.backend import native_available
 
 _STEPS = 23
 """Two graphs of ten iterations, three of one."""

@@ -9,7 +9,7 @@ from typing import Any
 from bench.gpu_report import ahead
 from bench.gpu_report.stage import Context, FailedError, main
 from bench.gpu_report.workload import experiment, make_iteration
-from fastinfogan.kernels.tuning import MACHINES
+from fastinfogan_kernels.runtime.machine import MACHINES
 
 _MOST = 32
 _LAST = 12.0

@@ -13,7 +13,7 @@ from bench.gpu_report.stage import Context, FailedError, main
 from bench.gpu_report.workload import FIVE, experiment, make_iteration, widen
 from fastinfogan.engine import Iteration
 from fastinfogan.engine.precision import PRECISIONS, ComputedIn
-from fastinfogan.kernels.tuning import Choice, GemmTile, using_table
+from fastinfogan_kernels.conv_block.launch_table import Choice, GemmTile, using_table
 
 DTYPES: dict[ComputedIn, torch.dtype] = {
     "bf16": torch.bfloat16,

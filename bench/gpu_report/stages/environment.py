@@ -16,7 +16,7 @@ import torch
 from bench.gpu_report.stage import Context, FailedError, main
 from bench.gpu_report.workload import digits
 from fastinfogan.engine.environment import hardware, versions
-from fastinfogan.kernels.backend import interpreted, native_status
+from fastinfogan_kernels.runtime.backend import interpreted, native_status
 
 OPTIONAL = {
     "tyro": "the command line; the report does without",
@@ -30,7 +30,7 @@ OPTIONAL = {
     "sklearn": "which factor a code follows; the report does without",
     "safetensors": "checkpoints; resume and the run of MNIST fail",
     "pynvml": "energy; none is told",
-    "fastinfogan._native": "C++ for CPU tensors; the report uses the GPU",
+    "fastinfogan_kernels._native": "C++ for CPU tensors; the report uses the GPU",
 }
 _ASKED = (
     "name,driver_version,pstate,persistence_mode,compute_mode,mig.mode.current,"
@@ -130,7 +130,7 @@ def _product(context: Context) -> Mapping[str, Any]:
 
 def _kernel(context: Context) -> Mapping[str, Any]:
     """One of ours, compiled and run, if there is something that runs it."""
-    from fastinfogan.kernels.adversarial import losses_with_gradient
+    from fastinfogan_kernels.objective.adversarial import losses_with_gradient
 
     if context.device.type != "cuda" and not interpreted():
         return {"kernels": "no GPU: not run here"}

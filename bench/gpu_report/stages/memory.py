@@ -12,12 +12,12 @@ from bench.gpu_report.workload import FIVE, experiment, fresh_memory
 from bench.measuring.saved import saved_bytes
 from bench.peers import BEST, EAGER
 from bench.peers.iteration import loop
+from fastinfogan.engine.execution import EagerRunner, choose_runner
 from fastinfogan.engine.precision import narrowed
-from fastinfogan.engine.runners import EagerRunner, choose_runner
 from fastinfogan.experiments import Experiment
-from fastinfogan.kernels.backend import native_available
 from fastinfogan.networks import InfoGAN
 from fastinfogan.reference import Reference
+from fastinfogan_kernels.runtime.backend import native_available
 
 
 def stage(context: Context) -> None:

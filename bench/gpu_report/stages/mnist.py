@@ -12,9 +12,10 @@ import torch
 from bench.gpu_report.png import as_text
 from bench.gpu_report.stage import Context, main
 from bench.gpu_report.workload import digits, experiment, settings_of
-from fastinfogan.engine import RunDirectory, Schedule, Trained, Trainer, choose_precision
+from fastinfogan.engine import RunDirectory, Schedule, Trainer, choose_precision
 from fastinfogan.evaluation import classify
 from fastinfogan.evaluation.information import fresh_information
+from fastinfogan.model import Model
 
 _COLUMNS = 10
 
@@ -59,7 +60,7 @@ def _train(context: Context, seed: int) -> Mapping[str, Any]:
         "L_I of c1": round(curve[-1]["mi_c1"], 4),
         "skipped": sum(line["skipped"] for line in curve),
     }
-    with Trained.borrowed(e, trainer.networks, iterations) as trained:
+    with Model.borrowed(e, trainer.networks, iterations) as trained:
         if source.labels is not None:
             score = classify(trained, source)["c1"]
             numbers["error of c1"] = round(score.matching_error, 4)
@@ -72,7 +73,7 @@ def _train(context: Context, seed: int) -> Mapping[str, Any]:
     return numbers
 
 
-def _picture(trained: Trained) -> str:
+def _picture(trained: Model) -> str:
     """A column for each value of c1, a row for each noise."""
     spec = trained.experiment.latents
     latents = spec.draw(3, 0, 0, _COLUMNS)

@@ -12,7 +12,7 @@ import torch
 from bench.cases.iteration import images_for, iteration_for
 from bench.gpu_report.stage import Context, FailedError, main
 from bench.gpu_report.workload import FIVE, experiment
-from fastinfogan.engine.runners import EagerRunner, Runner, choose_runner
+from fastinfogan.engine.execution import EagerRunner, Runner, choose_runner
 
 TRACES = {"as trained": "trace_as_trained.json.gz", "call by call": "trace_call_by_call.json.gz"}
 _ON_GPU = ("kernel", "gpu_memcpy", "gpu_memset")

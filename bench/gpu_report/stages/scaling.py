@@ -13,7 +13,7 @@ from bench.gpu_report.stage import Context, main
 from bench.gpu_report.workload import FIVE, experiment, fresh_memory
 from bench.measuring.clock import clock_for
 from bench.measuring.rounds import Interleaved
-from fastinfogan.engine.runners import choose_runner
+from fastinfogan.engine.execution import choose_runner
 
 _BATCHES = (32, 512, 4096, 128, 1024, 2048, 64, 256)
 """The ends and the middle first."""

@@ -11,9 +11,9 @@ from bench.gpu_report.stages.tuning import NAME
 from bench.gpu_report.workload import FIVE, experiment
 from bench.measuring.clock import clock_for
 from bench.measuring.rounds import Interleaved
-from fastinfogan.engine.runners import Runner, choose_runner
+from fastinfogan.engine.execution import Runner, choose_runner
 from fastinfogan.experiments import Experiment
-from fastinfogan.kernels.tuning import TABLE, Choice, read_table, using_table
+from fastinfogan_kernels.conv_block.launch_table import TABLE, Choice, read_table, using_table
 
 
 def stage(context: Context) -> None:

@@ -22,7 +22,8 @@ from bench.gpu_report.tiles import Call
 from bench.measuring.clock import Clock, clock_for
 from bench.measuring.rounds import Interleaved
 from fastinfogan.engine.precision import ComputedIn
-from fastinfogan.kernels.tuning import MACHINES, TABLE, Choice, read_table, using_table
+from fastinfogan_kernels.conv_block.launch_table import TABLE, Choice, read_table, using_table
+from fastinfogan_kernels.runtime.machine import MACHINES
 
 NAME = "launch_table.json"
 _PRECISION: ComputedIn = "bf16"

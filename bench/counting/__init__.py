@@ -1,0 +1,1 @@
+"""Exact counts: launches, bytes, FLOPs, collectives."""

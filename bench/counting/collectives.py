@@ -1,0 +1,110 @@
+"""What the ranks of a run tell each other in one iteration, counted on any machine, by one process.
+
+The iteration is walked on tensors without storage, as one rank of many that do not exist.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from bench.counting.iteration import made
+from fastinfogan.distributed import SINGLE_PROCESS, Distributed
+from fastinfogan.engine.config import BatchNorm
+from fastinfogan.engine.precision import PRECISIONS, ComputedIn
+from fastinfogan.errors import InputError
+from fastinfogan.experiments import Experiment
+from fastinfogan_kernels.runtime.launch import nbytes, recording
+
+Kind = Literal["all_reduce", "all_gather"]
+_KINDS: dict[str, tuple[Kind, int]] = {
+    "allreduce_": ("all_reduce", 0), "_allgather_base_": ("all_gather", 1),
+}  # fmt: skip
+"""By the operation of torch.distributed: ours, and where its operand stands."""
+
+
+@dataclass(frozen=True)
+class Collective:
+    """One message in which all ranks take part.
+
+    Attributes:
+        kind: "all_reduce" for sums, "all_gather" for everybody's.
+        bytes: that each rank hands in.
+    """
+
+    kind: Kind
+    bytes: int
+
+
+class _Heard(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found: list[Collective] = []
+
+    def __torch_dispatch__(
+        self,
+        func: Any,  # noqa: ANN401
+        types: Any,  # noqa: ANN401
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        if func.namespace == "c10d":
+            kind, place = _KINDS[func.overloadpacket.__name__]
+            operand: Tensor | list[Tensor] = args[place]
+            tensors = [operand] if isinstance(operand, Tensor) else operand
+            self.found.append(Collective(kind, nbytes(*tensors)))
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def one_of(count: int) -> Iterator[Distributed]:
+    """Join ranks that do not exist: what is sent to them is dropped, to count what one rank does.
+
+    Raises:
+        InputError: fewer than one, or this process is one of several that do exist.
+    """
+    if count < 1:
+        raise InputError(f"--ranks must be 1 or more, not {count}")
+    if count == 1:
+        yield SINGLE_PROCESS
+        return
+    if dist.is_initialized():
+        raise InputError("collectives are counted by a process that has joined no others")
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=count)
+    try:
+        yield Distributed(0, count)
+    finally:
+        dist.destroy_process_group()
+
+
+def collectives(
+    experiment: Experiment,
+    precision: ComputedIn,
+    count: int,
+    batch_norm: BatchNorm = "synchronised",
+) -> list[Collective]:
+    """Count what one iteration tells the other ranks, in its order.
+
+    Args:
+        experiment: its batch size is of all ranks together.
+        precision: of the networks.
+        count: of ranks; one tells nobody anything.
+        batch_norm: by the statistics of the whole batch, or each rank's own.
+
+    Raises:
+        InputError: the batch cannot be shared equally, or this process is one of several.
+    """
+    with one_of(count) as ranks, recording(), torch.no_grad(), PRECISIONS[precision].arithmetic():
+        iteration = made(experiment, precision, ranks, batch_norm)
+        iteration.program()  # the first one makes tables
+        heard = _Heard()
+        with heard:
+            iteration.program()
+    return heard.found

@@ -1,0 +1,203 @@
+"""What one iteration asks of a GPU, counted from the program itself, on any machine.
+
+The iteration is walked on tensors without storage: each launch is noted and weighed instead of run.
+A number that the host reads from the device is a wait; inside one of our operations it is an error.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from fastinfogan.distributed import SINGLE_PROCESS, Distributed
+from fastinfogan.engine.config import BatchNorm, TrainConfig
+from fastinfogan.engine.iteration import Iteration
+from fastinfogan.engine.precision import PRECISIONS, ComputedIn
+from fastinfogan.experiments import Experiment
+from fastinfogan.networks import InfoGAN
+from fastinfogan_kernels.runtime.launch import nbytes, recording
+
+_META = torch.device("meta")
+_FREE = ("empty", "view", "slice", "select", "expand", "alias", "detach", "as_strided", "permute")
+"""Beginnings of ATen operations that launch nothing."""
+_READS = {"_local_scalar_dense": 0, "is_nonzero": False, "equal": False}
+"""ATen operations by which the host reads the device, and what the walk answers."""
+_ADAM = 7
+"""Moments, parameter and gradient read, moments and parameter written: values of a parameter."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """One iteration, D step and G step.
+
+    Attributes:
+        experiment: its name.
+        batch_size: real and generated images in a step, of this rank.
+        precision: "bf16", "fp32", "tf32" or "fp16".
+        launches: of all kernels, ours and ATen's.
+        kernels: launches by kernel.
+        bytes: read and written by all launches, each operand and result of a launch once.
+        bytes_minimum: each operand and result of each product once, and what Adam reads and writes.
+        flops: of the products, two for a multiplication with its addition.
+        host_syncs: how often the host waits for the device.
+        allocations: tensors that our code makes after the first iterations, run call by call; a
+            replayed graph makes none.
+    """
+
+    experiment: str
+    batch_size: int
+    precision: str
+    launches: int
+    kernels: dict[str, int]
+    bytes: int
+    bytes_minimum: int
+    flops: int
+    host_syncs: int
+    allocations: int
+
+
+@contextmanager
+def _makers_counted() -> Iterator[list[str]]:
+    """Collect the tensors that Python makes, in our operations too, where no mode of torch sees."""
+    made: list[str] = []
+
+    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def make(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+            made.append(function.__name__)
+            return function(*args, **kwargs)
+
+        return make
+
+    places: list[tuple[Any, str]] = [
+        *((torch, name) for name in ("empty", "empty_like", "zeros", "zeros_like", "ones")),
+        *((Tensor, name) for name in ("new_empty", "new_zeros", "new_ones")),
+    ]
+    before = [(where, name, getattr(where, name)) for where, name in places]
+    try:
+        for where, name, function in before:
+            setattr(where, name, counted(function))
+        yield made
+    finally:
+        for where, name, function in before:
+            setattr(where, name, function)
+
+
+class _Aten(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes ATen's operations that would launch a kernel, or have the host wait."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.launched: Counter[str] = Counter()
+        self.bytes = 0
+        self.waits = 0
+
+    def __torch_dispatch__(
+        self,
+        func: Any,  # noqa: ANN401
+        types: Any,  # noqa: ANN401
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        name = func.overloadpacket.__name__
+        if name in _READS:
+            self.waits += 1
+            return _READS[name]
+        result = func(*args, **(kwargs or {}))
+        free = func.is_view or name.startswith((*_FREE, "new_empty", "unsqueeze"))
+        if func.namespace == "aten" and not free:
+            self.launched[f"aten::{name}"] += 1
+            self.bytes += nbytes(*(a for a in (*args, result) if isinstance(a, Tensor)))
+        return result
+
+
+def count(
+    experiment: Experiment,
+    precision: ComputedIn = "bf16",
+    ranks: Distributed = SINGLE_PROCESS,
+    batch_norm: BatchNorm = "synchronised",
+) -> Counts:
+    """Count one iteration, of one rank if there are several.
+
+    Args:
+        experiment: with its batch size, of all ranks together.
+        precision: "bf16", "fp32", "tf32" or "fp16", which also looks for overflows.
+        ranks: who shares the batch, see `collectives.one_of`.
+        batch_norm: of several ranks.
+    """
+    with recording() as launches, PRECISIONS[precision].arithmetic():
+        iteration = made(experiment, precision, ranks, batch_norm)
+        with torch.no_grad():
+            with _Aten():
+                iteration.program()  # the first one makes tables
+            launches.clear()
+            with _Aten() as aten:
+                iteration.program()
+    with recording(), torch.no_grad(), _Aten():
+        iteration.run(0)  # the workspace is laid out
+        with _makers_counted() as makers:
+            iteration.run(1)
+    with FlopCounterMode(display=False) as flops, _Aten(), torch.no_grad():
+        made(replace(experiment, batch_size=len(iteration.rows)), precision).run(0)
+    kernels = Counter(launch.name.removesuffix("_kernel") for launch in launches)
+    return Counts(
+        experiment.name,
+        len(iteration.rows),
+        precision,
+        len(launches) + aten.launched.total(),
+        dict((kernels + aten.launched).most_common()),
+        sum(launch.read + launch.written for launch in launches) + aten.bytes,
+        _minimum(iteration),
+        flops.get_total_flops(),
+        aten.waits,
+        len(makers),
+    )
+
+
+def made(
+    experiment: Experiment,
+    precision: ComputedIn,
+    ranks: Distributed = SINGLE_PROCESS,
+    batch_norm: BatchNorm = "synchronised",
+) -> Iteration:
+    """An iteration on tensors without storage, to be walked while launches are recorded."""
+    e = experiment
+    settings = TrainConfig(
+        seed=0,
+        batch_size=e.batch_size,
+        precision=precision,
+        augmentation="none",
+        information="maximise",
+        data=None,
+        data_fingerprint={},
+        batch_norm=batch_norm,
+        ranks=ranks.count,
+    )
+    with _META:
+        images = torch.empty((e.batch_size, e.height, e.width, e.channels), dtype=torch.uint8)
+        return Iteration(e, settings, InfoGAN(e), images, ranks=ranks)
+
+
+def _minimum(iteration: Iteration) -> int:
+    total = 0
+    for step in iteration.passes:
+        d_step = step.trunk.trained
+        bottom = step.trunk if d_step else step.generator
+        for network in vars(step).values():
+            passed_by = d_step and network is step.generator  # it only makes images
+            for i, moved in enumerate(network.products):
+                # Forward; the weight's gradient of x and dy; the input's of dy and the weight.
+                gradient = not passed_by and not (network is bottom and i == 0)
+                total += (1 + network.trained + gradient) * sum(moved)
+    for adam in (iteration.d_adam, iteration.g_adam):
+        for parameter in adam.param_groups[0]["params"]:
+            copy = adam.copies.get(parameter)
+            total += _ADAM * nbytes(parameter)
+            if copy is not None:  # the gradient is as narrow
+                total += 2 * nbytes(copy) - nbytes(parameter)
+    return total

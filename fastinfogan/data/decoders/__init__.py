@@ -1,0 +1,1 @@
+"""Turning encoded pictures into images."""

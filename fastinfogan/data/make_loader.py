@@ -1,0 +1,216 @@
+"""The way from a set of images to the iteration, chosen by where there is room for it."""
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fastinfogan.data import Source
+from fastinfogan.data.bad_images import BadImages, OnBadImage
+from fastinfogan.data.cache.fill import fill_file
+from fastinfogan.data.cache.policy import (
+    CacheName,
+    Place,
+    available_memory,
+    choose_place,
+    told,
+)
+from fastinfogan.data.cache.slots import (
+    IN_MEMORY,
+    FileSlots,
+    Key,
+    Marked,
+    Slots,
+    folder,
+    is_kept,
+    open_whole,
+    size_of,
+)
+from fastinfogan.data.decoders.base import Decoder
+from fastinfogan.data.loader import Loader, ResidentLoader, Sampler, StagedLoader
+from fastinfogan.distributed import Distributed
+from fastinfogan.errors import InputError
+
+_COPIED_AT_ONCE = 1 << 12  # images
+_MEET_EVERY = 2.0  # seconds between two signs of life of the rank that decodes for all
+
+
+def make_loader(
+    source: Source | Decoder,
+    device: torch.device,
+    order: Sampler,
+    cache: CacheName = "auto",
+    on_bad_image: OnBadImage = "fail",
+) -> Loader:
+    """Choose the way from a set to the iteration.
+
+    A set that is in memory is copied to the device; with `cache` "host" it stays in memory and is
+    handed to a GPU batch by batch.
+
+    Args:
+        source: images in memory, or a set with who decodes it.
+        device: of the iteration.
+        order: of the images.
+        cache: where decoded images are kept, see `fastinfogan.data.cache.policy`.
+        on_bad_image: what is done about pictures that cannot be decoded.
+
+    Raises:
+        InputError: it does not fit where it was asked to be, or bad pictures are known and not
+            to be skipped.
+    """
+    if isinstance(source, Source):
+        return _of_images(source, device, order, cache)
+    key = Key.of(source)
+    gpu_free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+    place = choose_place(cache, size_of(source), gpu_free, folder(), kept=is_kept(key))
+    quarantine = BadImages(source.source.name, len(source.source), on_bad_image)
+    news: list[str] = []
+    slots: Slots = Marked(key.shape)
+    if place.where != "off":
+        slots = open_whole(key, news.append) or _new_slots(key, place, news.append)
+        quarantine.add(*slots.bad)
+        if slots.filled.all():
+            slots.finish(quarantine)  # of an earlier run that was killed before it did
+    if place.where == "off" or isinstance(slots, _NoRoom):
+        path = f"decoded by {source.name} at every epoch: {place.why}"
+        feed: Loader = StagedLoader(
+            device, path, order, source, Marked(key.shape), quarantine,
+            shape=key.shape[1:], off=True,
+        )  # fmt: skip
+    else:
+        feed = _of_slots(slots, device, order, source, quarantine, place)
+    feed._news += news
+    return feed
+
+
+def planned(source: Decoder, device: torch.device, cache: CacheName = "auto") -> str:
+    """What will be done about a set that is yet to be decoded, for people."""
+    size, key = size_of(source), Key.of(source)
+    gpu_free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+    place = choose_place(cache, size, gpu_free, folder(), kept=is_kept(key))
+    if is_kept(key):
+        return f"{told(size)}, decoded already, in {folder()}"
+    lie = {"device": "GPU memory", "host": "memory", "file": "a file", "off": "nowhere"}
+    kept = f", left in {folder()} for later runs" if place.keep else ""
+    return f"{told(size)}, kept in {lie[place.where]} ({place.why}){kept}"
+
+
+def whole_file_for(
+    ranks: Distributed, source: Decoder, cache: CacheName, on_bad_image: OnBadImage
+) -> None:
+    """Have rank 0 decode the whole set into its file, which all ranks map; they wait for it.
+
+    Where the file is not to be kept, cannot be written, or not be seen by all, each decodes for
+    itself.
+
+    Raises:
+        InputError: a picture cannot be decoded, or too many cannot.
+        TrainingError: another rank is gone.
+    """
+    if ranks.rank != 0:
+        done = failed = False
+        while not done:
+            done, failed = ranks.agree(False, False)
+        if failed:
+            raise InputError("rank 0 could not decode the images; its message says why")
+        return
+    met = time.monotonic()
+
+    def meet(_: int) -> None:
+        # A collective that is waited for too long fails, and decoding may take hours.
+        nonlocal met
+        if time.monotonic() - met >= _MEET_EVERY:
+            ranks.agree(False, False)
+            met = time.monotonic()
+
+    quarantine = BadImages(source.source.name, len(source.source), on_bad_image)
+    try:
+        place = choose_place(cache, size_of(source), None, folder(), kept=is_kept(Key.of(source)))
+        if place.keep:
+            with suppress(OSError):  # `make_loader` finds the same, and tells it
+                fill_file(source, quarantine, lambda _: None, meet)
+    except InputError:
+        ranks.agree(True, True)
+        raise
+    ranks.agree(True, False)
+
+
+def _of_images(source: Source, device: torch.device, order: Sampler, cache: CacheName) -> Loader:
+    if cache in ("file", "off"):
+        raise InputError(
+            f"--cache {cache}: {source.name} holds images that are decoded already; "
+            "it is for pictures in files of their own"
+        )
+    images = torch.from_numpy(source.images)
+    if cache == "host" and device.type == "cuda":
+        slots = _whole(source.images)
+        quarantine = BadImages(source.name, len(source), "fail")
+        path = "from memory, batch by batch: asked for"
+        return StagedLoader(
+            device, path, order, None, slots, quarantine, shape=source.images.shape[1:], off=False
+        )
+    where = "GPU memory" if device.type == "cuda" else "memory"
+    return Loader(images.to(device), f"all in {where}")
+
+
+def _whole(images: NDArray[np.uint8]) -> Slots:
+    slots = Marked(images.shape)
+    slots.images = images
+    slots.filled[:] = True
+    return slots
+
+
+class _NoRoom(Marked):
+    """Nothing can be kept."""
+
+
+def _new_slots(key: Key, place: Place, warn: Callable[[str], object]) -> Slots:
+    size = int(np.prod(key.shape))
+    if place.keep:
+        try:
+            return FileSlots(key)
+        except OSError as error:
+            if place.where == "device":
+                warn(f"{folder()}: {error}; the next run decodes again")
+                return Marked(key.shape)
+            if size > available_memory():
+                warn(f"{folder()}: {error}; nothing is kept, memory has no room either")
+                return _NoRoom(key.shape)
+            warn(f"{folder()}: {error}; {IN_MEMORY}")
+    return Marked(key.shape) if place.where == "device" else Slots(key.shape)
+
+
+def _of_slots(
+    slots: Slots,
+    device: torch.device,
+    order: Sampler,
+    decoder: Decoder,
+    quarantine: BadImages,
+    place: Place,
+) -> Loader:
+    count, shape = len(slots.filled), slots.images.shape[1:]
+    there = int(slots.filled.sum())
+    lie = {"device": "GPU memory", "host": "memory", "file": "a file"}[place.where]
+    path = f"in {lie}: {place.why}; "
+    if there == count:
+        path += f"decoded by an earlier run, read from {folder()}"
+    else:
+        path += f"decoded by {decoder.name} in the order of training"
+        path += f", {there:,} of them by an earlier run" if there else ""
+        path += ", kept for later runs" if isinstance(slots, FileSlots) else ""
+    if place.where == "device":
+        full = (count, *decoder.source.shape)
+        images = torch.zeros(full, dtype=torch.uint8, device=device)
+        for first in range(0, count if there else 0, _COPIED_AT_ONCE):
+            part = slice(first, first + _COPIED_AT_ONCE)
+            images[part].copy_(torch.from_numpy(slots.images[part]))
+        return ResidentLoader(images, path, order, decoder, slots, quarantine, elsewhere=True)
+    if device.type == "cuda":
+        return StagedLoader(
+            device, path, order, decoder, slots, quarantine, shape=shape, off=False
+        )  # fmt: skip
+    images = torch.from_numpy(slots.images)
+    return ResidentLoader(images, path, order, decoder, slots, quarantine, elsewhere=False)

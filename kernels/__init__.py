@@ -1,1 +1,0 @@
-"""The operations, one file each. Installed as `fastinfogan.kernels`."""

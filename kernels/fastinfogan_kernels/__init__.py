@@ -1,0 +1,1 @@
+"""Operations of fastinfogan: Triton kernels, C++ twins and plain PyTorch references."""

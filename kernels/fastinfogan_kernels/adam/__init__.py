@@ -1,0 +1,1 @@
+"""Adam for all parameters of a network in one launch."""

@@ -1,0 +1,1 @@
+"""Convolution, batch norm and activation as one trainable block."""

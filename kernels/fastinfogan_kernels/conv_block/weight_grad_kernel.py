@@ -1,0 +1,138 @@
+"""The weight gradient of every map: a product over all positions, split and summed in order.
+
+    dW[d, t, g] = sum over positions m of  pro(D[m, d]) * pro(G[at(m, t), g])
+
+Of the two operands one is read where it stands and one is gathered. A convolution reads dy (formed
+as A * g + B * y + C) and gathers its input (formed as lrelu(scale * y + shift)); a transposed one
+reads its input and gathers dy. Either way the result, (direct channels, tap rows, tap columns,
+gathered channels), is torch's weight in channels_last memory.
+
+The positions are walked in steps of BLOCK_K, none of which straddles two statistics groups; the
+steps are cut into splits, whose partial sums in fp32 the last program of a tile adds in order, so
+the result is the same at every run.
+
+Whoever has the sum may make Adam's update of the weight there and then: the gradient is never
+written, nor read.
+"""
+
+from fastinfogan_kernels.adam.adam_kernels import update_in_place
+from fastinfogan_kernels.conv_block.implicit_gemm_kernel import rectify
+from fastinfogan_kernels.runtime.lang import tl, triton
+from fastinfogan_kernels.runtime.reduce import add_splits, is_last
+
+
+@triton.jit
+def operand(
+    x, y_ptr, at, ok, params_ptr, feature, params_ok, FEATURES,
+    PROLOGUE: tl.constexpr, NORM: tl.constexpr, SLOPE: tl.constexpr,
+):  # fmt: skip
+    """Form an operand while loading, as in `implicit_gemm`; x is loaded, in its storage type."""
+    v = x.to(tl.float32)
+    if PROLOGUE == 1:
+        if NORM:
+            params = params_ptr + feature
+            scale = tl.load(params, mask=params_ok, other=0.0)
+            shift = tl.load(params + FEATURES, mask=params_ok, other=0.0)
+            v = scale * v + shift
+        v = rectify(v, SLOPE)
+    if PROLOGUE == 2:
+        y = tl.load(y_ptr + at, mask=ok, other=0.0).to(tl.float32)
+        params = params_ptr + feature
+        a = tl.load(params, mask=params_ok, other=0.0)
+        b = tl.load(params + FEATURES, mask=params_ok, other=0.0)
+        d = tl.load(params + 2 * FEATURES, mask=params_ok, other=0.0)
+        v = a * v + b * y + d
+    return tl.where(ok, v, 0.0).to(x.dtype)
+
+
+@triton.jit
+def weight_gradient_kernel(
+    d_ptr,  # (N, P, Q, CD): the operand read where it stands
+    dy_ptr,  # (N, P, Q, CD): y beside it, if it is a gradient
+    d_params_ptr,  # fp32 (groups, 3, D_FEATURES)
+    g_ptr,  # (N, H, W, CG): the operand gathered
+    gy_ptr,  # (N, H, W, CG)
+    g_params_ptr,  # fp32 (groups, 3, G_FEATURES)
+    out_ptr,  # (CD, KERNEL, KERNEL, CG)
+    partial_ptr,  # fp32 (splits, CD, KERNEL, KERNEL, CG), scratch, or None without splits
+    tickets_ptr,  # int32 (taps, tiles)
+    m_ptr, v_ptr, copy_ptr,  # Adam's, of one layout with out_ptr, then the weight; or None
+    step_ptr, lr, beta1, rest1, log_beta1, beta2, rest2, log_beta2, eps,  # or None
+    IMAGES, P, Q, CD, H, W, CG, PAD, SIZE, GROUP_STEPS, STEPS, CHUNK, D_FEATURES, G_FEATURES,
+    STRIDE: tl.constexpr, KERNEL: tl.constexpr,
+    D_PROLOGUE: tl.constexpr, D_NORM: tl.constexpr, D_SLOPE: tl.constexpr, D_PIXEL: tl.constexpr,
+    G_PROLOGUE: tl.constexpr, G_NORM: tl.constexpr, G_SLOPE: tl.constexpr, G_PIXEL: tl.constexpr,
+    PRECISION: tl.constexpr, LR_ON_DEVICE: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """See the module. Grid: (direct tiles * gathered tiles, taps, splits).
+
+    SIZE: values of the result. GROUP_STEPS, STEPS, CHUNK: steps in a statistics group, in all, and
+    in a split.
+    """
+    gathered_tiles = tl.cdiv(CG, BLOCK_N)
+    pid_n, pid_m = tl.program_id(0) % gathered_tiles, tl.program_id(0) // gathered_tiles
+    tap, split = tl.program_id(1), tl.program_id(2)
+    r, s = tap // KERNEL, tap % KERNEL
+    positions = IMAGES * P * Q
+
+    d = pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    g = pid_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    d_ok, g_ok = d < CD, g < CG
+    k0 = tl.arange(0, BLOCK_K)
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for step in range(split * CHUNK, min((split + 1) * CHUNK, STEPS)):
+        group = step // GROUP_STEPS
+        m = (step % GROUP_STEPS) * BLOCK_K + k0
+        m_ok = m < positions
+        image, p, q = group * IMAGES + m // (P * Q), (m // Q) % P, m % Q
+        in_p, in_q = p * STRIDE - PAD + r, q * STRIDE - PAD + s
+        inside = m_ok & (in_p >= 0) & (in_p < H) & (in_q >= 0) & (in_q < W)
+
+        ok = m_ok[:, None] & d_ok[None, :]
+        at = (group * positions + m).to(tl.int64)[:, None] * CD + d[None, :]
+        left = tl.load(d_ptr + at, mask=ok, other=0.0)
+        if D_PROLOGUE != 0:
+            if D_PIXEL:
+                feature, params_ok = (m % (P * Q))[:, None] * CD + d[None, :], ok
+            else:
+                feature, params_ok = (d % D_FEATURES)[None, :], d_ok[None, :]
+            left = operand(
+                left, dy_ptr, at, ok, d_params_ptr, group * 3 * D_FEATURES + feature, params_ok,
+                D_FEATURES, D_PROLOGUE, D_NORM, D_SLOPE,
+            )  # fmt: skip
+        ok = inside[:, None] & g_ok[None, :]
+        pixel = in_p * W + in_q
+        at = (image * (H * W) + pixel).to(tl.int64)[:, None] * CG + g[None, :]
+        right = tl.load(g_ptr + at, mask=ok, other=0.0)
+        if G_PROLOGUE != 0:
+            if G_PIXEL:
+                feature, params_ok = pixel[:, None] * CG + g[None, :], ok
+            else:
+                feature, params_ok = (g % G_FEATURES)[None, :], g_ok[None, :]
+            right = operand(
+                right, gy_ptr, at, ok, g_params_ptr, group * 3 * G_FEATURES + feature, params_ok,
+                G_FEATURES, G_PROLOGUE, G_NORM, G_SLOPE,
+            )  # fmt: skip
+        acc = tl.dot(tl.trans(left), right, acc, input_precision=PRECISION)
+
+    row = (d * KERNEL + r) * KERNEL + s
+    at = row.to(tl.int64)[:, None] * CG + g[None, :]
+    ok = d_ok[:, None] & g_ok[None, :]
+    last = True
+    if partial_ptr is not None:
+        tl.store(partial_ptr + split.to(tl.int64) * SIZE + at, acc, mask=ok)
+        ticket = tap * tl.num_programs(0) + tl.program_id(0)
+        last = is_last(tickets_ptr + ticket, tl.num_programs(2))
+    if last:
+        if partial_ptr is not None:
+            total = add_splits(partial_ptr, at, ok, tl.num_programs(2), SIZE, 1)
+        else:
+            total = acc
+        if m_ptr is not None:
+            update_in_place(
+                out_ptr, m_ptr, v_ptr, copy_ptr, at, ok, total, step_ptr, lr,
+                beta1, rest1, log_beta1, beta2, rest2, log_beta2, eps, LR_ON_DEVICE,
+            )  # fmt: skip
+        else:
+            tl.store(out_ptr + at, total.to(out_ptr.dtype.element_ty), mask=ok)

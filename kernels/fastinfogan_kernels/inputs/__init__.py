@@ -1,0 +1,1 @@
+"""What a step reads: codes, noise and real images."""

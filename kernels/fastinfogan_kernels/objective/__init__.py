@@ -1,0 +1,1 @@
+"""The heads' losses: log-likelihood of the codes, D's losses, and metrics."""

@@ -1,0 +1,1 @@
+"""Launching, registering and choosing implementations, and memory."""

@@ -1,0 +1,106 @@
+"""The one way in which a kernel is launched, so that launches and bytes can be counted anywhere.
+
+`launch` runs a kernel; inside `recording()` it notes the call instead, so that a whole chain can be
+walked on "meta" tensors, on a machine with no GPU, and its launches compiled, counted and weighed.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch of a kernel.
+
+    Attributes:
+        kernel: the Triton function.
+        grid: programs along each axis.
+        arguments: positional, in the kernel's order.
+        parameters: constexpr and launch parameters, by name.
+        read: bytes of the operands, each once.
+        written: bytes of the results, each once.
+    """
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: tuple[Any, ...]
+    parameters: dict[str, Any]
+    read: int
+    written: int
+
+    @property
+    def name(self) -> str:
+        """The kernel's name."""
+        return str(self.kernel.fn.__name__)
+
+
+_recorder: ContextVar[list[Launch] | None] = ContextVar("recorder", default=None)
+_run_too: ContextVar[bool] = ContextVar("run_too", default=True)
+
+
+@contextmanager
+def recording(*, run: bool = False) -> Iterator[list[Launch]]:
+    """Collect launches instead of running them, or with `run` beside running them."""
+    launches: list[Launch] = []
+    token = _recorder.set(launches)
+    run_token = _run_too.set(run)
+    try:
+        yield launches
+    finally:
+        _recorder.reset(token)
+        _run_too.reset(run_token)
+
+
+def is_recording() -> bool:
+    """Whether launches are being collected."""
+    return _recorder.get() is not None
+
+
+def nbytes(*tensors: Tensor | None) -> int:
+    """Bytes of these tensors, each once."""
+    return sum(t.numel() * t.element_size() for t in tensors if t is not None)
+
+
+def launch(
+    kernel: Any,
+    grid: tuple[int, ...],
+    *arguments: Any,
+    read: tuple[Tensor | None, ...],
+    written: tuple[Tensor | None, ...],
+    **parameters: Any,
+) -> None:
+    """Launch a kernel.
+
+    Args:
+        kernel: the Triton function.
+        grid: programs along each axis.
+        arguments: what the kernel takes, in its order.
+        read: the operands, to be weighed.
+        written: the results, to be weighed.
+        parameters: constexpr arguments, num_warps, num_stages.
+    """
+    launches = _recorder.get()
+    if launches is not None:
+        launches.append(
+            Launch(kernel, grid, arguments, parameters, nbytes(*read), nbytes(*written))
+        )
+    if launches is None or _run_too.get():
+        kernel[grid](*arguments, **parameters)
+
+
+def run_native(name: str, *arguments: Any) -> None:
+    """Run a C++ kernel on CPU tensors; inside `recording()`, where there is no storage, nothing.
+
+    Args:
+        name: the function of fastinfogan_kernels._native, which writes into tensors that it is given.
+        arguments: what it takes.
+    """
+    if _recorder.get() is None or _run_too.get():
+        from fastinfogan_kernels import _native
+
+        getattr(_native, name)(*arguments)

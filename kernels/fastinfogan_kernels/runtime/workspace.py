@@ -1,0 +1,177 @@
+"""The memory of a fixed program: made at its first run, used again at every other.
+
+A program that asks for the same tensors in the same order at every run gets the same ones each
+time, so that it allocates nothing after the first. Tensors whose lives do not overlap share memory,
+as they do under a caching allocator: which ones those are is seen at the first run. Without a
+workspace the functions here are torch's.
+"""
+
+from bisect import bisect_left
+from contextvars import ContextVar, Token
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+
+_ALIGNED = 64
+"""Bytes, of which every tensor's memory is a multiple: vectors load whole lines."""
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What is asked for: dense in memory, in the order of the strides."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    zeroed: bool
+
+    @property
+    def nbytes(self) -> int:
+        return -(-prod(self.shape) * self.dtype.itemsize // _ALIGNED) * _ALIGNED
+
+    def make(self) -> Tensor:
+        """A tensor of its own."""
+        made = torch.empty_strided(self.shape, self.strides, dtype=self.dtype, device=self.device)
+        return made.zero_() if self.zeroed else made
+
+    def at(self, memory: Tensor) -> Tensor:
+        """The tensor in this memory, bytes."""
+        made = memory.view(self.dtype).as_strided(self.shape, self.strides)
+        return made.zero_() if self.zeroed else made
+
+
+@dataclass
+class _Recording:
+    """Who shares memory with whom, as it is seen at a run that makes every tensor anew."""
+
+    requests: list[_Request] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    alive: list[tuple[StorageWeakRef, int]] = field(default_factory=list)
+    free: list[tuple[int, int]] = field(default_factory=list)
+
+    def make(self, request: _Request) -> Tensor:
+        """A tensor of its own; and where it will lie."""
+        if not request.zeroed:  # what is zeroed once must stay zero
+            self._collect()
+        self.requests.append(request)
+        size = request.nbytes
+        found = len(self.free) if request.zeroed else bisect_left(self.free, (size, -1))
+        # A few numbers are not to take a map's place.
+        if found < len(self.free) and self.free[found][0] <= 2 * size:
+            _, place = self.free.pop(found)
+        else:
+            place = len(self.sizes)
+            self.sizes.append(size)
+        self.places.append(place)
+        made = request.make()
+        if not request.zeroed:
+            storage = StorageWeakRef(made.untyped_storage())  # type: ignore[no-untyped-call]
+            self.alive.append((storage, place))
+        return made
+
+    def _collect(self) -> None:
+        """Give back the places of tensors that nobody holds any more."""
+        gone = {place for storage, place in self.alive if storage.expired()}  # type: ignore[no-untyped-call]
+        self.alive = [each for each in self.alive if each[1] not in gone]
+        self.free = sorted([*self.free, *((self.sizes[place], place) for place in gone)])
+
+    def tensors(self) -> list[Tensor]:
+        """All that was asked for, in memory that is shared."""
+        if not self.requests:
+            return []
+        (device,) = {request.device for request in self.requests}
+        memory = [torch.empty(n, dtype=torch.uint8, device=device) for n in self.sizes]
+        pairs = zip(self.requests, self.places, strict=True)
+        return [request.at(memory[place]) for request, place in pairs]
+
+
+class Workspace:
+    """A program's tensors, on one device. Each run is a `with` block of its own.
+
+    A run that asks for other tensors than the first did gets new ones, and the next one is taken
+    for the first.
+    """
+
+    def __init__(self) -> None:
+        self._recording: _Recording | None = None
+        self._requests: list[_Request] = []
+        self._tensors: list[Tensor] = []
+        self._at = 0
+        self._known = False
+        self._token: Token[Workspace | None] | None = None
+
+    def __enter__(self) -> "Workspace":
+        self._token = _active.set(self)
+        self._at = 0
+        self._recording = None if self._known else _Recording()
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        assert self._token is not None
+        _active.reset(self._token)
+        if self._recording is not None and kind is None:
+            self._requests = self._recording.requests
+            self._tensors, self._known = self._recording.tensors(), True
+        self._recording = None
+
+    def take(self, request: _Request) -> Tensor:
+        """The tensor that this request gets at every run."""
+        if self._recording is not None:
+            return self._recording.make(request)
+        here, self._at = self._at, self._at + 1
+        if not self._known or here >= len(self._requests) or self._requests[here] != request:
+            self._known, self._requests, self._tensors = False, [], []
+            return request.make()
+        return self._tensors[here]
+
+
+_active: ContextVar[Workspace | None] = ContextVar("workspace", default=None)
+
+
+def _in_use() -> Workspace | None:
+    """The running program's; none for torch.compile, which plans its own memory."""
+    return None if torch.compiler.is_compiling() else _active.get()
+
+
+def empty(shape: int | tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """A tensor of any content, contiguous."""
+    sizes = (shape,) if isinstance(shape, int) else shape
+    active = _in_use()
+    if active is None:
+        return torch.empty(sizes, dtype=dtype, device=device)
+    strides = tuple(prod(sizes[i + 1 :]) for i in range(len(sizes)))
+    return active.take(_Request(tuple(sizes), strides, dtype, torch.device(device), False))
+
+
+def zeros(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """As many zeros; whoever writes into them puts them back to 0."""
+    active = _in_use()
+    if active is None:
+        return torch.zeros(count, dtype=dtype, device=device)
+    return active.take(_Request((count,), (1,), dtype, device, True))
+
+
+def empty_like(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """A tensor of any content, of a dense tensor's shape and strides."""
+    active = _in_use()
+    if active is None:
+        return torch.empty_like(x, dtype=dtype)
+    return active.take(_like(x, dtype, zeroed=False))
+
+
+def zeros_like(x: Tensor) -> Tensor:
+    """Zeros of a dense tensor's shape and strides, not to be written to."""
+    active = _in_use()
+    if active is None:
+        return torch.zeros_like(x)
+    return active.take(_like(x, None, zeroed=True))
+
+
+def _like(x: Tensor, dtype: torch.dtype | None, *, zeroed: bool) -> Any:
+    return _Request(tuple(x.shape), x.stride(), dtype or x.dtype, x.device, zeroed)

@@ -1,0 +1,58 @@
+"""What ranks tell each other, counted by one process, against what the mathematics needs."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from bench.counting.collectives import Collective, collectives
+from fastinfogan import experiments
+from fastinfogan.cli import main
+from fastinfogan.errors import InputError
+from fastinfogan.networks import InfoGAN
+
+MNIST = experiments.get("mnist")
+
+
+def gathered(batch: int, ranks: int) -> list[int]:
+    found = collectives(replace(MNIST, batch_size=batch), "bf16", ranks)
+    return [each.bytes for each in found if each.kind == "all_gather"]
+
+
+def test_one_sum_a_phase_carries_all_gradients() -> None:
+    found = collectives(replace(MNIST, batch_size=256), "bf16", 2, "per-rank")
+    assert [each.kind for each in found] == ["all_reduce"] * 2
+    networks = InfoGAN(MNIST)
+    parameters = sum(
+        p.numel() for of in (networks.d_parameters(), networks.g_parameters()) for _, p in of
+    )
+    total = sum(each.bytes for each in found)
+    assert 4 * parameters < total < 4.01 * parameters
+
+
+def test_batch_norm_tells_two_numbers_a_feature_whatever_the_batch_and_the_ranks() -> None:
+    """The trunk's two layers and Q's one, the generator's three: there and back in either step."""
+    few = gathered(128, 2)
+    assert gathered(4096, 64) == few
+    # D step: the generator, which it only passes by, goes forward alone; real and generated
+    # images are two groups. G step: all there and back.
+    d_step = 2 * (1024 + 6272 + 64) + 2 * 2 * 2 * (128 + 1024) + 2 * 2 * 128
+    g_step = 2 * 2 * (1024 + 6272 + 64 + 128 + 1024 + 128)
+    assert sum(few) == 4 * (d_step + g_step)
+
+
+def test_a_batch_that_cannot_be_shared() -> None:
+    with pytest.raises(InputError, match="cannot be shared equally by 3 ranks"):
+        collectives(MNIST, "bf16", 3)
+    assert collectives(MNIST, "fp32", 2)[-1] == Collective("all_reduce", 26580564)
+
+
+def test_the_command_tells_of_ranks(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["bench", "counts", "mnist", "--batch-size", "256"]
+    assert main([*arguments, "--ranks", "2"]) == 0
+    assert "mnist, batch 128, bf16, a rank of 2: one iteration" in (told := capsys.readouterr().out)
+    assert "collectives    23, 53,581,292 bytes handed in" in told
+    assert main([*arguments, "--ranks", "2", "--batch-norm", "per-rank", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["collectives"]) == 2
+    assert main([*arguments, "--ranks", "0"]) == 2
+    assert "--ranks must be 1 or more, not 0" in capsys.readouterr().err

@@ -1,0 +1,106 @@
+"""The GPU report as it is run from outside: bad input, stopped in the middle, and whole, dry."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bench.gpu_report import report
+from bench.gpu_report.stages import STAGES
+
+ROOT = Path(__file__).parents[2]
+
+HOOK = """
+import sys
+MISSING = ("tyro", "mlxtend", "rich", "tensorboard", "nvidia.dali", "fastinfogan_kernels._native")
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if any(name == each or name.startswith(each + ".") for each in MISSING):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Missing())
+"""
+
+
+def command(*arguments: str, folder: Path, minutes: float = 0.5) -> Any:  # noqa: ANN401
+    hook = folder / "hook"
+    hook.mkdir(exist_ok=True)
+    (hook / "sitecustomize.py").write_text(HOOK)
+    environment = {**os.environ, "PYTHONPATH": str(hook), "CUDA_VISIBLE_DEVICES": ""}
+    environment["XDG_CACHE_HOME"] = str(folder / "cache")  # where no digits lie
+    return subprocess.run(
+        [sys.executable, "-m", "bench.gpu_report", "--minutes", str(minutes), *arguments],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_one_line(tmp_path: Path) -> None:
+    done = command("--out", str(tmp_path / "out"), folder=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "gpu_report: torch sees no GPU here; --dry-run does on a CPU what can be done there\n"
+    )
+    assert not (tmp_path / "out").exists()
+    done = command("--only", "mnits", folder=tmp_path)
+    assert done.returncode == 2
+    assert "no stage 'mnits'; there are environment, compile," in done.stderr
+
+
+def test_a_run_that_is_stopped_keeps_what_it_has(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = ["--dry-run", "--minutes", "2", "--out", str(out), "--only", "environment,compile"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "bench.gpu_report", *arguments], cwd=ROOT, stdout=subprocess.PIPE,
+        text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("compile"):
+                break
+        process.terminate()
+    assert process.returncode == 128 + 15
+    found = report.read(out / "report.json")
+    assert found.stage("environment").state == "ok"
+    assert found.stage("compile").state == "stopped"
+    assert found.stage("mnist").state == "skipped"
+    assert (out / "report.html").exists()
+
+
+def test_a_dry_run_without_the_optional_packages(tmp_path: Path) -> None:
+    """All stages, as far as a minute goes; then one of them again."""
+    out = tmp_path / "out"
+    done = command("--dry-run", "--out", str(out), folder=tmp_path, minutes=1.25)
+    found = report.read(out / "report.json")
+    assert done.returncode == 0, done.stdout + (out / "log.txt").read_text()[-3000:]
+    assert [stage.name for stage in found.stages] == [stage.name for stage in STAGES]
+    states = {stage.name: stage.state for stage in found.stages}
+    assert set(states.values()) <= {"ok", "out of time", "not reached"}
+    reached = [s.name for s in found.stages if any(line.state == "ok" for line in s.lines)]
+    assert len(reached) >= 2, states  # all of them on two idle cores
+    missing = found.stage("environment").facts["missing"]
+    assert {
+        "tyro",
+        "mlxtend",
+        "rich",
+        "tensorboard",
+        "nvidia.dali",
+        "fastinfogan_kernels._native",
+    } <= {*missing}
+    images = found.stage("environment").numbers("the images")["images"]
+    assert "made-up images of ten classes" in images
+    text = (out / "report.html").read_text()
+    assert all(stage.title in text for stage in STAGES)
+    assert "made-up images of ten classes" in text
+    assert len(list(out.rglob("*"))) <= 8
+    assert done.stdout.rstrip().splitlines()[-len(STAGES)].startswith("environment")
+
+    done = command("--dry-run", "--out", str(out), "--only", "environment", folder=tmp_path)
+    assert done.returncode == 0
+    real = command("--out", str(out), folder=tmp_path)
+    assert real.returncode == 2
+    again = report.read(out / "report.json")
+    assert [len(s.lines) for s in again.stages[1:]] == [len(s.lines) for s in found.stages[1:]]

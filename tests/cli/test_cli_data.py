@@ -1,0 +1,216 @@
+"""Sets of pictures on the command line: looked at, verified, prepared, trained on, killed."""
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastinfogan.cli import main
+from fastinfogan.data.cache.slots import folder
+from fastinfogan.data.decoders import pillow
+from fastinfogan.data.source import Picture
+from tests.helpers.training import QUICK, fails
+
+pytestmark = pytest.mark.usefixtures("empty_cache")
+
+DECODERS = [
+    "pillow",
+    pytest.param(
+        "dali",
+        marks=pytest.mark.skipif(
+            importlib.util.find_spec("nvidia") is None
+            or importlib.util.find_spec("nvidia.dali") is None,
+            reason="DALI is not installed",
+        ),
+    ),
+]
+
+
+@pytest.fixture
+def pictures() -> Path:
+    """A folder of 240 PNGs."""
+    random = np.random.default_rng(7)
+    path = Path("pictures")
+    path.mkdir()
+    for i in range(240):
+        image = random.integers(0, 256, (32, 30, 3), dtype=np.uint8)
+        Image.fromarray(image).save(path / f"{i:03d}.png")
+    return path
+
+
+def spoil(picture: Path) -> None:
+    picture.write_bytes(picture.read_bytes()[:400])
+
+
+def weights(run: str, iteration: int) -> bytes:
+    return Path(run, f"checkpoints/iteration-{iteration:06d}/weights.safetensors").read_bytes()
+
+
+def test_info_verify_and_prepare(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "info", "pictures", "--decoder", "pillow", "--out", "sheet.png"]) == 0
+    told = capsys.readouterr().out
+    assert "240, 28x28 grey" in told
+    assert "the centre to 28x28 grey" in told
+    assert "Pillow" in told
+    assert "kept in a file" in told
+    with Image.open("sheet.png") as sheet:
+        assert sheet.size == (289, 289)
+    assert main(["data", "verify", "pictures"]) == 0
+    assert "0 of 240 pictures cannot be decoded" in capsys.readouterr().out
+    prepare = ["data", "prepare", "pictures", "--experiment", "mnist", "--decoder", "pillow"]
+    assert main(prepare) == 0
+    assert "240 images, 183.8 KiB" in capsys.readouterr().out
+    assert main(prepare) == 0
+    assert "240 of them were there already" in capsys.readouterr().out
+    assert main(["data", "info", "pictures", "--decoder", "pillow"]) == 0
+    assert "decoded already" in capsys.readouterr().out
+    assert main(["info"]) == 0
+    assert "1 sets, 183.8 KiB" in capsys.readouterr().out
+    spoil(pictures / "007.png")
+    spoil(pictures / "100.png")
+    assert main(["data", "verify", "pictures", "--decoder", "pillow"]) == 1
+    told = capsys.readouterr().out
+    assert "007.png: " in told
+    assert "2 of 240 pictures cannot be decoded" in told
+    assert "007.png cannot be decoded" in fails(*prepare, capsys=capsys)
+    assert main([*prepare, "--on-bad-image", "skip"]) == 0
+    assert "2 cannot be decoded and are skipped" in capsys.readouterr().out
+    told = fails("data", "info", "nowhere", capsys=capsys)
+    assert "nowhere: no such file" in told
+    told = fails("data", "info", "pictures", "--out", "no/such/sheet.png", capsys=capsys)
+    assert "no/such/sheet.png: cannot be written" in told
+
+
+@pytest.mark.usefixtures("narrow_networks")
+def test_pictures_are_trained_on_and_bad_ones_skipped(
+    pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for bad in ("003.png", "200.png"):
+        spoil(pictures / bad)
+    train = ["train", "mnist", "--data", "pictures", "--decoder", "pillow", *QUICK]
+    told = fails(*train, "--iterations", "60", "--out", "fails", capsys=capsys)
+    assert "cannot be decoded" in told
+    assert "--on-bad-image skip" in told
+    skip = ["--on-bad-image", "skip", "--iterations", "60", "--out", "run"]
+    assert main([*train, *skip]) == 0
+    told = capsys.readouterr().out
+    assert "decoded by Pillow" in told
+    assert "2 of 240 pictures cannot be decoded and are skipped" in told.replace("\n", " ")
+    lines = [json.loads(each) for each in Path("run/quarantine.jsonl").read_text().splitlines()]
+    assert [each["index"] for each in lines] == [3, 200]
+    assert {path.suffix for path in folder().iterdir()} == {".u8", ".json"}
+    assert main(["train", "--resume", "run", "--iterations", "61"]) == 0  # as it was started
+    assert "decoded by an earlier run" in capsys.readouterr().out
+    told = fails("train", "--resume", "run", "--on-bad-image", "fail", capsys=capsys)
+    assert "003.png cannot be decoded" in told
+    (pictures / "000.png").unlink()
+    told = fails("train", "--resume", "run", capsys=capsys)
+    assert "not the images that run was started with; now and then: images: '239' and '240'" in told
+
+
+def test_what_is_of_pictures_is_not_asked_of_images_in_memory(
+    digits: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for option in (["--cache", "off"], ["--decoder", "pillow"], ["--on-bad-image", "skip"]):
+        told = fails("train", "mnist", "--data", digits, *option, *QUICK, capsys=capsys)
+        assert " ".join(option) in told
+        assert "decoded already" in told
+
+
+NARROW = """
+import sys
+sys.path.insert(0, {tests!r})
+from tests.helpers.training import narrowed
+from fastinfogan import experiments
+from fastinfogan.cli import main
+full = experiments.get
+experiments.get = lambda *arguments: narrowed(full(*arguments), 8)
+sys.exit(main({arguments!r}))
+"""
+
+
+def test_a_prepare_that_is_killed_is_gone_on_with(
+    pictures: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGINT ends it with a line, SIGKILL with none; what was decoded is there."""
+    for i in range(2000):
+        Path(pictures, f"more-{i}.png").hardlink_to(pictures / "000.png")
+    prepare = ["data", "prepare", "pictures", "--experiment", "mnist", "--decoder", "pillow"]
+    command = [sys.executable, "-m", "fastinfogan", *prepare]
+    with subprocess.Popen(command) as process:
+        wait_for_more_than(0)
+        process.kill()
+    killed = filled()
+    interrupter = threading.Thread(
+        target=lambda: (wait_for_more_than(killed), os.kill(os.getpid(), signal.SIGINT))
+    )
+    # A process that a shell starts in the background ignores SIGINT.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    interrupter.start()
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(pillow, "read_bytes", slowly)  # lest it be done before that
+            assert main(prepare) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
+    interrupter.join()
+    assert capsys.readouterr().err == "fastinfogan: interrupted\n"
+    there = filled()
+    assert there > killed > 0
+    assert {path.suffix for path in folder().iterdir()} == {".partial", ".sums"}
+    assert main(prepare) == 0
+    told = capsys.readouterr().out
+    assert f"2,240 images, 1.7 MiB, in {folder()}; {there:,} of them were there already" in told
+
+
+def slowly(picture: Picture, read: Callable[[Picture], bytes] = pillow.read_bytes) -> bytes:
+    time.sleep(0.005)
+    return read(picture)
+
+
+def wait_for_more_than(count: int) -> None:
+    deadline = time.monotonic() + 60
+    while filled() <= count and time.monotonic() < deadline:
+        time.sleep(0.002)
+
+
+def filled() -> int:
+    """How many images a fill that is going on has come to."""
+    files = list(folder().glob("*.sums"))
+    return int(np.count_nonzero(np.fromfile(files[0], np.uint32))) if files else 0
+
+
+@pytest.mark.usefixtures("narrow_networks")
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_a_run_killed_in_mid_epoch_goes_on_bit_for_bit(
+    pictures: Path, decoder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = ["train", "mnist", "--data", str(pictures), "--decoder", decoder, *QUICK]
+    train += ["--log-every", "1", "--checkpoint-every", "2", "--pictures-every", "0"]
+    arguments = [*train, "--iterations", "50", "--out", "killed"]
+    program = NARROW.format(tests=str(Path(__file__).parents[2]), arguments=arguments)
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 90
+        metrics = Path("killed/metrics.jsonl")
+        while time.monotonic() < deadline:
+            if metrics.exists() and len(metrics.read_text().splitlines()) >= 5:
+                break
+            time.sleep(0.01)
+        process.kill()
+    done = max(int(p.name[-6:]) for p in Path("killed/checkpoints").glob("iteration-*"))
+    assert 2 <= done < 50
+    assert main(["train", "--resume", "killed", "--iterations", str(done + 3)]) == 0
+    monkeypatch.setenv("XDG_CACHE_HOME", str(Path("another cache").absolute()))
+    assert main([*train, "--iterations", str(done + 3), "--cache", "off", "--out", "whole"]) == 0
+    assert weights("killed", done + 3) == weights("whole", done + 3)

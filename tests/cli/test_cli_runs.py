@@ -1,0 +1,364 @@
+"""Whole runs as a person starts them: trained, stopped, resumed, evaluated, drawn."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastinfogan import experiments
+from fastinfogan.cli import main
+from fastinfogan.engine import Iteration
+from fastinfogan.experiments import Experiment
+from tests.helpers.training import QUICK, fails, made_up_images
+
+pytestmark = pytest.mark.usefixtures("narrow_networks")
+
+
+def test_a_run_from_start_to_end(digits: str, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["train", "mnist", "--iterations", "20", "--data", digits, "--out", "run", *QUICK]
+    assert main(command) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "MI bound" in told
+    assert "c1 as a classifier, no labels used in training" in told
+    assert {p.name for p in Path("run").iterdir()} == {
+        "config.json",
+        "metrics.jsonl",
+        "tensorboard",
+        "pictures",
+        "checkpoints",
+    }
+    assert {p.name for p in Path("run/pictures").iterdir()} == {
+        "samples.png",
+        "traversal_c1.png",
+        "traversal_c2.png",
+        "traversal_c3.png",
+    }
+    assert list(Path("run/tensorboard").glob("events.out.tfevents.*"))
+    config = json.loads(Path("run/config.json").read_text())
+    assert config["versions"]["torch"]
+    assert config["hardware"]["cpu"]
+    assert config["experiment"]["learning_rate_g"] == 1e-3
+    lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    assert [line["iteration"] for line in lines] == [10, 20]
+    assert {"d_loss", "g_loss", "mi_bound", "mi_categorical", "mi_continuous", "mi_c1"} <= set(
+        lines[0]
+    )
+    assert lines[0]["images_per_second"] > 0
+    # Told once, beside the rate of what follows.
+    assert [line.get("seconds_to_first_iteration", 0) > 0 for line in lines][:2] == [True, False]
+
+    assert main(["train", "mnist", "--resume", "run", "--iterations", "30"]) == 0
+    assert len(Path("run/metrics.jsonl").read_text().splitlines()) == 3
+    capsys.readouterr()
+    assert main(["evaluate", "run", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["iteration"] == 30
+    assert found["mi_bound"] == pytest.approx(sum(found["information"].values()))
+    assert 0 <= found["classification"]["c1"]["matching_error"] <= 1
+    assert main(["evaluate", "run"]) == 0
+    assert main(["sample", "run", "--count", "4", "--out", "s.png"]) == 0
+    assert main(["traverse", "run", "--code", "c2", "--from", "-1", "--to", "1", "--out", "t"]) == 0
+    assert Path("s.png").exists()
+    assert [p.name for p in Path("t").iterdir()] == ["traversal_c2_from-1_to1.png"]
+    assert main(["traverse", "run", "--out", "all"]) == 0
+    assert len(list(Path("all").iterdir())) == 3
+
+    again = ["train", "mnist", "--init-from", "run", "--iterations", "0", "--data", digits, *QUICK]
+    assert main(again) == 0
+    (checkpoint,) = Path("runs/mnist-001/checkpoints").iterdir()
+    assert checkpoint.name == "iteration-000000"
+    plan = json.loads(Path("runs/mnist-001/config.json").read_text())["plan"]
+    assert plan["iterations"] == 0
+    assert plan["init_from"]["run"] == str(Path("run").absolute())
+    assert plan["init_from"]["checkpoint"] == "iteration-000030"
+    manifest = Path("run/checkpoints/iteration-000030/manifest.json").read_bytes()
+    assert plan["init_from"]["manifest_sha256"] == hashlib.sha256(manifest).hexdigest()
+
+
+def short_run(digits: str, *options: str) -> None:
+    command = ["train", "mnist", "--data", digits, "--out", "run", *QUICK, *options]
+    assert main(command) == 0
+
+
+def config_of(run: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(Path(run, "config.json").read_text())
+    return found
+
+
+def checkpoints_of(run: str) -> list[str]:
+    return sorted(folder.name for folder in Path(run, "checkpoints").glob("iteration-*"))
+
+
+def test_a_resume_takes_the_recorded_goal_and_records_another(digits: str) -> None:
+    short_run(digits, "--iterations", "6", "--checkpoint-every", "2", "--pictures-every", "0")
+    plan = config_of("run")["plan"]
+    assert plan == {
+        "iterations": 6,
+        "init_from": None,
+        "device": plan["device"],
+        "checkpoint_every": 2,
+        "pictures_every": 0,
+        "cache": "auto",
+        "decoder": "auto",
+        "on_bad_image": "fail",
+    }
+    for name in ("iteration-000006", "iteration-000004"):  # as if stopped at 2
+        shutil.rmtree(Path("run/checkpoints", name))
+    assert main(["train", "--resume", "run"]) == 0
+    assert checkpoints_of("run")[-1] == "iteration-000006"
+    assert main(["train", "--resume", "run", "--iterations", "8"]) == 0
+    assert checkpoints_of("run")[-1] == "iteration-000008"
+    assert config_of("run")["plan"] == {**plan, "iterations": 8}
+    assert main(["train", "--resume", "run"]) == 0
+    lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    assert [line["iteration"] for line in lines] == [6, 8]
+
+
+def test_images_may_have_moved(digits: str, capsys: pytest.CaptureFixture[str]) -> None:
+    short_run(digits, "--iterations", "2")
+    Path(digits).rename("moved.npz")
+    assert "digits.npz: no such file" in fails("train", "--resume", "run", capsys=capsys)
+    assert main(["evaluate", "run"]) == 0
+    told = capsys.readouterr().out
+    assert "MI bound" in told
+    assert "error        not measured: " in told
+    assert "digits.npz: no such file or folder" in told
+    assert main(["evaluate", "run", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["classification"] == {}
+    assert "no such file" in found["unclassified"]
+    assert "absent: no such file" in fails("evaluate", "run", "--data", "absent", capsys=capsys)
+    resume = ["train", "--resume", "run", "--iterations", "3"]
+    assert main([*resume, "--data", "moved.npz"]) == 0
+    assert config_of("run")["settings"]["data"] == str(Path("moved.npz").absolute())
+    capsys.readouterr()
+    assert main(["evaluate", "run"]) == 0
+    assert "c1 as a classifier" in capsys.readouterr().out
+    assert main(["train", "--resume", "run", "--iterations", "4"]) == 0
+    other = made_up_images(experiments.get("mnist"), seed=8)
+    np.savez("moved.npz", images=other.images, labels=other.labels)
+    assert main(["evaluate", "run"]) == 0
+    assert "not the images of the run any more" in capsys.readouterr().out
+
+
+def test_init_from_what_does_not_fit_leaves_nothing(
+    digits: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short_run(digits, "--iterations", "1", "--variant", "categorical-only")
+    start = ["train", "mnist", "--data", digits, "--out", "new", *QUICK]
+    assert "nowhere: no run here" in fails(*start, "--init-from", "nowhere", capsys=capsys)
+    assert "(128, 74) is needed" in fails(*start, "--init-from", "run", capsys=capsys)
+    assert not Path("new").exists()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    fitting = [*start, "--variant", "categorical-only", "--init-from", "run"]
+    with monkeypatch.context() as patched:
+        patched.setattr("fastinfogan.checkpoint.save", full)
+        assert main(fitting) == 1
+    assert not Path("new").exists()
+    assert main([*fitting, "--iterations", "1"]) == 0
+    for folder in Path("new/checkpoints").iterdir():
+        shutil.rmtree(folder)
+    told = fails("train", "--resume", "new", capsys=capsys)
+    assert "was to start from the weights of" in told
+
+
+def test_a_run_that_crashed_early_goes_on_from_its_seed(
+    digits: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr("fastinfogan.engine.Trainer.save", _crash)
+        with pytest.raises(ZeroDivisionError):
+            main(["train", "mnist", "--data", digits, "--iterations", "3", "--out", "cut", *QUICK])
+    assert checkpoints_of("cut") == []
+    short_run(digits, "--iterations", "3")
+    assert main(["train", "--resume", "cut"]) == 0
+    weights = "checkpoints/iteration-000003/weights.safetensors"
+    assert Path("cut", weights).read_bytes() == Path("run", weights).read_bytes()
+
+
+def _crash(*_: object) -> None:
+    raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:119] DefaultCPUAllocator: can't allocate memory"
+        ),
+    ],
+)
+def test_what_does_not_fit_into_memory_leaves_nothing(
+    error: Exception,
+    digits: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def too_much(*_: object, **more: object) -> None:
+        raise error
+
+    start = ["train", "mnist", "--data", digits, "--iterations", "2", "--out", "run", *QUICK]
+    for where in ("Iteration.run", "Iteration.__init__"):
+        with monkeypatch.context() as patched:
+            patched.setattr(f"fastinfogan.engine.iteration.{where}", too_much)
+            assert "not enough memory; " in fails(*start, capsys=capsys)
+        assert not Path("run").exists()
+    assert main(start) == 0
+    with monkeypatch.context() as patched:
+        patched.setattr("fastinfogan.engine.Model.generate", too_much)
+        assert "take a smaller --count" in fails("sample", "run", capsys=capsys)
+
+
+def test_training_that_diverges_ends_with_one_line(
+    digits: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = Iteration.read
+    monkeypatch.setattr(Iteration, "read", lambda self: {**read(self), "d_loss": float("nan")})
+    start = ["train", "mnist", "--data", digits, "--iterations", "10", "--out", "run", *QUICK]
+    assert main(start) == 1
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert "run: training diverged by iteration 10, d_loss is nan" in told
+    assert checkpoints_of("run") == []
+
+
+def test_pictures_of_other_settings_do_not_replace_the_runs_own(digits: str) -> None:
+    short_run(digits, "--iterations", "1")
+    before = {p: p.read_bytes() for p in Path("run/pictures").iterdir()}
+    assert main(["sample", "run", "--count", "4", "--seed", "5"]) == 0
+    assert main(["traverse", "run", "--code", "c2", "--from", "-1", "--to", "1"]) == 0
+    assert main(["traverse", "run", "--code", "c1", "--rows", "2", "--seed", "9"]) == 0
+    after = {p: p.read_bytes() for p in Path("run/pictures").iterdir()}
+    assert {p: after[p] for p in before} == before
+    assert {p.name for p in after.keys() - before.keys()} == {
+        "samples_seed5_count4.png",
+        "traversal_c2_from-1_to1.png",
+        "traversal_c1_seed9_rows2.png",
+    }
+
+
+def test_the_embedded_digits_are_augmented_and_others_are_not(digits: str) -> None:
+    for data, expected in (([], "affine"), (["--data", digits], "none")):
+        out = f"run-{expected}"
+        assert main(["train", "mnist", "--iterations", "1", "--out", out, *data, *QUICK]) == 0
+        settings = json.loads(Path(out, "config.json").read_text())["settings"]
+        assert settings["augmentation"] == expected
+
+
+@pytest.mark.parametrize("name", experiments.BASES)
+def test_every_experiment_trains(name: str) -> None:
+    source = made_up_images(experiments.get(name), count=9)
+    np.savez("images.npz", images=source.images)
+    command = ["train", name, "--iterations", "2", "--data", "images.npz", "--out", "run", *QUICK]
+    assert main(command) == 0
+    pictures = len(list(Path("run/pictures").glob("*.png")))
+    assert pictures == 1 + len(experiments.get(name).latents.codes)
+
+
+def test_figure1_of_a_folder_of_pictures() -> None:
+    Path("pictures").mkdir()
+    for i, image in enumerate(made_up_images(experiments.get("mnist"), count=9).images):
+        Image.fromarray(image[..., 0]).save(f"pictures/{i}.png")
+    assert main(["figure1", "--iterations", "3", "--data", "pictures", "--out", "f"]) == 0
+    assert Path("f/figure1.png").exists()
+    config = {
+        name: json.loads(Path("f", name, "config.json").read_text()) for name in ("infogan", "gan")
+    }
+    assert config["infogan"]["settings"]["information"] == "maximise"
+    assert config["gan"]["settings"]["information"] == "observe"
+    assert config["gan"]["experiment"]["variants"] == ["categorical-only"]
+
+
+def test_figure1_goes_on_and_is_drawn_again(
+    digits: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["figure1", "--data", digits, "--iterations", "3"]
+    for folder in ("figure1-001", "figure1-002"):
+        assert main(command) == 0
+        assert Path("runs", folder, "figure1.png").exists()
+    out = Path("runs/figure1-001")
+    again = [*command, "--out", str(out)]
+    metrics = (out / "gan/metrics.jsonl").read_bytes()
+    Path(out, "figure1.png").unlink()
+    with monkeypatch.context() as patched:
+        patched.setattr("fastinfogan.engine.Trainer.train", _crash)
+        assert main(again) == 0  # both are done: nothing is trained
+    assert (out / "figure1.png").exists()
+    assert (out / "gan/metrics.jsonl").read_bytes() == metrics
+    shutil.rmtree(out / "gan")
+    assert main([*again, "--iterations", "4"]) == 0
+    assert checkpoints_of(str(out / "infogan"))[-1] == "iteration-000004"
+    assert checkpoints_of(str(out / "gan")) == ["iteration-000004"]
+    told = fails(*again, "--seed", "1", capsys=capsys)
+    assert "infogan: a run of other settings; settings.seed: 0 and 1" in told
+    assert "has done 4 iterations" in fails(*again, capsys=capsys)
+    (out / "notes.txt").write_text("mine")
+    assert "holds files already" in fails(*again, capsys=capsys)
+
+
+def started(tiny: Experiment) -> "subprocess.Popen[str]":
+    """A run with no end in sight that has done its first iterations."""
+    np.savez("digits.npz", images=made_up_images(tiny).images)
+    command = ["train", "mnist", "--iterations", "100000", "--data", "digits.npz", "--out", "run"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fastinfogan", *command, "--log-every", "1", *QUICK],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "COLUMNS": "200"},
+    )
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not Path("run/metrics.jsonl").exists():
+        time.sleep(0.05)
+    while time.monotonic() < deadline and len(Path("run/metrics.jsonl").read_text()) < 10:
+        time.sleep(0.05)
+    return process
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_at_a_boundary_and_the_run_goes_on(
+    number: signal.Signals, code: int, tiny: Experiment
+) -> None:
+    process = started(tiny)
+    process.send_signal(number)
+    told, _ = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "go on with: fastinfogan train --resume run --iterations 100000" in told
+    (checkpoint,) = Path("run/checkpoints").iterdir()
+    done = int(checkpoint.name.removeprefix("iteration-"))
+    assert 1 <= done < 100_000
+    again = [sys.executable, "-m", "fastinfogan", "train", "--resume", "run"]
+    subprocess.run([*again, "--iterations", str(done + 1)], check=True, capture_output=True)
+
+
+def test_sigusr1_saves_and_goes_on(tiny: Experiment) -> None:
+    process = started(tiny)
+    process.send_signal(signal.SIGUSR1)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not checkpoints_of("run"):
+        time.sleep(0.05)
+    (first,) = checkpoints_of("run")
+    lines = len(Path("run/metrics.jsonl").read_text().splitlines())
+    while time.monotonic() < deadline:
+        if len(Path("run/metrics.jsonl").read_text().splitlines()) > lines + 3:
+            break
+        time.sleep(0.05)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert checkpoints_of("run")[0] == first
+    assert len(checkpoints_of("run")) == 2

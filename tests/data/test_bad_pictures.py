@@ -1,0 +1,255 @@
+"""Pictures that are damaged, odd or gone: named with a reason, or decoded by one rule."""
+
+import io
+import os
+import resource
+import shutil
+import struct
+import threading
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from fastinfogan import experiments
+from fastinfogan.data import open_source
+from fastinfogan.data.decoders.base import Decoded
+from fastinfogan.data.decoders.pillow import MAX_PIXELS, PillowDecoder
+from fastinfogan.data.listing import pictures_below
+from fastinfogan.data.source import Encoded, ImageShape, Recipe
+from fastinfogan.errors import InputError
+
+SVHN = experiments.get("svhn")
+COLOUR, GREY = Recipe(ImageShape(32, 32, 3)), Recipe(ImageShape(32, 32, 1))
+RANDOM = np.random.default_rng(0)
+
+
+def scene(height: int = 40, width: int = 60) -> Image.Image:
+    coarse = Image.fromarray(RANDOM.integers(0, 256, (4, 6, 3), np.uint8))
+    return coarse.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def bytes_of(picture: Image.Image, kind: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    return file.getvalue()
+
+
+def stored(files: dict[str, bytes], recipe: Recipe = COLOUR) -> Encoded:
+    folder = Path("pictures")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    return Encoded("pictures", pictures_below(folder), recipe)
+
+
+def decode(source: Encoded) -> Decoded:
+    (found,) = PillowDecoder(source, 2).batches([np.arange(len(source))])
+    return found
+
+
+def image_of(data: bytes, recipe: Recipe = COLOUR) -> NDArray[np.uint8]:
+    found = decode(stored({"one.png": data}, recipe))
+    assert not found.bad
+    return found.images[0]
+
+
+def test_damaged_pictures_are_named_with_a_reason_and_the_others_decoded() -> None:
+    jpeg, png = bytes_of(scene(), "JPEG"), bytes_of(scene(), "PNG")
+    bomb = bytearray(png)
+    bomb[16:24] = struct.pack(">II", 50_000, 50_000)
+    bomb[29:33] = struct.pack(">I", zlib.crc32(bomb[12:29]))
+    source = stored(
+        {
+            "bomb.png": bytes(bomb),
+            "empty.jpg": b"",
+            "good.jpg": jpeg,
+            "half.jpg": jpeg[: len(jpeg) // 2],
+            "half.png": png[: len(png) // 2],
+            "words.jpg": b"these are words",
+        }
+    )
+    found = decode(source)
+    reasons = {bad.name: bad.reason for bad in found.bad}
+    assert sorted(reasons) == ["bomb.png", "empty.jpg", "half.jpg", "half.png", "words.jpg"]
+    assert reasons["bomb.png"] == f"more pixels than the {MAX_PIXELS:,} allowed"
+    assert reasons["empty.jpg"] == "an empty file"
+    assert "truncated" in reasons["half.jpg"].lower()
+    assert reasons["words.jpg"] == "not a picture of a kind that is known"
+    assert np.array_equal(found.images[2], image_of(jpeg))
+    assert [bad.index for bad in found.bad] == [0, 1, 3, 4, 5]
+
+
+def test_any_damage_is_a_bad_picture_and_never_another_error() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    kinds = {
+        "jpg": bytes_of(scene(), "JPEG", exif=exif),
+        "progressive.jpg": bytes_of(scene(), "JPEG", progressive=True),
+        "png": bytes_of(scene(), "PNG", exif=exif),
+        "palette.png": bytes_of(scene().quantize(20), "PNG", transparency=3),
+        "gif": bytes_of(scene().quantize(20), "GIF"),
+        "bmp": bytes_of(scene(), "BMP"),
+        "tif": bytes_of(scene(), "TIFF"),
+        "webp": bytes_of(scene(), "WEBP"),
+        "ppm": bytes_of(scene(), "PPM"),
+    }
+    files = {}
+    for kind, data in kinds.items():
+        for n in range(60):
+            damaged = bytearray(data)
+            start = 0 if n % 2 else min(len(data), 120)
+            for place in RANDOM.integers(0, start or len(data), 1 + n % 3):
+                damaged[place] ^= 1 << RANDOM.integers(8)
+            files[f"{n:02d}.{kind}"] = bytes(damaged[: len(data) - n * (n % 5 == 0)])
+    found = decode(stored(files))
+    assert 50 < len(found.bad) < len(files)
+    for bad in found.bad:
+        assert bad.reason
+        assert "\n" not in bad.reason
+
+
+def test_cmyk_palette_transparency_and_16_bits() -> None:
+    flat = Image.new("RGB", (40, 40), (200, 40, 90))
+    expected = np.array([200, 40, 90])
+    for data in (
+        bytes_of(flat.convert("CMYK"), "JPEG", quality=100),
+        bytes_of(flat.quantize(4), "PNG"),
+        bytes_of(flat.quantize(4), "PNG", transparency=0),
+        bytes_of(flat.convert("RGBA"), "PNG"),
+        bytes_of(Image.merge("RGBA", (*flat.split(), Image.new("L", (40, 40), 9))), "PNG"),
+    ):
+        assert np.abs(image_of(data).astype(int) - expected).max() <= 3
+    for value, eight in ((0, 0), (65535, 255), (257 * 100, 100), (257 * 100 + 128, 100), (257, 1)):
+        data = bytes_of(Image.fromarray(np.full((32, 32), value, np.uint16)), "PNG")
+        for recipe in (COLOUR, GREY):
+            assert (image_of(data, recipe) == eight).all()
+
+
+def test_the_first_frame_counts() -> None:
+    frames = [Image.new("RGB", (32, 32), colour).quantize(4) for colour in ("red", "blue")]
+    data = bytes_of(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert (image_of(data) == (255, 0, 0)).all()
+
+
+@pytest.mark.parametrize("tag", range(1, 9))
+def test_pictures_are_upright(tag: int) -> None:
+    """What a camera that was held so stores of the same view."""
+    view = RANDOM.integers(0, 256, (32, 32, 3), np.uint8)
+    sideways = view.transpose(1, 0, 2)
+    held = {
+        1: view,
+        2: view[:, ::-1],
+        3: view[::-1, ::-1],
+        4: view[::-1],
+        5: sideways,
+        6: sideways[::-1],
+        7: sideways[::-1, ::-1],
+        8: sideways[:, ::-1],
+    }[tag]
+    exif = Image.Exif()
+    exif[0x0112] = tag
+    picture = Image.fromarray(np.ascontiguousarray(held))
+    assert np.array_equal(image_of(bytes_of(picture, "PNG", exif=exif)), view)
+
+
+def test_one_pixel_and_one_row() -> None:
+    assert (image_of(bytes_of(Image.new("RGB", (1, 1), (7, 8, 9)), "PNG")) == (7, 8, 9)).all()
+    assert image_of(bytes_of(Image.new("RGB", (300, 1), "white"), "PNG")).min() == 255
+    cut = stored({"small.png": bytes_of(scene(20, 20), "PNG")}, Recipe(COLOUR.shape, (128, 128)))
+    assert decode(cut).bad[0].reason == "20x20, smaller than the 128x128 that are cut out"
+
+
+def test_a_very_wide_picture_takes_little_memory() -> None:
+    """20,000x5,000 as a JPEG: 300 MB as they are, an eighth of the sides by draft."""
+    wide = bytes_of(Image.new("RGB", (20_000, 5_000), (10, 200, 30)), "JPEG")
+    source = stored({"narrow.png": bytes_of(Image.new("L", (20_000, 3), 9), "PNG"), "w.jpg": wide})
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    found = decode(source)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
+    assert not found.bad
+    assert np.abs(found.images[1].astype(int) - (10, 200, 30)).max() <= 2
+
+
+def test_files_that_vanish_shrink_or_cannot_be_read() -> None:
+    data = bytes_of(scene(), "JPEG")
+    source = stored({f"{i}.jpg": data for i in range(5)})
+    Path("pictures/1.jpg").unlink()
+    Path("pictures/2.jpg").write_bytes(data[:200])
+    Path("pictures/3.jpg").unlink()
+    Path("pictures/3.jpg").mkdir()
+    found = decode(source)
+    assert {bad.index: bad.reason for bad in found.bad} == {
+        1: "no such file or directory",
+        2: f"200 bytes are left of {len(data)}",
+        3: "is a directory",
+    }
+    assert np.array_equal(found.images[0], found.images[4])
+
+
+def test_an_unreadable_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        scene().save(tmp_path / name / "one.png")
+    scan = os.scandir
+
+    def refusing(path: str) -> object:
+        if str(path).rstrip("/").endswith("/b"):
+            raise PermissionError(13, "Permission denied")
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(InputError, match="b/: cannot be listed: Permission denied"):
+        open_source(tmp_path, SVHN)
+    source = open_source(tmp_path, SVHN, damaged="skip")
+    assert isinstance(source, Encoded)
+    assert [p.name for p in source.pictures] == ["a/one.png"]
+
+
+def test_links_and_names_of_any_bytes(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        scene().save(tmp_path / name / f"{name}.png")
+        for other in ("a", "b", ".."):
+            (tmp_path / name / f"to {other.strip('.')}").symlink_to(Path("..", other))
+    elsewhere = tmp_path.parent / f"{tmp_path.name} elsewhere"
+    elsewhere.mkdir()
+    scene().save(elsewhere / "linked.png")
+    (tmp_path / "z").symlink_to(elsewhere)
+    (tmp_path / "y").symlink_to(elsewhere)
+    Path(os.fsdecode(bytes(tmp_path / "\udcff\n.png"))).write_bytes(b"")
+    (tmp_path / "._a.png").write_bytes(b"left by macOS")
+    source = open_source(tmp_path, SVHN)
+    assert isinstance(source, Encoded)
+    found = [p.name for p in source.pictures]
+    assert found == ["a/a.png", "b/b.png", "y/linked.png", "\\udcff\\n.png"]
+    assert source.fingerprint["images"] == "4"
+    assert [bad.name for bad in decode(source).bad] == ["\\udcff\\n.png"]
+
+
+def test_reads_ahead_a_bounded_amount_and_stops_when_closed() -> None:
+    source = stored({f"{i}.png": bytes_of(scene(), "PNG") for i in range(8)})
+    asked = 0
+
+    def forever() -> Iterator[NDArray[np.int64]]:
+        nonlocal asked
+        while True:
+            asked += 1
+            yield np.arange(8)[:: -1 if asked % 2 else 1]
+
+    before = threading.active_count()
+    batches = PillowDecoder(source, 3).batches(forever())
+    whole = decode(source).images
+    for n in range(6):
+        found = next(batches)
+        assert np.array_equal(found.images, whole[:: 1 if n % 2 else -1])
+    assert asked <= 10
+    batches.close()
+    assert threading.active_count() == before
+    with pytest.raises(InputError, match="by 0 threads"):
+        PillowDecoder(source, 0)

@@ -1,0 +1,267 @@
+"""The file of decoded images: believed only when whole, and hurt by nobody."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fastinfogan.data import Source
+from fastinfogan.data.bad_images import BadImages
+from fastinfogan.data.cache import slots as files
+from fastinfogan.data.cache.fill import fill_file
+from fastinfogan.data.cache.policy import available_memory, choose_place
+from fastinfogan.data.decoders.base import BadImage
+from fastinfogan.errors import InputError
+from tests.helpers.pictures import RawDecoder, encoded
+
+pytestmark = pytest.mark.usefixtures("empty_cache")
+
+COUNT = 60
+
+
+@pytest.fixture
+def source() -> Source:
+    random = np.random.default_rng(1)
+    return Source("noise", random.integers(0, 256, (COUNT, 6, 5, 3), dtype=np.uint8))
+
+
+def there() -> set[str]:
+    return {path.suffix for path in files.folder().iterdir()}
+
+
+def prepare(decoder: RawDecoder, **more: Any) -> list[str]:  # noqa: ANN401
+    told: list[str] = []
+    quarantine = BadImages("noise", COUNT, "fail")
+    fill_file(decoder, quarantine, told.append, rows=8, **more)
+    return told
+
+
+def test_a_whole_file_is_found_and_what_is_damaged_is_made_again(source: Source) -> None:
+    decoder = RawDecoder(encoded(source))
+    key = files.Key.of(decoder)
+    assert files.open_whole(key, pytest.fail) is None
+    assert prepare(decoder) == []
+    assert there() == {".u8", ".json"}
+    found = files.open_whole(key, pytest.fail)
+    assert found is not None
+    assert np.array_equal(found.images, source.images)
+    found.images[0] = 0  # private to this process
+    data = files.folder() / f"{key.hash}.u8"
+    described = data.with_suffix(".json")
+    assert json.loads(described.read_text())["made of"]["decoder"] == "raw 1"
+    whole = data.read_bytes()
+    assert whole == source.images.tobytes()
+    damages = {
+        "a checksum is not its own": lambda: data.write_bytes(whole[:77] + b"?" + whole[78:]),
+        "cut short": lambda: data.write_bytes(whole[:-1]),
+        "Expecting value": lambda: described.write_text("?"),
+    }
+    for said, damage in damages.items():
+        damage()
+        (told,) = prepare(decoder)
+        assert said in told
+        assert data.read_bytes() == whole
+    assert len(decoder.asked) == 4 * COUNT
+
+
+def test_another_decoder_and_a_changed_file_are_another_set(source: Source) -> None:
+    decoder = RawDecoder(encoded(source))
+    prepare(decoder)
+    other = RawDecoder(decoder.source)
+    other.name = "raw 2"
+    prepare(other)
+    assert len(other.asked) == COUNT
+    os.utime(decoder.source.pictures[5].file, ns=(1, 1))
+    prepare(decoder)
+    assert len(decoder.asked) == 2 * COUNT
+    decoder.source.pictures[5].file.unlink()
+    with pytest.raises(FileNotFoundError):  # of this decoder; it is not the cache that minds
+        prepare(decoder)
+
+
+KILLED = """
+import sys, time
+sys.path.insert(0, {tests!r})
+import numpy as np
+from tests.helpers.pictures import RawDecoder, encoded
+from fastinfogan.data import Source
+from fastinfogan.data.decoders.base import BadImage
+from fastinfogan.data.cache.fill import fill_file
+from fastinfogan.data.bad_images import BadImages
+from fastinfogan.data.source import Encoded, ImageShape, Picture, Recipe
+from pathlib import Path
+found = sorted(Path("pictures").iterdir())
+pictures = [Picture(f.name, f, 0, f.stat().st_size) for f in found]
+decoder = RawDecoder(Encoded("pictures", pictures, Recipe(ImageShape(6, 5, 3))), delay=0.05)
+print("started", flush=True)
+quarantine = BadImages("noise", len(found), "fail")
+fill_file(decoder, quarantine, print, lambda done: print(done, flush=True), rows=4)
+"""
+
+
+def test_a_fill_that_is_killed_is_gone_on_with_and_never_believed(source: Source) -> None:
+    decoder = RawDecoder(encoded(source))
+    tests = str(Path(__file__).parents[2])
+    command = [sys.executable, "-c", KILLED.format(tests=tests)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.strip() == "20":
+                break
+        # While the other one fills, this one makes its own.
+        prepare(decoder)
+        assert len(decoder.asked) == COUNT
+        process.send_signal(signal.SIGKILL)
+    key = files.Key.of(decoder)
+    for name in (".u8", ".json"):
+        (files.folder() / f"{key.hash}{name}").unlink()
+    assert there() == {".partial", ".sums"}
+    assert files.open_whole(key, pytest.fail) is None
+    (sums,) = files.folder().glob("*.sums")
+    assert np.count_nonzero(np.frombuffer(sums.read_bytes(), np.uint32)) >= 20
+    (partial,) = files.folder().glob("*.partial")
+    with partial.open("r+b") as file:  # an image that did not come to the disk
+        file.seek(3 * 90)
+        file.write(bytes(90))
+    again = RawDecoder(decoder.source)
+    assert prepare(again) == []
+    assert 3 in again.asked
+    assert len(again.asked) < COUNT - 15
+    assert there() == {".u8", ".json"}
+    found = files.open_whole(key, pytest.fail)
+    assert found is not None
+    assert np.array_equal(found.images, source.images)
+
+
+def test_dead_partial_files_are_swept_and_live_ones_left(source: Source) -> None:
+    decoder = RawDecoder(encoded(source))
+    key = files.Key.of(decoder)
+    live = files.FileSlots(key)
+    files.FileSlots(key).close()
+    other = files.folder() / f"{'0' * 32}.abc.partial"
+    other.write_bytes(b"?")
+    old = files.folder() / f"{'1' * 32}.abc.partial"
+    old.write_bytes(b"?")
+    os.utime(old, (time.time() - 2 * 24 * 3600,) * 2)
+    taken = files.FileSlots(key)
+    assert len(list(files.folder().glob("*.partial"))) == 3
+    assert other.exists()
+    assert not old.exists()
+    live.put(np.arange(COUNT), source.images)
+    live.finish(BadImages("noise", COUNT, "fail"))
+    assert files.open_whole(key, pytest.fail) is not None
+    taken.put(np.arange(COUNT), source.images)
+    taken.finish(BadImages("noise", COUNT, "fail"))
+    assert files.open_whole(key, pytest.fail) is not None
+    assert [p.name for p in files.folder().glob("*.partial")] == [other.name]
+
+
+def test_the_fullest_of_dead_fills_is_gone_on_with_and_left_overs_are_swept(source: Source) -> None:
+    decoder = RawDecoder(encoded(source))
+    key = files.Key.of(decoder)
+    fills = [files.FileSlots(key) for _ in range(3)]
+    for slots, count in zip(fills, (7, 21, 14), strict=True):
+        slots.put(np.arange(count), source.images[:count])
+    for slots in fills:
+        slots.close()
+    left = [files.folder() / f"{'3' * 32}{name}" for name in (".u8", ".x.sums", ".x.json.partial")]
+    for path in left:
+        path.write_bytes(b"?")
+        os.utime(path, (time.time() - 2 * 24 * 3600,) * 2)
+    taken = files.FileSlots(key)
+    assert taken.filled.sum() == 21
+    assert there() == {".partial", ".sums"}
+    assert len(list(files.folder().iterdir())) == 2
+    taken.close()
+
+
+def test_a_file_that_cannot_be_read_is_told_and_left(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = RawDecoder(encoded(source))
+    prepare(decoder)
+
+    def no_memory(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    told: list[str] = []
+    with monkeypatch.context() as patched:
+        patched.setattr("mmap.mmap", no_memory)
+        assert files.open_whole(files.Key.of(decoder), told.append) is None
+    assert "Cannot allocate memory; decoding again" in told[0]
+    assert files.open_whole(files.Key.of(decoder), pytest.fail) is not None
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for name in ("posix_fallocate", "pwrite", "fsync"):
+        with monkeypatch.context() as patched:
+            patched.setattr(os, name, full)
+            with pytest.raises(OSError, match="No space left on device"):
+                prepare(RawDecoder(encoded(source)))
+        assert there() == set(), name
+
+
+def test_checksums_are_of_every_few_mebibytes() -> None:
+    data = np.random.default_rng(0).integers(0, 256, (9 << 20) + 5, dtype=np.uint8)
+    step = 1 << 22
+    expected = [zlib.crc32(data[i : i + step].tobytes()) for i in range(0, len(data), step)]
+    assert files.checksums(data) == expected
+
+
+def test_where_a_set_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastinfogan.data.cache.policy.available_memory", lambda: 1000)
+    monkeypatch.setattr("fastinfogan.data.cache.policy.available_disk", lambda _: 100)
+
+    def place(asked: Any, size: int, gpu: int | None = None) -> tuple[str, bool]:  # noqa: ANN401
+        found = choose_place(asked, size, gpu, tmp_path)
+        assert found.why
+        return found.where, found.keep
+
+    assert place("auto", 50) == ("file", True)
+    assert choose_place("auto", 10**6, None, tmp_path, kept=True).where == "file"
+    assert place("auto", 500) == ("host", False)
+    assert place("auto", 501) == ("off", False)
+    assert place("auto", 50, 100) == ("device", True)
+    assert place("auto", 500, 1000) == ("device", False)
+    assert place("auto", 50, 99) == ("file", True)
+    assert place("host", 1000, 10) == ("host", False)
+    assert place("device", 1000) == ("host", False)
+    assert place("device", 10, 10) == ("device", False)
+    assert place("file", 10**6) == ("file", True)
+    assert place("off", 1, 10) == ("off", False)
+    with pytest.raises(InputError, match="--cache device: decoded, the images take 11 bytes, 10"):
+        place("device", 11, 10)
+
+
+def test_memory_of_cold_files_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    group = (tmp_path, "memory.max", "memory.current", "inactive_file")
+    monkeypatch.setattr("fastinfogan.data.cache.policy._CGROUPS", (group,))
+    (tmp_path / "memory.current").write_text("900\n")
+    (tmp_path / "memory.stat").write_text("anon 500\ninactive_file 300\n")
+    (tmp_path / "memory.max").write_text("1000\n")
+    assert available_memory() == 400
+    (tmp_path / "memory.max").write_text("max\n")
+    assert available_memory() > 1 << 20
+
+
+def test_bad_pictures_are_told_while_others_are_found() -> None:
+    quarantine = BadImages("set", 1000, "skip")
+    quarantine.add(BadImage(1, "one", "cut short"))
+    seen = iter(quarantine.bad.values())
+    quarantine.add(BadImage(2, "two", "empty"))  # as by the thread that decodes
+    assert [each.name for each in seen] == ["one"]
+    assert quarantine.reasons() == "1 cut short (as one); 1 empty (as two)"

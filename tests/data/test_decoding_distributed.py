@@ -1,0 +1,99 @@
+"""Several ranks and a set of pictures: rank 0 decodes it for all, however long that takes."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastinfogan.cli import main
+from fastinfogan.data import Source, make_loader
+from fastinfogan.data.cache import slots as images
+from fastinfogan.distributed import Distributed
+from tests.helpers.pictures import RawDecoder, encoded
+from tests.helpers.torchrun import MNIST, lines, torchrun
+
+
+def test_the_first_of_two_ranks_decodes_for_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its file is found by the other, and they train as one that decodes for itself."""
+    random = np.random.default_rng(7)
+    Path("pictures").mkdir()
+    for i in range(40):
+        image = Image.fromarray(random.integers(0, 256, (28, 28), dtype=np.uint8))
+        image.save(f"pictures/{i:03d}.png")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    more = ("--data", "pictures", "--decoder", "pillow", "--pictures-every", "0")
+    two = torchrun(2, *MNIST, *more, "--iterations", "2", "--out", "two")
+    told, _ = two.communicate(timeout=60)
+    assert two.returncode == 0, told
+    assert told.count("decoded by an earlier run") == 1  # rank 0 alone talks
+    assert {path.suffix for path in images.folder().iterdir()} == {".u8", ".json"}
+    assert main([*MNIST, *more, "--iterations", "2", "--out", "one"]) == 0
+    for ours, theirs in zip(lines(Path("two")), lines(Path("one")), strict=True):
+        assert ours["d_loss"] == pytest.approx(theirs["d_loss"], abs=2e-2)
+
+
+def ranks_alone(*arguments: str) -> list[subprocess.Popen[str]]:
+    """Two ranks without torchrun, which would end the others itself when one fails."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", "fastinfogan", *arguments],
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **shared, "OMP_NUM_THREADS": "1", "RANK": str(rank)},
+        )
+        for rank in (0, 1)
+    ]
+
+
+def test_a_picture_that_rank_0_cannot_decode_ends_all_with_a_line_each() -> None:
+    Path("pictures").mkdir()
+    Path("pictures/bad.png").write_bytes(b"")
+    told = []
+    for process in ranks_alone(*MNIST, "--data", "pictures", "--decoder", "pillow", "--out", "bad"):
+        _, line = process.communicate(timeout=60)
+        assert process.returncode == 2, line
+        told.append(line)
+    assert told[0].startswith("fastinfogan, rank 0: pictures: bad.png cannot be decoded: an empty")
+    assert told[1].startswith("fastinfogan, rank 1: rank 0 could not decode the images; its mess")
+    assert [line.count("\n") for line in told] == [1, 1]
+    assert not Path("bad").exists()
+
+
+class Meeting(Distributed):
+    """One of two ranks; what it tells the other is kept, what it hears is given."""
+
+    met: ClassVar[list[tuple[bool, ...]]] = []
+
+    def agree(self, *flags: bool) -> list[bool]:
+        self.met.append(flags)
+        return [len(self.met) > 5, False]
+
+
+def test_ranks_meet_while_one_decodes_however_long_it_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One long wait would fail, as any collective does after half an hour."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(make_loader, "_MEET_EVERY", 0.0)
+    monkeypatch.setattr(Meeting, "met", [])
+    decoder = RawDecoder(encoded(Source("noise", np.full((800, 2, 2, 1), 7, np.uint8))))
+    make_loader.whole_file_for(Meeting(1, 2), decoder, "file", "fail")
+    assert not decoder.asked
+    assert Meeting.met == 6 * [(False, False)]
+    Meeting.met.clear()
+    make_loader.whole_file_for(Meeting(0, 2), decoder, "file", "fail")
+    assert len(decoder.asked) == 800
+    assert Meeting.met[:-1] == 8 * [(False, False)]  # at the start, and after every batch
+    assert Meeting.met[-1] == (True, False)

@@ -1,0 +1,226 @@
+"""Images that are decoded while they are trained on: the same run, wherever they come from."""
+
+import errno
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fastinfogan.data.bad_images import BadImages
+from fastinfogan.data.cache import slots as files
+from fastinfogan.data.loader import Sampler, StagedLoader
+from fastinfogan.engine import RunDirectory, Schedule, Trainer
+from fastinfogan.errors import InputError
+from fastinfogan.experiments import Experiment
+from fastinfogan_kernels import shuffle
+from tests.helpers.pictures import RawDecoder, encoded
+from tests.helpers.training import digest, made_up_images, settings_of
+
+CPU = torch.device("cpu")
+EPOCH = 8  # iterations of 8 of 64 images
+
+
+def begin(tiny: Experiment, path: str, decoder: RawDecoder, **more: Any) -> Trainer:  # noqa: ANN401
+    source = made_up_images(tiny)
+    fields = {**settings_of(source).to_dict(), "data_fingerprint": decoder.fingerprint}
+    settings = type(settings_of(source)).from_dict(fields)
+    return Trainer(RunDirectory.create(Path(path), tiny, settings), decoder, CPU, **more)
+
+
+@pytest.fixture
+def in_memory(tiny: Experiment) -> str:
+    """What a run comes to whose images are in memory from the start."""
+    source = made_up_images(tiny)
+    whole = Trainer(RunDirectory.create(Path("memory"), tiny, settings_of(source)), source, CPU)
+    whole.train(2 * EPOCH, Schedule())
+    return digest(whole)
+
+
+@pytest.mark.parametrize("cache", ["auto", "host", "device", "file", "off"])
+def test_a_run_is_the_same_wherever_images_come_from(
+    tiny: Experiment,
+    in_memory: str,
+    cache: Any,  # noqa: ANN401
+) -> None:
+    decoder = RawDecoder(encoded(made_up_images(tiny)))
+    trainer = begin(tiny, "run", decoder, cache=cache)
+    trainer.train(2 * EPOCH, Schedule())
+    assert digest(trainer) == in_memory
+    last = list(trainer.run.metrics())[-1]
+    assert last["data_seconds"] >= 0
+    if cache == "off":
+        assert len(decoder.asked) >= 2 * 64
+        return
+    assert sorted(decoder.asked) == list(range(64))  # each of them once
+    again = RawDecoder(decoder.source)
+    begin(tiny, "again", again, cache=cache).train(3, Schedule())
+    assert bool(again.asked) == (cache in ("host", "device"))  # these leave no file
+
+
+@pytest.mark.parametrize("cache", ["file", "off"])
+def test_a_run_cut_in_mid_epoch_goes_on_bit_for_bit(
+    tiny: Experiment,
+    in_memory: str,
+    monkeypatch: pytest.MonkeyPatch,
+    cache: Any,  # noqa: ANN401
+) -> None:
+    monkeypatch.setattr("fastinfogan.data.loader._AHEAD", 1)
+    first = RawDecoder(encoded(made_up_images(tiny)))
+    cut = begin(tiny, "cut", first, cache=cache)
+    cut.train(2, Schedule())
+    assert len(first.asked) < 64 or cache == "off"
+    second = RawDecoder(first.source)
+    resumed = Trainer(RunDirectory.open(Path("cut")), second, CPU, cache=cache)
+    resumed.resume()
+    resumed.train(2 * EPOCH, Schedule())
+    assert digest(resumed) == in_memory
+    if cache == "file":  # what the first one left in its partial file is not decoded again
+        assert not set(first.asked[:16]) & set(second.asked)
+
+
+def test_a_fill_that_was_killed_at_its_very_end_is_made_whole(tiny: Experiment) -> None:
+    source = made_up_images(tiny)
+    decoder = RawDecoder(encoded(source))
+    key = files.Key.of(decoder)
+    slots = files.FileSlots(key)
+    slots.put(np.arange(64), source.images)
+    slots.close()
+    begin(tiny, "run", decoder).train(1, Schedule())
+    assert not decoder.asked
+    assert files.open_whole(key, pytest.fail) is not None
+
+
+def test_another_decoder_is_told(tiny: Experiment) -> None:
+    decoder = RawDecoder(encoded(made_up_images(tiny)))
+    begin(tiny, "run", decoder).train(1, Schedule())
+    decoder.name = "raw 2"
+    with pytest.raises(InputError, match="now and then: decoder: 'raw 2' and 'raw 1'"):
+        Trainer(RunDirectory.open(Path("run")), decoder, CPU)
+
+
+@pytest.mark.parametrize("cache", ["file", "off"])
+def test_a_bad_picture_ends_the_run_with_a_checkpoint_or_is_skipped(
+    tiny: Experiment,
+    cache: Any,  # noqa: ANN401
+) -> None:
+    source = made_up_images(tiny)
+    decoder = RawDecoder(encoded(source))
+    late = int(shuffle.indices(3, 5 * 8, 1, 64)[0])  # in the sixth batch
+    decoder.source.pictures[late].file.write_bytes(b"short")
+    trainer = begin(tiny, "run", decoder, cache=cache)
+    told = f"pictures: {late:04d}.raw cannot be decoded: cut short; .* --on-bad-image skip"
+    with pytest.raises(InputError, match=told):
+        trainer.train(2 * EPOCH, Schedule())
+    assert 0 <= trainer.done <= 5
+    if trainer.done:
+        assert trainer.run.read_checkpoint().iteration == trainer.done
+    skipping: dict[str, Any] = {"cache": cache, "on_bad_image": "skip"}
+    warnings: list[str] = []
+    run = begin(tiny, "skip", RawDecoder(decoder.source), **skipping)
+    run.train(2 * EPOCH, Schedule(on_warning=warnings.append))
+    assert len([w for w in warnings if "1 of 64 pictures cannot be decoded" in w]) == 1
+    (line,) = Path("skip/quarantine.jsonl").read_text().splitlines()
+    assert f'"name": "{late:04d}.raw", "reason": "cut short"' in line
+    source.images[late] = source.images[(late + 1) % 64]
+    whole = Trainer(RunDirectory.create(Path("memory"), tiny, settings_of(source)), source, CPU)
+    whole.train(2 * EPOCH, Schedule())
+    assert digest(run) == digest(whole)
+    if cache == "file":  # a later run is told, too, and one that is to fail does
+        warnings.clear()
+        unasked = RawDecoder(decoder.source)
+        begin(tiny, "later", unasked, **skipping).train(1, Schedule(on_warning=warnings.append))
+        assert not unasked.asked
+        assert Path("later/quarantine.jsonl").exists()
+        with pytest.raises(InputError, match="cannot be decoded: cut short"):
+            begin(tiny, "fail", RawDecoder(decoder.source), cache=cache)
+
+
+def test_too_many_bad_pictures_stop_with_their_reasons(tiny: Experiment) -> None:
+    decoder = RawDecoder(encoded(made_up_images(tiny)))
+    for picture in list(decoder.source.pictures)[:40]:
+        picture.file.write_bytes(b"")
+    trainer = begin(tiny, "run", decoder, on_bad_image="skip")
+    with pytest.raises(InputError, match=r"of 64 cannot be decoded, more than 1%.* cut short \(as"):
+        trainer.train(EPOCH, Schedule())
+
+
+def test_a_disk_that_fills_up_in_mid_run_costs_nothing_but_the_file(
+    tiny: Experiment, in_memory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = RawDecoder(encoded(made_up_images(tiny)))
+    trainer = begin(tiny, "run", decoder, cache="file")
+    write, calls = os.pwrite, []
+
+    def full(*arguments: Any) -> int:  # noqa: ANN401
+        calls.append(arguments)
+        if len(calls) > 50:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(*arguments)
+
+    monkeypatch.setattr("os.pwrite", full)
+    warnings: list[str] = []
+    trainer.train(2 * EPOCH, Schedule(on_warning=warnings.append))
+    assert digest(trainer) == in_memory
+    (told,) = warnings
+    assert "No space left on device; decoded images stay in memory" in told
+    key = files.Key.of(decoder)
+    assert not list(files.folder().glob(f"{key.hash}*"))
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_a_folder_that_takes_no_file(
+    tiny: Experiment, in_memory: str, monkeypatch: pytest.MonkeyPatch, room: bool
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("os.posix_fallocate", refuse)
+    if not room:
+        monkeypatch.setattr("fastinfogan.data.make_loader.available_memory", lambda: 0)
+    trainer = begin(tiny, "run", RawDecoder(encoded(made_up_images(tiny))))
+    warnings: list[str] = []
+    trainer.train(2 * EPOCH, Schedule(on_warning=warnings.append))
+    assert digest(trainer) == in_memory
+    (told,) = warnings
+    assert "Read-only file system; " in told
+    assert ("memory has no room either" in told) != room
+
+
+def test_stopping_does_not_wait_for_pictures(tiny: Experiment) -> None:
+    decoder = RawDecoder(encoded(made_up_images(tiny)), delay=0.3)
+    trainer = begin(tiny, "run", decoder)
+    asked: list[float] = []
+
+    def stop() -> bool:
+        asked.append(time.monotonic())
+        return len(asked) > 2
+
+    begun = time.monotonic()
+    trainer.train(2 * EPOCH, Schedule(stop=stop))
+    assert time.monotonic() - begun < 5
+    assert trainer.done < 4
+    assert decoder.closed == 1
+
+
+def test_batches_are_handed_over_one_by_one_while_slots_fill(tiny: Experiment) -> None:
+    """What a GPU is fed by from a file: here from a file that is being filled, then is whole."""
+    source = made_up_images(tiny)
+    decoder = RawDecoder(encoded(source))
+    key, order = files.Key.of(decoder), Sampler(3, 64, 10, range(2, 10))
+    slots = files.FileSlots(key)
+    quarantine = BadImages("set", 64, "fail")
+    shape = source.images.shape[1:]
+    feed = StagedLoader(CPU, "", order, decoder, slots, quarantine, shape=shape, off=False)
+    for step in [*range(40), 4, 5]:
+        assert feed.prepare(step, 1)
+        expected = source.images[shuffle.indices(3, step * 10 + 2, 8, 64)]
+        assert np.array_equal(feed.images.numpy(), expected)
+    feed.close()
+    assert feed.in_order
+    assert feed.at_once == 1
+    assert files.open_whole(key, pytest.fail) is not None
+    assert len(decoder.asked) == 64

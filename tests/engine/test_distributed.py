@@ -1,0 +1,217 @@
+"""Several processes that train one run, joined by gloo, against one process that trains it."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.multiprocessing import spawn
+
+from fastinfogan import experiments
+from fastinfogan.cli import main
+from fastinfogan.distributed import Distributed, GradientAllReduce
+from fastinfogan.engine import RunDirectory, RunOptions, Schedule, Trainer
+from fastinfogan.engine.config import BatchNorm
+from fastinfogan.engine.precision import ComputedIn
+from fastinfogan.errors import InputError, TrainingError
+from tests.helpers.torchrun import MNIST, lines, torchrun
+from tests.helpers.training import made_up_images, make_iteration, narrowed, settings_of
+
+BATCH, ITERATIONS = 12, 3
+
+
+def trained(
+    ranks: Distributed, precision: ComputedIn, batch_norm: BatchNorm
+) -> dict[str, torch.Tensor]:
+    """The state of the tiny experiment after some iterations."""
+    tiny = replace(narrowed(experiments.get("mnist"), 16), batch_size=BATCH)
+    iteration = make_iteration(
+        tiny, batch_size=BATCH, precision=precision, ranks=ranks, batch_norm=batch_norm
+    )
+    if iteration.loss_scale:
+        iteration.loss_scale.state[0] = 64.0
+        iteration.restored()
+    for step in range(ITERATIONS):
+        iteration.run(step)
+    return {name: t for kind in iteration.state().values() for name, t in kind.items()}
+
+
+def one_of(rank: int, count: int, folder: Path, precision: ComputedIn, norm: BatchNorm) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=count
+    )
+    torch.save(trained(Distributed(rank, count), precision, norm), folder / f"{rank}")
+    dist.destroy_process_group()
+
+
+def by_ranks(
+    count: int, folder: Path, precision: ComputedIn, norm: BatchNorm = "synchronised"
+) -> list[dict[str, torch.Tensor]]:
+    spawn(one_of, (count, folder, precision, norm), count)
+    return [torch.load(folder / f"{rank}") for rank in range(count)]
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_batch_gives_the_same_iteration_however_many_ranks_share_it(
+    count: int, tmp_path: Path
+) -> None:
+    """In fp64, where order of summation is no excuse; on all ranks, to the last bit alike."""
+    alone = trained(Distributed(), "fp64", "synchronised")
+    found = by_ranks(count, tmp_path, "fp64")
+    for name, tensor in alone.items():
+        torch.testing.assert_close(found[0][name], tensor, rtol=1e-8, atol=1e-10, msg=name)
+        assert all(torch.equal(found[0][name], other[name]) for other in found[1:]), name
+
+
+@pytest.mark.parametrize(("precision", "norm"), [("bf16", "synchronised"), ("fp16", "per-rank")])
+def test_all_ranks_have_the_same_weights(
+    precision: ComputedIn, norm: BatchNorm, tmp_path: Path
+) -> None:
+    one, other = by_ranks(2, tmp_path, precision, norm)
+    for name, tensor in one.items():
+        own = norm == "per-rank" and "running" in name
+        assert torch.equal(tensor, other[name]) != own, name
+    assert one["tally"].tolist() == [ITERATIONS, 0, 0]
+
+
+def shared_troubles(rank: int, folder: Path) -> None:
+    """Of two ranks the second has losses that are not finite, and then pictures that are lost."""
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2
+    )
+    ranks = Distributed(rank, 2)
+    tiny = replace(narrowed(experiments.get("mnist"), 16), batch_size=4)
+    iteration = make_iteration(tiny, batch_size=4, ranks=ranks)
+    before = [p.clone() for p in iteration.networks.parameters()]
+    for step in range(3):
+        iteration.draw(step)
+        if rank == 1:
+            iteration.networks.d_head[0].layer.bias.data.fill_(float("nan"))
+        iteration.run(step)
+    with pytest.raises(TrainingError, match="the last 3 iterations"):
+        iteration.read()
+    if rank == 0:
+        after = iteration.networks.parameters()
+        assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+    source = made_up_images(tiny)
+    settings = replace(settings_of(source, batch_size=4), ranks=2)
+    run = RunDirectory(folder / "run", tiny, settings, RunOptions(9))
+    trainer = Trainer(run, source, torch.device("cpu"), ranks=ranks)
+    if ranks.writes:
+        run.make()
+    trainer.feed.waited, trainer.feed.at_once = 0.0, 1
+
+    def prepare(step: int, *_: object) -> bool:
+        if rank == 1 and step == 2:
+            raise InputError("picture 7 is torn")
+        return True
+
+    trainer.feed.prepare = prepare  # type: ignore[method-assign]
+    with pytest.raises(InputError, match=("another rank lacks", "picture 7 is torn")[rank]):
+        trainer.train(9, Schedule())
+    assert trainer.done == 2
+    dist.destroy_process_group()
+
+
+def test_what_is_wrong_on_one_rank_stops_all_in_order(tmp_path: Path) -> None:
+    """By what each was told, not by a peer that is gone; and rank 0 has saved."""
+    spawn(shared_troubles, (tmp_path,), 2)
+    assert RunDirectory.open(tmp_path / "run").read_checkpoint().iteration == 2
+
+
+def test_shared_gradients_begin_where_vectors_load_whole() -> None:
+    """As Adam's quick way wants them; odd sizes and channels_last survive."""
+    conv = torch.zeros(2, 3, 4, 4).to(memory_format=torch.channels_last)
+    shapes = [torch.zeros(1), torch.zeros(5, 3), conv, torch.zeros(7, dtype=torch.float64)]
+    for given in (shapes[:3], shapes):
+        shared = GradientAllReduce(Distributed(0, 2), given, 3)
+        for mine, like in zip(shared._gradients, given, strict=True):
+            assert mine.data_ptr() % 16 == 0
+            assert (mine.shape, mine.stride()) == (like.shape, like.stride())
+        for i, mine in enumerate(shared._gradients):
+            mine.fill_(i + 1)
+        assert [float(g.unique()) for g in shared._gradients] == [*range(1, len(given) + 1)]
+        assert shared._flat.count_nonzero() == sum(g.numel() for g in given)
+
+
+def test_a_run_of_two_ranks_goes_on_with_one(digits: str) -> None:
+    more = ("--data", digits, "--pictures-every", "0", "--checkpoint-every", "2")
+    told, _ = torchrun(2, *MNIST, *more, "--iterations", "3", "--out", "two").communicate()
+    assert told.count("mnist in two: iterations 0 to 3") == 1  # rank 0 alone talks
+    assert main([*MNIST, *more, "--iterations", "5", "--out", "one"]) == 0
+    assert main(["train", "--resume", "two", "--iterations", "5"]) == 0
+    for ours, theirs in zip(lines(Path("two")), lines(Path("one")), strict=True):
+        for name in ("d_loss", "g_loss", "mi_c1"):
+            assert ours[name] == pytest.approx(theirs[name], abs=2e-2), name
+    assert json.loads(Path("two/config.json").read_text())["settings"]["ranks"] == 1
+
+
+def test_a_rank_that_dies_ends_the_others(digits: str) -> None:
+    """Within a minute, with an error; what was saved is whole."""
+    launched = torchrun(
+        2, *MNIST, "--data", digits, "--iterations", "100000", "--checkpoint-every", "1",
+        "--pictures-every", "0", "--out", "run",
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while len(lines(Path("run"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    children = Path(f"/proc/{launched.pid}/task/{launched.pid}/children").read_text().split()
+    os.kill(int(children[1]), signal.SIGKILL)
+    begun = time.monotonic()
+    told, _ = launched.communicate(timeout=60)
+    assert launched.returncode != 0
+    assert time.monotonic() - begun < 60
+    # In one line, wherever it waited: in batch norm, for the gradients or at the boundary.
+    assert re.search(r"^fastinfogan, rank [01]: another rank is gone", told, re.MULTILINE), told
+    assert RunDirectory.open(Path("run")).read_checkpoint().iteration >= 3
+
+
+def test_a_signal_to_one_rank_stops_all(digits: str) -> None:
+    """Rank 0 saves and says so, and does not take the run for finished."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {
+        **os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+    }  # fmt: skip
+    arguments = ("--data", digits, "--iterations", "100000", "--pictures-every", "0")
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-m", "fastinfogan", *MNIST, *arguments, "--out", "run"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**environment, "RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]
+    deadline = time.monotonic() + 60
+    while len(lines(Path("run"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    both[1].send_signal(signal.SIGTERM)
+    told = [each.communicate(timeout=60)[0] for each in both]
+    assert [each.returncode for each in both] == [143, 143], told
+    done = RunDirectory.open(Path("run")).read_checkpoint().iteration
+    assert f"stopped after {done} of 100000 iterations; go on with: fastinfogan train" in told[0]
+    assert told[1] == ""
+
+
+def test_what_ranks_cannot_share() -> None:
+    with pytest.raises(InputError, match="--batch-size 7 cannot be shared equally by 2 ranks"):
+        Distributed(0, 2).rows(7)
+    with pytest.raises(InputError, match="2 or more rows for each"):
+        Distributed(0, 4).rows(4)
+    assert Distributed(2, 3).rows(12) == range(8, 12)

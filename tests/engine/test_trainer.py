@@ -1,0 +1,369 @@
+"""Runs stopped, crashed, resumed and diverged: a run resumed is the run never stopped."""
+
+import errno
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastinfogan import checkpoint
+from fastinfogan.engine import Origin, RunDirectory, RunOptions, Schedule, Trainer
+from fastinfogan.engine.precision import ComputedIn
+from fastinfogan.engine.run_directory import MetricsLog
+from fastinfogan.errors import InputError, TrainingError
+from fastinfogan.experiments import Experiment
+from fastinfogan.model import Model
+from fastinfogan_kernels.inputs.real_images import Augmentation
+from tests.helpers.training import digest, made_up_images, settings_of
+
+CPU = torch.device("cpu")
+
+
+def start(
+    path: Path,
+    experiment: Experiment,
+    precision: ComputedIn = "fp32",
+    augmentation: Augmentation = "none",
+) -> Trainer:
+    source = made_up_images(experiment)
+    settings = settings_of(source, precision=precision, augmentation=augmentation)
+    return Trainer(RunDirectory.create(path, experiment, settings), source, CPU)
+
+
+def go_on(path: Path, experiment: Experiment) -> Trainer:
+    trainer = Trainer(RunDirectory.open(path), made_up_images(experiment), CPU)
+    trainer.resume()
+    return trainer
+
+
+@pytest.mark.parametrize(
+    ("stop", "precision", "augmentation"),
+    [
+        *((stop, precision, "none") for stop in (0, 7, 12) for precision in ("fp32", "bf16")),
+        (7, "fp16", "none"),
+        (7, "fp32", "affine"),
+    ],
+)
+def test_resuming_is_bit_for_bit(
+    tiny: Experiment, stop: int, precision: ComputedIn, augmentation: Augmentation
+) -> None:
+    whole = start(Path("whole"), tiny, precision, augmentation)
+    whole.train(24, Schedule())
+    start(Path("cut"), tiny, precision, augmentation).train(stop, Schedule())
+    cut = go_on(Path("cut"), tiny)
+    assert cut.done == stop
+    cut.train(24, Schedule())
+    assert digest(cut) == digest(whole)
+
+
+def test_metrics_of_a_crashed_run_are_those_of_the_run_never_stopped(tiny: Experiment) -> None:
+    """A crash at 27 goes back to the checkpoint at 25, in the middle of a line's iterations."""
+    start(Path("whole"), tiny).train(40, Schedule())
+    crashed = start(Path("crashed"), tiny)
+    schedule = Schedule(checkpoint_every=25, stop=lambda: crashed.done == 31 and 1 // 0 == 1)
+    with pytest.raises(ZeroDivisionError):
+        crashed.train(40, schedule)
+    assert [line["iteration"] for line in crashed.run.metrics()] == [10, 20, 30]
+    go_on(Path("crashed"), tiny).train(40, Schedule())
+
+    def lines(path: str) -> list[dict[str, float]]:
+        timings = (
+            "seconds_per_iteration", "images_per_second", "seconds_to_first_iteration",
+        )  # fmt: skip
+        every = RunDirectory.open(Path(path)).metrics()
+        return [{k: v for k, v in line.items() if k not in timings} for line in every]
+
+    assert lines("crashed") == lines("whole")
+
+
+def test_memory_formats_survive(tiny: Experiment) -> None:
+    trainer = start(Path("run"), tiny)
+    trainer.train(2, Schedule())
+    conv = go_on(Path("run"), tiny).networks.trunk[1].layer.weight
+    assert conv.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_training_goes_on_when_a_checkpoint_cannot_be_written(
+    tiny: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = start(Path("run"), tiny)
+    warnings: list[str] = []
+    save, calls = checkpoint.save, []
+
+    def full_once(*arguments: object) -> Path:
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return save(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("fastinfogan.checkpoint.save", full_once)
+    trainer.train(6, Schedule(checkpoint_every=2, on_warning=warnings.append))
+    assert warnings == ["no checkpoint at iteration 2: [Errno 28] No space left on device"]
+    names = [folder.name for folder in checkpoint.all_in(Path("run/checkpoints"))]
+    assert names == ["iteration-000004", "iteration-000006"]
+
+
+def test_old_checkpoints_are_pruned(tiny: Experiment) -> None:
+    start(Path("run"), tiny).train(10, Schedule(checkpoint_every=2, keep=2))
+    names = [folder.name for folder in checkpoint.all_in(Path("run/checkpoints"))]
+    assert names == ["iteration-000008", "iteration-000010"]
+
+
+def test_resume_refuses_what_is_not_the_run(tiny: Experiment) -> None:
+    start(Path("run"), tiny).train(2, Schedule())
+    other_images = made_up_images(tiny, seed=6)
+    with pytest.raises(InputError, match="not the images that run was started with"):
+        Trainer(RunDirectory.open(Path("run")), other_images, CPU)
+    config = json.loads(Path("run/config.json").read_text())
+    config["experiment"]["name"] = "svhn"
+    Path("run/config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="written by a run of another experiment"):
+        go_on(Path("run"), tiny)
+
+
+def edit(part: str, field: str, value: object) -> str:
+    """Change one field of run/config.json; the file as it was."""
+    file = Path("run/config.json")
+    before = file.read_text()
+    config = json.loads(before)
+    config[part][field] = value
+    file.write_text(json.dumps(config))
+    return before
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "value", "says"),
+    [
+        ("experiment", "slope", 0.2, r"another experiment .*; slope: 0\.2 and 0\.1"),
+        ("experiment", "variants", ["released"], "another experiment .*; variants"),
+        ("settings", "seed", 4, "another settings .*; seed: 4 and 3"),
+        ("settings", "log_every", 11, "another settings .*; log_every: 11 and 10"),
+    ],
+)
+def test_a_config_that_is_not_the_checkpoints_is_refused(
+    tiny: Experiment, part: str, field: str, value: object, says: str
+) -> None:
+    start(Path("run"), tiny).train(2, Schedule())
+    edit(part, field, value)
+    with pytest.raises(InputError, match=says):
+        go_on(Path("run"), tiny)
+    with pytest.raises(InputError, match=says):
+        Model.load(Path("run"), CPU)
+
+
+def test_a_digit_flipped_in_a_block_table_is_named(tiny: Experiment) -> None:
+    start(Path("run"), tiny).train(2, Schedule())
+    tables = json.loads(Path("run/config.json").read_text())["experiment"]["trunk"]
+    tables[1]["channels"] += 1
+    edit("experiment", "trunk", tables)
+    with pytest.raises(InputError, match=r"trunk\.1\.channels: 17 and 16"):
+        Model.load(Path("run"), CPU)
+
+
+def test_where_the_images_lie_is_not_compared(tiny: Experiment) -> None:
+    start(Path("run"), tiny).train(2, Schedule())
+    edit("settings", "data", "/elsewhere")
+    assert go_on(Path("run"), tiny).done == 2
+
+
+def test_a_run_that_came_to_no_checkpoint_starts_again_from_its_seed(tiny: Experiment) -> None:
+    start(Path("whole"), tiny).train(12, Schedule())
+    crashed = start(Path("run"), tiny)
+    with pytest.raises(ZeroDivisionError):
+        crashed.train(40, Schedule(stop=lambda: crashed.done == 11 and 1 // 0 == 1))
+    assert not crashed.run.has_checkpoint()
+    again = Trainer(RunDirectory.open(Path("run")), made_up_images(tiny), CPU)
+    again.train(12, Schedule())
+    assert digest(again) == digest(go_on(Path("whole"), tiny))
+    assert [line["iteration"] for line in again.run.metrics()] == [10, 12]
+
+
+def test_the_checkpoint_is_written_before_the_pictures(tiny: Experiment) -> None:
+    trainer = start(Path("run"), tiny)
+    seen: list[list[str]] = []
+
+    def draw() -> None:
+        seen.append([folder.name for folder in checkpoint.all_in(trainer.run.checkpoints)])
+
+    trainer.train(2, Schedule(checkpoint_every=1, pictures_every=1, on_pictures=draw))
+    first = "iteration-000001"
+    assert seen == [[first], [first, "iteration-000002"], [first, "iteration-000002"]]
+
+
+def test_training_goes_on_without_pictures_and_metrics(
+    tiny: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = start(Path("run"), tiny)
+    warnings: list[str] = []
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def no_picture() -> None:
+        raise InputError("samples.png: cannot be written")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("fastinfogan.engine.run_directory.MetricsLog.write", full)
+        schedule = Schedule(pictures_every=5, on_pictures=no_picture, on_warning=warnings.append)
+        trainer.train(10, schedule)
+    assert [warning.partition(":")[0] for warning in warnings] == [
+        "no pictures at iteration 5",
+        "no metrics at iteration 10",
+        "no pictures at iteration 10",
+        "no pictures at iteration 10",
+    ]
+    assert checkpoint.all_in(Path("run/checkpoints"))
+
+
+def test_the_last_checkpoint_must_be_written(
+    tiny: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    trainer = start(Path("run"), tiny)
+    monkeypatch.setattr("fastinfogan.checkpoint.save", full)
+    with pytest.raises(OSError, match="No space left"):
+        trainer.train(2, Schedule())
+
+
+def test_ruined_lines_of_metrics_are_skipped_and_the_rest_kept(tiny: Experiment) -> None:
+    trainer = start(Path("run"), tiny)
+    trainer.train(20, Schedule())
+    file = Path("run/metrics.jsonl")
+    one, two = file.read_bytes().splitlines()
+    ruined = [b"\xff\xfe\x00", one, b'{"iteration": 15, "d_l', b"[1, 2]", b"{}", b"", two]
+    file.write_bytes(b"\n".join(ruined) + b'\n{"iter')
+    assert [line["iteration"] for line in trainer.run.metrics()] == [10, 20]
+    go_on(Path("run"), tiny).train(30, Schedule())
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [line["iteration"] for line in lines] == [10, 20, 30]
+    assert not list(Path("run").glob("*.partial"))
+
+
+def test_a_line_after_a_torn_one_is_whole(
+    tiny: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = MetricsLog(start(Path("run"), tiny).run, 0)
+    log.write({"iteration": 1})
+    opened = Path.open
+
+    def torn(self: Path, *arguments: object) -> object:
+        with opened(self, "a") as file:
+            file.write('{"itera')
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", torn)
+        with pytest.raises(OSError, match="No space"):
+            log.write({"iteration": 2})
+    log.write({"iteration": 3})
+    log.close()
+    run = RunDirectory.open(Path("run"))
+    assert [line["iteration"] for line in run.metrics()] == [1, 3]
+
+
+@pytest.mark.parametrize("log_every", [10, 7])
+def test_training_that_diverges_stops_and_saves_nothing_of_it(
+    tiny: Experiment, log_every: int
+) -> None:
+    source = made_up_images(tiny)
+    settings = settings_of(source, log_every=log_every)
+    trainer = Trainer(RunDirectory.create(Path("run"), tiny, settings), source, CPU)
+
+    def poison() -> bool:
+        if trainer.done == 15:
+            with torch.no_grad():
+                next(trainer.networks.generator.parameters()).fill_(float("nan"))
+        return False
+
+    with pytest.raises(TrainingError, match=r"run: training diverged by iteration (20|16)") as told:
+        trainer.train(40, Schedule(checkpoint_every=4, stop=poison))
+    assert "\n" not in str(told.value)
+    assert "its newest checkpoint is of iteration 12" in str(told.value)
+    names = [folder.name for folder in checkpoint.all_in(Path("run/checkpoints"))]
+    assert names == ["iteration-000004", "iteration-000008", "iteration-000012"]
+    for line in RunDirectory.open(Path("run")).metrics():
+        assert all(math.isfinite(value) for value in line.values())
+
+
+def test_the_plan_is_recorded_and_updated(tiny: Experiment) -> None:
+    source = made_up_images(tiny)
+    origin = Origin("/other", "iteration-000004", "ab" * 32)
+    plan = RunOptions(70, origin, checkpoint_every=20, pictures_every=0)
+    run = RunDirectory.create(Path("run"), tiny, settings_of(source), plan)
+    before = json.loads(Path("run/config.json").read_text())
+    assert RunDirectory.open(Path("run")).plan == plan
+    run.update(replace(run.settings, data="/new"), replace(plan, iterations=90))
+    after = json.loads(Path("run/config.json").read_text())
+    assert after["plan"].pop("iterations") == 90
+    assert after["settings"].pop("data") == "/new"
+    before["plan"].pop("iterations")
+    before["settings"].pop("data")
+    assert after == before
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "value"),
+    [
+        ("settings", "precision", "fp8"),
+        ("settings", "information", "hide"),
+        ("settings", "augmentation", "mirror"),
+        ("settings", "batch_size", "8"),
+        ("settings", "batch_size", True),
+        ("settings", "seed", 2**64),
+        ("settings", "seed", 0.5),
+        ("settings", "data", 7),
+        ("plan", "iterations", -1),
+        ("plan", "init_from", {"run": 3}),
+        ("plan", "device", "tpu"),
+        ("experiment", "slope", "steep"),
+        ("experiment", "trunk", [{"kind": "xonv", "channels": 4}]),
+        ("experiment", "latents", {"noise": {"size": "62"}, "codes": []}),
+        ("experiment", "sweep", [1]),
+    ],
+)
+def test_a_config_with_nonsense_in_it_is_refused(
+    tiny: Experiment, part: str, field: str, value: object
+) -> None:
+    RunDirectory.create(Path("run"), tiny, settings_of(made_up_images(tiny)))
+    edit(part, field, value)
+    with pytest.raises(InputError, match=r"config\.json: not the (settings|description)") as told:
+        RunDirectory.open(Path("run"))
+    assert "\n" not in str(told.value)
+
+
+def test_weights_of_other_shapes_are_refused_and_nothing_is_copied(tiny: Experiment) -> None:
+    start(Path("run"), tiny).train(2, Schedule())
+    wider = replace(tiny, generator=(replace(tiny.generator[0], channels=99), *tiny.generator[1:]))
+    trainer = start(Path("wider"), wider)
+    before = digest(trainer)
+    with pytest.raises(InputError, match=r"generator\.0\.layer\.weight is torch\.float32 \(128"):
+        trainer.take_weights(RunDirectory.open(Path("run")).read_checkpoint())
+    assert digest(trainer) == before
+
+
+def test_init_from_takes_weights_alone(tiny: Experiment) -> None:
+    first = start(Path("run"), tiny)
+    first.train(4, Schedule())
+    second = start(Path("second"), tiny)
+    second.take_weights(first.run.read_checkpoint())
+    for name, tensor in first.networks.state_dict().items():
+        assert torch.equal(second.networks.state_dict()[name], tensor)
+    assert second.done == 0
+    assert not second.iteration.state()["optimizer"]["generator.0.layer.weight.exp_avg"].any()
+
+
+def test_a_folder_with_another_run_is_left_alone(tiny: Experiment) -> None:
+    start(Path("run"), tiny).train(1, Schedule())
+    before = {p: p.read_bytes() for p in Path("run").rglob("*") if p.is_file()}
+    with pytest.raises(InputError, match="run: holds another run already"):
+        start(Path("run"), tiny)
+    Path("files").mkdir()
+    Path("files/mine.txt").write_text("mine")
+    with pytest.raises(InputError, match="files: holds files already"):
+        start(Path("files"), tiny)
+    assert before == {p: p.read_bytes() for p in Path("run").rglob("*") if p.is_file()}

@@ -1,0 +1,168 @@
+"""Codes as classifiers, the bound on fresh codes, and networks used without being changed."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fastinfogan.data import Source
+from fastinfogan.engine import RunDirectory, Schedule, Trainer
+from fastinfogan.errors import InputError
+from fastinfogan.evaluation import Evaluation, classify, evaluate, fresh_information
+from fastinfogan.evaluation.classification import confusion, error, matched, why_not
+from fastinfogan.experiments import Experiment
+from fastinfogan.model import Model
+from fastinfogan.networks import InfoGAN
+from fastinfogan_kernels.inputs.draw import to_tensors
+from fastinfogan_kernels.philox import Stream
+from tests.helpers.training import made_up_images, settings_of
+
+
+def test_matching_finds_the_permutation() -> None:
+    meaning = np.array([3, 1, 0, 2])
+    values = np.repeat(np.arange(4), 25)
+    labels = meaning[values]
+    labels[::10] = (labels[::10] + 1) % 4
+    table = confusion(values, labels, 4, 4)
+    assert table.sum() == 100
+    assert np.array_equal(matched(table), meaning)
+    assert error(matched(table), values, labels) == pytest.approx(0.1)
+
+
+def test_matching_gives_each_class_once_and_majority_does_not() -> None:
+    table = np.array([[50, 0], [40, 10], [0, 5]])
+    assert matched(table).tolist() == [0, 1, -1]
+    assert table.argmax(axis=1).tolist() == [0, 0, 1]
+
+
+class OracleQ(torch.nn.Module):
+    """Reads a digit out of the first pixel, which the tests write there."""
+
+    def __init__(self, width: int, permuted: list[int]) -> None:
+        super().__init__()
+        self.width, self.permuted = width, permuted
+        self.unused = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        digit = (images[:, 0, 0, 0] * 255).round().long()
+        output = torch.zeros(len(images), self.width)
+        output[torch.arange(len(images)), torch.tensor(self.permuted)[digit]] = 5.0
+        return output
+
+
+def labelled(count: int, seed: int) -> Source:
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, 10, count)
+    images = random.integers(0, 256, (count, 28, 28, 1), np.uint8)
+    images[:, 0, 0, 0] = labels
+    return Source("labelled", images, labels)
+
+
+def oracle(tiny: Experiment) -> Model:
+    networks = InfoGAN(tiny)
+    networks.trunk = torch.nn.Identity()  # type: ignore[assignment]
+    networks.q_head = OracleQ(tiny.latents.output_width, [4, 2, 9, 0, 1, 3, 8, 5, 6, 7])  # type: ignore[assignment]
+    return Model(tiny, networks.eval(), 0)
+
+
+def test_a_code_that_knows_the_digit_errs_nowhere_and_is_scored_on_unseen_images(
+    tiny: Experiment,
+) -> None:
+    scores = classify(oracle(tiny), labelled(600, 1))
+    assert scores["c1"].matching_error == scores["c1"].majority_error == 0.0
+    assert (scores["c1"].fitted_on, scores["c1"].scored_on) == (300, 300)
+    one = labelled(600, 1)
+    with_test = Source("both", one.images, one.labels, labelled(50, 2))
+    assert classify(oracle(tiny), with_test)["c1"].scored_on == 50
+
+
+def test_a_code_that_knows_nothing_is_at_chance_on_unseen_images(tiny: Experiment) -> None:
+    source = labelled(2000, 3)
+    random = np.random.default_rng(4)
+    images = source.images.copy()
+    images[:, 0, 0, 0] = random.integers(0, 10, 2000)
+    found = classify(oracle(tiny), Source("noise", images, source.labels))["c1"]
+    assert 0.85 < found.matching_error < 0.95
+
+
+def test_without_labels_there_is_no_classifier(tiny: Experiment) -> None:
+    unlabelled = Source("unlabelled", labelled(9, 1).images)
+    assert classify(oracle(tiny), unlabelled) == {}
+    assert why_not(oracle(tiny), unlabelled) == "unlabelled: no labels"
+    alone = labelled(1, 1)
+    assert classify(oracle(tiny), alone) == {}
+    assert why_not(oracle(tiny), alone) == "labelled: fewer than 2 labelled images"
+    two = labelled(2, 1)
+    assert classify(oracle(tiny), two)["c1"].scored_on == 1
+
+
+def test_large_label_values_cost_nothing(tiny: Experiment) -> None:
+    few = labelled(600, 1)
+    assert few.labels is not None
+    large = Source("large", few.images, few.labels * 10**17 + 5)
+    assert classify(oracle(tiny), large) == classify(oracle(tiny), few)
+    test = Source("test", few.images[:50], large.labels[:50])  # type: ignore[index]
+    with_test = Source("both", few.images, large.labels, test)
+    assert classify(oracle(tiny), with_test)["c1"].matching_error == 0.0
+
+
+def test_what_is_not_finite_is_null_in_json() -> None:
+    found = Evaluation("mnist", 3, {"c1": float("nan"), "c2": 1.0}, {"c1": 2.0, "c2": 0.5}, {})
+    text = json.dumps(found.to_dict(), allow_nan=False)
+    assert json.loads(text)["information"] == {"c1": None, "c2": 1.0}
+    assert json.loads(text)["mi_bound"] is None
+
+
+@pytest.fixture
+def trained_run(tiny: Experiment) -> RunDirectory:
+    source = made_up_images(tiny)
+    run = RunDirectory.create(Path("run"), tiny, settings_of(source))
+    Trainer(run, source, torch.device("cpu")).train(20, Schedule())
+    return run
+
+
+def test_evaluation_uses_running_statistics(trained_run: RunDirectory, tiny: Experiment) -> None:
+    """An image is the same alone and in company, and looking changes nothing."""
+    trained = Model.load(trained_run.path, torch.device("cpu"))
+    before = {k: v.clone() for k, v in trained.networks.state_dict().items()}
+    latents = tiny.latents.draw(1, 0, Stream.PICTURES, 30)
+    together = trained.generate(latents)
+    alone = trained.generate(
+        type(latents)(latents.noise[:1], latents.classes[:1], latents.continuous[:1])
+    )
+    assert torch.equal(together[:1], alone)
+    assert together.dtype == torch.uint8
+    assert together.shape == (30, 28, 28, 1)
+    evaluate(trained, made_up_images(tiny))
+    after = trained.networks.state_dict()
+    assert all(torch.equal(before[k], after[k]) for k in before)
+
+
+def test_fresh_information_is_the_bound_on_what_g_makes(
+    trained_run: RunDirectory, tiny: Experiment
+) -> None:
+    trained = Model.load(trained_run.path, torch.device("cpu"))
+    found = fresh_information(trained, rows=700, seed=5)
+    assert list(found) == ["c1", "c2", "c3"]
+    latents = tiny.latents.draw(5, 0, Stream.EVALUATION, 700)
+    codes = to_tensors(latents, tiny.latents)
+    logits = trained.read_generated(codes)[:, :10]
+    expected = np.log(10) - torch.nn.functional.cross_entropy(logits, codes.classes[:, 0]).item()
+    assert found["c1"] == pytest.approx(expected, abs=1e-5)
+    assert fresh_information(trained, rows=700, seed=5) == found
+    assert fresh_information(trained, rows=700, seed=6) != found
+
+
+def test_borrowed_networks_are_given_back_in_training(tiny: Experiment) -> None:
+    networks = InfoGAN(tiny).train()
+    with Model.borrowed(tiny, networks, 0) as trained:
+        assert not trained.networks.training
+    assert all(module.training for module in networks.modules())
+
+
+def test_a_run_without_checkpoint_says_so(tiny: Experiment) -> None:
+    RunDirectory.create(Path("run"), tiny, settings_of(made_up_images(tiny)))
+    with pytest.raises(InputError, match="no checkpoint yet"):
+        Model.load(Path("run"), torch.device("cpu"))

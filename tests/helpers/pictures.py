@@ -1,0 +1,59 @@
+"""A set of encoded pictures and who decodes them, as small as can be: each its own raw file."""
+
+import time
+from collections.abc import Generator, Iterable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastinfogan.data.decoders.base import BadImage, Decoded, Decoder
+from fastinfogan.data.source import Encoded, ImageShape, Picture, Recipe, Source
+
+
+def encoded(source: Source, folder: str = "pictures") -> Encoded:
+    """Write a set's images to files of their own."""
+    Path(folder).mkdir(exist_ok=True)
+    pictures = []
+    for i, image in enumerate(source.images):
+        file = Path(folder, f"{i:04d}.raw")
+        file.write_bytes(image.tobytes())
+        pictures.append(Picture(file.name, file, 0, image.nbytes))
+    return Encoded(folder, pictures, Recipe(ImageShape(*source.images.shape[1:])), source.labels)
+
+
+class RawDecoder(Decoder):
+    """Reads the files of `encoded`; one that is too short is bad.
+
+    Attributes:
+        asked: numbers of the pictures decoded so far.
+        closed: how many iterators were closed before their end.
+        delay: seconds that a batch takes.
+    """
+
+    name = "raw 1"
+
+    def __init__(self, source: Encoded, delay: float = 0) -> None:
+        super().__init__(source)
+        self.asked: list[int] = []
+        self.closed = 0
+        self.delay = delay
+
+    def batches(self, wanted: Iterable[NDArray[np.int64]]) -> Generator[Decoded]:
+        try:
+            for index in wanted:
+                self.asked += index.tolist()
+                time.sleep(self.delay)
+                images = np.full((len(index), *self.source.shape), 77, np.uint8)
+                bad = []
+                for row, i in enumerate(index.tolist()):
+                    picture = self.source.pictures[i]
+                    data = np.frombuffer(picture.file.read_bytes(), np.uint8)
+                    if len(data) == picture.size:
+                        images[row] = data.reshape(self.source.shape)
+                    else:
+                        bad.append(BadImage(i, picture.name, "cut short"))
+                yield Decoded(index, images, tuple(bad))
+        except GeneratorExit:
+            self.closed += 1
+            raise

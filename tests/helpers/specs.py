@@ -1,0 +1,54 @@
+"""Specs of codes, outputs and codes drawn for them, and a bound on errors: for the objective."""
+
+from dataclasses import dataclass
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fastinfogan_kernels.latents import Categorical, Continuous, LatentSpec, Noise
+
+
+def spec_of(*codes: Categorical | Continuous) -> LatentSpec:
+    """Some codes and a noise that does not matter."""
+    return LatentSpec(Noise(1), codes)
+
+
+def any_codes(classes: int = 1000, at_most: int = 6) -> st.SearchStrategy[LatentSpec]:
+    """Any mix of up to 2 * at_most codes, of every kind."""
+    clip = st.tuples(st.floats(1e-3, 1.0), st.floats(1.01, 1e3))
+    continuous = st.builds(Continuous, st.sampled_from(["learned", "fixed", "clipped"]), clip)
+    mixes = st.tuples(
+        st.lists(st.builds(Categorical, st.integers(2, classes)), max_size=at_most),
+        st.lists(continuous, max_size=at_most),
+    ).filter(lambda mix: bool(mix[0] or mix[1]))
+    return mixes.map(lambda mix: spec_of(*mix[0], *mix[1]))
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Q's output, fp32, and codes."""
+
+    spec: LatentSpec
+    output: Tensor
+    classes: Tensor
+    continuous: Tensor
+
+
+def drawn(spec: LatentSpec, rows: int, seed: int = 1, spread: float = 2.0) -> Drawn:
+    """Outputs of a normal distribution this wide, and codes from the prior."""
+    source = torch.Generator().manual_seed(seed)
+    output = torch.randn(rows, spec.output_width, generator=source) * spread
+    classes = torch.empty(rows, len(spec.categorical), dtype=torch.int64)
+    for i, code in enumerate(spec.categorical):
+        classes[:, i] = torch.randint(code.classes, (rows,), generator=source)
+    continuous = torch.rand(rows, len(spec.continuous), generator=source) * 2 - 1
+    return Drawn(spec, output, classes, continuous)
+
+
+def assert_as_good(found: Tensor, torch_at_same: Tensor, truth: Tensor, tolerance: float) -> None:
+    """Per element within twice torch's own error at the same precision, and a tolerance."""
+    error = (found.double() - truth).abs()
+    theirs = (torch_at_same.double() - truth).abs()
+    scale = truth.abs().clamp(min=1.0)
+    assert bool((error <= 2 * theirs + tolerance * scale).all()), (error / scale).max()

@@ -1,0 +1,143 @@
+"""Small experiments, images and iterations for tests, and a command line that fails."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fastinfogan.cli import main
+from fastinfogan.data import Source
+from fastinfogan.distributed import SINGLE_PROCESS, Distributed
+from fastinfogan.engine import Iteration, TrainConfig, Trainer
+from fastinfogan.engine.config import BatchNorm, Information
+from fastinfogan.engine.precision import ComputedIn
+from fastinfogan.experiments import Block, Experiment
+from fastinfogan.networks import InfoGAN
+from fastinfogan_kernels import philox
+from fastinfogan_kernels.inputs.real_images import Augmentation
+from fastinfogan_kernels.runtime.backend import Implementation
+
+QUICK = ["--batch-size", "4", "--precision", "fp32"]
+
+
+def narrowed(experiment: Experiment, divisor: int) -> Experiment:
+    """The same experiment with every hidden width divided."""
+
+    def narrow(blocks: tuple[Block, ...]) -> tuple[Block, ...]:
+        return tuple(replace(b, channels=max(b.channels // divisor, 1)) for b in blocks)
+
+    return replace(
+        experiment,
+        trunk=narrow(experiment.trunk),
+        q_head=narrow(experiment.q_head),
+        generator=(*narrow(experiment.generator[:-1]), experiment.generator[-1]),
+    )
+
+
+def made_up_images(experiment: Experiment, count: int = 64, seed: int = 5) -> Source:
+    """Bright discs in random places: images with something to learn in them, and four labels."""
+    u = philox.uniform(philox.words(seed, 0, 0, count, 3))
+    rows, columns = np.mgrid[: experiment.height, : experiment.width]
+    y = (rows / experiment.height * 2 - 1)[None] - u[:, 0, None, None] * 0.6
+    x = (columns / experiment.width * 2 - 1)[None] - u[:, 1, None, None] * 0.6
+    disc = np.clip(1.5 - 3.0 * np.hypot(x, y), 0, 1) * 255
+    images = np.repeat(disc[..., None], experiment.channels, axis=-1).astype(np.uint8)
+    labels = (u[:, 0] > 0).astype(np.int64) * 2 + (u[:, 1] > 0)
+    return Source("made-up images", images, labels)
+
+
+def settings_of(
+    source: Source,
+    *,
+    seed: int = 3,
+    batch_size: int = 8,
+    precision: ComputedIn = "fp32",
+    log_every: int = 10,
+    augmentation: Augmentation = "none",
+    information: Information = "maximise",
+) -> TrainConfig:
+    """Settings as the tests need them."""
+    return TrainConfig(
+        seed=seed,
+        batch_size=batch_size,
+        precision=precision,
+        augmentation=augmentation,
+        information=information,
+        data=None,
+        data_fingerprint=source.fingerprint,
+        log_every=log_every,
+    )
+
+
+def make_iteration(
+    experiment: Experiment,
+    *,
+    seed: int = 3,
+    batch_size: int = 8,
+    precision: ComputedIn = "fp32",
+    augmentation: Augmentation = "none",
+    information: Information = "maximise",
+    device: str = "cpu",
+    impl: Implementation = "auto",
+    ranks: Distributed = SINGLE_PROCESS,
+    batch_norm: BatchNorm = "synchronised",
+) -> Iteration:
+    """The product's iteration on made-up images."""
+    source = made_up_images(experiment)
+    settings = settings_of(
+        source,
+        seed=seed,
+        batch_size=batch_size,
+        precision=precision,
+        augmentation=augmentation,
+        information=information,
+    )
+    networks = InfoGAN(experiment, seed)
+    if precision == "fp64":
+        networks = networks.double()
+    settings = replace(settings, batch_norm=batch_norm, ranks=ranks.count)
+    images = torch.from_numpy(source.images).to(device)
+    return Iteration(experiment, settings, networks.to(device), images, impl, ranks)
+
+
+def watch_gradients(
+    iteration: Iteration, keep: Callable[[str, Sequence[torch.Tensor]], object]
+) -> None:
+    """Hand each step's gradients, "D" or "G", to `keep` before they are used."""
+    for step in ("D", "G"):
+        name = f"_{step.lower()}_update"
+        update = getattr(iteration, name)
+
+        def watched(
+            gradients: Sequence[torch.Tensor],
+            step: str = step,
+            update: Any = update,  # noqa: ANN401
+        ) -> None:
+            keep(step, gradients)
+            update(gradients)
+
+        setattr(iteration, name, watched)
+
+
+def fails(*arguments: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """Run a command that must fail; its one line."""
+    capsys.readouterr()
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith("fastinfogan: ")
+    return captured.err
+
+
+def digest(trainer: Trainer) -> str:
+    """SHA-256 of every tensor of the state and its name."""
+    sha = hashlib.sha256(str(trainer.done).encode())
+    for kind, tensors in trainer.iteration.state().items():
+        for name, tensor in tensors.items():
+            sha.update(f"{kind}/{name}".encode())
+            sha.update(tensor.detach().contiguous().numpy().tobytes())
+    return sha.hexdigest()

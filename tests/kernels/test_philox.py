@@ -1,0 +1,118 @@
+"""Random numbers: the published vectors, NumPy against C++, and their distributions."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import special, stats
+
+from fastinfogan_kernels import philox
+from fastinfogan_kernels.inputs import draw
+from fastinfogan_kernels.latents import NUMPY_DRAW, Draw
+from fastinfogan_kernels.runtime.backend import native_available
+
+# Random123's kat_vectors for philox4x32 with 10 rounds: counter, key, result.
+KNOWN_ANSWERS = [
+    (
+        (0, 0, 0, 0),
+        (0, 0),
+        (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8),
+    ),
+    (
+        (0xFFFFFFFF,) * 4,
+        (0xFFFFFFFF,) * 2,
+        (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD),
+    ),
+    (
+        (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+        (0xA4093822, 0x299F31D0),
+        (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+    ),
+]
+
+IMPLEMENTATIONS = [
+    "reference",
+    pytest.param(
+        "native", marks=pytest.mark.skipif(not native_available(), reason="_native not compiled")
+    ),
+]
+
+
+@pytest.fixture(params=IMPLEMENTATIONS)
+def by(request: pytest.FixtureRequest) -> Draw:
+    return draw.by(request.param)
+
+
+@pytest.mark.parametrize(("counter", "key", "expected"), KNOWN_ANSWERS)
+def test_numpy_gives_the_published_vectors(
+    counter: tuple[int, ...], key: tuple[int, int], expected: tuple[int, ...]
+) -> None:
+    block = philox.philox4x32(np.array(counter, np.uint32), key)
+    assert tuple(int(word) for word in block) == expected
+
+
+@pytest.mark.skipif(not native_available(), reason="_native not compiled")
+@pytest.mark.parametrize(("counter", "key", "expected"), KNOWN_ANSWERS)
+def test_native_gives_the_published_vectors(
+    counter: tuple[int, ...], key: tuple[int, int], expected: tuple[int, ...]
+) -> None:
+    from fastinfogan_kernels import _native
+
+    assert tuple(_native.encrypt(counter, *key)) == expected
+
+
+@pytest.mark.skipif(not native_available(), reason="_native not compiled")
+@given(
+    seed=st.integers(0, 2**64 - 1),
+    step=st.integers(0, 2**32 - 1),
+    stream=st.integers(0, 2**32 - 1),
+    rows=st.integers(0, 9),
+    columns=st.integers(0, 13),
+    first_row=st.integers(0, 2**20),
+    bound=st.integers(2, 1000),
+)
+def test_native_is_numpy_bit_for_bit(
+    seed: int, step: int, stream: int, rows: int, columns: int, first_row: int, bound: int
+) -> None:
+    native = draw.by("native")
+    words = philox.words(seed, step, stream, rows, columns, first_row)
+    assert np.array_equal(words, native.words(seed, step, stream, rows, columns, first_row))
+    for name in ("uniform", "normal"):
+        ours, theirs = getattr(NUMPY_DRAW, name)(words), getattr(native, name)(words)
+        assert ours.dtype == theirs.dtype == np.float32
+        assert np.array_equal(ours.view(np.uint32), theirs.view(np.uint32))
+    assert np.array_equal(NUMPY_DRAW.below(words, bound), native.below(words, bound))
+
+
+def test_normal_agrees_for_words_from_end_to_end(by: Draw) -> None:
+    words = np.linspace(0, 2**32 - 1, 100_001).astype(np.uint32)
+    assert np.array_equal(by.normal(words), philox.normal(words))
+    exact = np.sqrt(2) * special.erfinv(philox.uniform(words).astype(np.float64))
+    assert np.abs(by.normal(words) - exact).max() < 2e-6
+
+
+def test_uniform_is_symmetric_and_open(by: Draw) -> None:
+    ends = by.uniform(np.array([0, 0xFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF], np.uint32))
+    step = np.float32(2.0**-24)
+    assert ends.tolist() == [step - 1, step - 1, -step, step, 1 - step]
+
+
+def test_distributions(by: Draw) -> None:
+    words = by.words(11, 4, 1, 2500, 40, 0)
+    flat = words.reshape(-1)
+    assert stats.kstest(by.uniform(flat), stats.uniform(-1, 2).cdf).pvalue > 1e-3
+    assert stats.kstest(by.normal(flat), stats.norm.cdf).pvalue > 1e-3
+    assert stats.chisquare(np.bincount(by.below(flat, 10), minlength=10)).pvalue > 1e-3
+
+
+def test_streams_steps_and_seeds_are_unrelated(by: Draw) -> None:
+    keys = [(1, 0, 0), (1, 0, 1), (1, 1, 0), (2, 0, 0), (1 + 2**32, 0, 0)]
+    drawn = np.stack([by.uniform(by.words(*key, 500, 40, 0)).reshape(-1) for key in keys])
+    correlation = np.corrcoef(drawn) - np.eye(len(keys))
+    assert np.abs(correlation).max() < 4.5 / np.sqrt(drawn.shape[1])
+
+
+def test_a_row_does_not_depend_on_its_batch(by: Draw) -> None:
+    whole = by.words(7, 3, 2, 20, 9, 0)
+    assert np.array_equal(whole[12:17], by.words(7, 3, 2, 5, 9, 12))
+    assert np.array_equal(whole[:, :6], by.words(7, 3, 2, 20, 6, 0))

@@ -1,0 +1,96 @@
+"""Batches of real images by plain torch: which, moved how, in what range."""
+
+import numpy as np
+import pytest
+import torch
+
+from fastinfogan.errors import InputError
+from fastinfogan_kernels import shuffle
+from fastinfogan_kernels.inputs.augment import affine, affine_matrices
+from fastinfogan_kernels.inputs.real_images import real_images
+
+COUNT, SEED = 20, 3
+
+
+def images(channels: int = 1, side: int = 28) -> torch.Tensor:
+    random = np.random.default_rng(0)
+    return torch.from_numpy(random.integers(0, 256, (COUNT, side, side, channels), dtype=np.uint8))
+
+
+def batch(step: int, rows: int = 8, **more: object) -> torch.Tensor:
+    out = torch.empty(rows, 28, 28, 1)
+    real_images(images(), SEED, step, out, **more)  # type: ignore[arg-type]
+    return out
+
+
+@pytest.mark.parametrize("step", [0, 1, 2, 1000])
+def test_a_step_takes_its_places_of_the_shuffle(step: int) -> None:
+    index = torch.from_numpy(shuffle.indices(SEED, step * 8, 8, COUNT))
+    assert torch.equal(batch(step), images()[index].float() / 255)
+
+
+def test_every_image_once_per_epoch() -> None:
+    seen = torch.cat([batch(step, rows=5) for step in range(2 * COUNT // 5)])
+    everything = images().float() / 255
+    for epoch in seen.chunk(2):
+        assert sorted(t.sum().item() for t in epoch) == sorted(t.sum().item() for t in everything)
+
+
+def test_a_rank_takes_its_rows_of_the_batch() -> None:
+    whole = batch(4, augmentation="affine")
+    parts = [batch(4, 3, first_row=first, all_rows=8, augmentation="affine") for first in (0, 3, 5)]
+    for first, part in zip((0, 3, 5), parts, strict=True):
+        torch.testing.assert_close(part, whole[first : first + 3])
+
+
+def test_augmented_images_are_moved_by_the_drawn_matrices() -> None:
+    matrices = torch.from_numpy(affine_matrices(SEED, 2, 8, 28, 28))
+    expected = affine(batch(2).permute(0, 3, 1, 2), matrices).permute(0, 2, 3, 1)
+    found = batch(2, augmentation="affine")
+    torch.testing.assert_close(found, expected)
+    assert not torch.equal(found, batch(2))
+
+
+def test_the_range_is_scaled_after_moving() -> None:
+    """What comes from outside is black, whatever black is."""
+    moved = batch(2, augmentation="affine")
+    scaled = batch(2, augmentation="affine", image_range=(-1.0, 1.0))
+    torch.testing.assert_close(scaled, moved * 2 - 1)
+
+
+def test_a_counter_is_as_good_as_a_number() -> None:
+    assert torch.equal(batch(7), batch(torch.tensor(7)))  # type: ignore[arg-type]
+
+
+def test_rows_in_order_are_chosen_already() -> None:
+    chosen = images()[torch.from_numpy(shuffle.indices(SEED, 4 * 8, 8, COUNT))]
+    out = torch.empty(8, 28, 28, 1)
+    real_images(chosen, SEED, 4, out, augmentation="affine", in_order=True)
+    assert torch.equal(out, batch(4, augmentation="affine"))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_dtypes(dtype: torch.dtype) -> None:
+    out = torch.empty(8, 28, 28, 1, dtype=dtype)
+    real_images(images(), SEED, 1, out)
+    torch.testing.assert_close(out.float(), batch(1), rtol=1e-2, atol=1e-2)
+
+
+BAD = {
+    "images are uint8": {"images": images().float()},
+    "out takes rows of": {"out": torch.empty(8, 28, 27, 1)},
+    "out is contiguous and floating point": {"out": torch.empty(8, 28, 28, 1, dtype=torch.uint8)},
+    "the step counter is int64": {"step": torch.tensor(1, dtype=torch.int32)},
+    "a set has 1 to": {"images": torch.empty(0, 28, 28, 1, dtype=torch.uint8)},
+    "8 rows in order are made of as many": {"images": images()[:7], "in_order": True},
+    "--seed must be": {"seed": -1},
+    "impl='triton' needs CUDA": {"impl": "triton"},
+    "no implementation in C": {"impl": "native"},
+}
+
+
+@pytest.mark.parametrize(("said", "wrong"), BAD.items(), ids=BAD)
+def test_nonsense_is_told(said: str, wrong: dict[str, object]) -> None:
+    given = {"images": images(), "seed": 1, "step": 0, "out": torch.empty(8, 28, 28, 1), **wrong}
+    with pytest.raises(InputError, match=said):
+        real_images(**given)  # type: ignore[arg-type]

@@ -1,0 +1,215 @@
+"""The product against the reference: losses, gradients, ten iterations, from the same seed."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fastinfogan import experiments
+from fastinfogan.engine import Iteration
+from fastinfogan.experiments import Experiment
+from fastinfogan.reference import Reference
+from tests.helpers.reference import step_reference, widen
+from tests.helpers.training import make_iteration, narrowed, watch_gradients
+
+# Narrow enough for fp64 on two cores, with every table at full depth; MNIST also at full width.
+CASES = [
+    *((name, (), 8) for name in experiments.BASES),
+    ("mnist", (), 1),
+    ("mnist", ("released",), 8),
+    ("mnist", ("clipped-deviation", "normal-noise"), 8),
+    ("chairs", ("research", "four-codes", "width"), 16),
+]
+IDS = ["-".join([name, *variants, f"1/{divisor}"]) for name, variants, divisor in CASES]
+
+
+def pairs(ours: Iteration, reference: Reference) -> list[tuple[str, Tensor, Tensor]]:
+    """Weights and batch-norm statistics of both, by the product's names."""
+    state = [
+        (name, t)
+        for name, t in ours.networks.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    ]
+    other = [
+        t
+        for network in reference.networks
+        for name, t in network.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    ]
+    return [(name, mine, theirs) for (name, mine), theirs in zip(state, other, strict=True)]
+
+
+@pytest.mark.parametrize(("name", "variants", "divisor"), CASES, ids=IDS)
+def test_ten_iterations_of_weights_are_the_references(
+    name: str, variants: tuple[str, ...], divisor: int
+) -> None:
+    experiment = narrowed(experiments.get(name, variants), divisor)
+    ours = make_iteration(experiment, precision="fp64")
+    reference = Reference(experiment, 3, torch.float64)
+    for step in range(10):
+        ours.run(step)
+        losses, _, g_bounds = step_reference(reference, ours, step)
+        expected = torch.stack([*losses, *g_bounds])
+        torch.testing.assert_close(ours.sums, expected, rtol=1e-8, atol=1e-8)
+        ours.read()
+    for key, mine, theirs in pairs(ours, reference):
+        torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-8, msg=lambda m, k=key: k + m)
+
+
+@pytest.mark.parametrize("name", experiments.BASES)
+def test_losses_and_gradients_in_fp32(name: str) -> None:
+    """In fp32 the product errs from the fp64 truth no more than twice what the reference does."""
+    experiment = narrowed(experiments.get(name), 4)
+    ours = make_iteration(experiment, batch_size=32)
+    reference = Reference(experiment, 3)
+    truth = Reference(experiment, 3, torch.float64)
+    n = ours.networks
+    seen: dict[str, list[Tensor]] = {"ours": [], "reference": [], "truth": []}
+    for networks in (
+        [n.generator, n.trunk, n.d_head, n.q_head], reference.networks, truth.networks
+    ):  # fmt: skip
+        widen(networks)
+    for each in (ours, reference, truth):
+        for adam in (each.d_adam, each.g_adam):
+            adam.param_groups[0]["lr"] = 0.0  # both steps on the same weights, in all three
+    for side, one in ((seen["reference"], reference), (seen["truth"], truth)):
+        for adam in (one.d_adam, one.g_adam):
+
+            def keep(optimizer: torch.optim.Optimizer, *_: object, to: list[Tensor] = side) -> None:
+                # Copies: G's way back adds to D's gradients.
+                to += [p.grad.double().clone() for p in optimizer.param_groups[0]["params"]]
+
+            adam.register_step_pre_hook(keep)
+    watch_gradients(ours, lambda _, found: seen["ours"].extend(g.double() for g in found))
+    ours.run(0)
+    for side, one in ((seen["reference"], reference), (seen["truth"], truth)):
+        losses, _, bounds = step_reference(one, ours, 0)
+        side += [t.detach().double() for t in (*losses, *bounds)]
+    seen["ours"] += list(ours.sums.double())
+    # One activation rounded across a kink moves a gradient by a few 1e-4 of its norm, in either.
+    for mine, theirs, right in zip(*seen.values(), strict=True):
+        allowed = 2 * (theirs - right).norm() + 1e-3 * right.norm()
+        assert (mine - right).norm() <= allowed
+
+
+@pytest.mark.parametrize("name", experiments.BASES)
+def test_weights_after_20_iterations_in_fp32(name: str) -> None:
+    """Each network is as far from the fp64 truth as the reference's is; MNIST's at full size.
+
+    Not nearer, as no fp32 can be: Adam's first updates are the learning rate times a gradient's
+    sign, and rounding decides the sign of the small ones.
+    """
+    divisor = {"mnist": 1, "svhn": 2, "celeba": 2}.get(name, 4)
+    experiment = narrowed(experiments.get(name), divisor)
+    ours = make_iteration(experiment, batch_size=4)
+    reference, truth = Reference(experiment, 3), Reference(experiment, 3, torch.float64)
+    for step in range(20):
+        ours.run(step)
+        step_reference(reference, ours, step)
+        step_reference(truth, ours, step)
+    exact = {key: t for key, _, t in pairs(ours, truth)}
+    errors: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
+    for key, mine, theirs in pairs(ours, reference):
+        kind = f"{key.split('.')[0]} {'statistics' if 'running' in key else 'weights'}"
+        for side, tensor in zip(errors.setdefault(kind, ([], [])), (mine, theirs), strict=True):
+            side.append((tensor.double() - exact[key]).flatten())
+    for kind, (of_ours, of_theirs) in errors.items():
+        assert torch.cat(of_ours).norm() <= 1.25 * torch.cat(of_theirs).norm(), kind
+
+
+def test_bf16_follows_fp32() -> None:
+    experiment = narrowed(experiments.get("mnist"), 2)
+    wide, narrow = (
+        make_iteration(experiment, precision=p, batch_size=32) for p in ("fp32", "bf16")
+    )
+    for step in range(5):
+        wide.run(step)
+        narrow.run(step)
+    one, other = wide.read(), narrow.read()
+    for key in ("d_loss", "g_loss", "mi_bound"):
+        assert other[key] == pytest.approx(one[key], abs=0.05)
+    assert {p.dtype for p in narrow.networks.parameters()} == {torch.float32}
+
+
+def test_the_mi_term_teaches_trunk_and_q_in_the_d_step_and_only_g_in_the_g_step(
+    tiny: Experiment,
+) -> None:
+    """Gradients of the MI term alone: those of two iterations that differ in lambda only."""
+
+    def gradients(scale: float) -> dict[str, Tensor]:
+        iteration = make_iteration(
+            replace(tiny, lambda_categorical=scale, lambda_continuous=scale), precision="fp64"
+        )
+        n = iteration.networks
+        names = {
+            step: [name for name, _ in named]
+            for step, named in (("D", n.d_parameters()), ("G", n.g_parameters()))
+        }
+        seen: dict[str, Tensor] = {}
+
+        def keep(step: str, gradients: Sequence[Tensor]) -> None:
+            for name, gradient in zip(names[step], gradients, strict=True):
+                seen[f"{step} {name}"] = gradient.clone()
+
+        watch_gradients(iteration, keep)
+        iteration.draw(0)
+        iteration.d_step()
+        # The same networks for the G step in both, whatever the D step did.
+        iteration.networks.load_state_dict(
+            make_iteration(tiny, precision="fp64").networks.state_dict()
+        )
+        iteration.g_step()
+        return seen
+
+    without, with_mi = gradients(0.0), gradients(1.0)
+    taught = {key.split(".")[0] for key in with_mi if not torch.equal(with_mi[key], without[key])}
+    assert taught == {"D trunk", "D q_head", "G generator"}
+    trained = {key.split(".")[0] for key in with_mi}
+    assert trained == {"D trunk", "D d_head", "D q_head", "G generator"}
+
+
+def test_a_step_changes_what_it_trains_and_nothing_else(tiny: Experiment) -> None:
+    iteration = make_iteration(tiny)
+
+    def changed_by(run: Callable[[], object]) -> set[str]:
+        before = {k: v.clone() for k, v in iteration.networks.state_dict().items()}
+        run()
+        after = iteration.networks.state_dict()
+        return {k for k in before if not torch.equal(before[k], after[k])}
+
+    iteration.draw(0)
+    d = changed_by(iteration.d_step)
+    assert d
+    assert not any(k.startswith("generator.") for k in d)
+    g = changed_by(iteration.g_step)
+    assert g
+    assert all(k.startswith("generator.") for k in g)
+    assert any(k.endswith("running_mean") for k in d)
+    assert any(k.endswith("running_mean") for k in g)
+
+
+def test_codes_are_redrawn_between_the_steps_and_every_iteration(tiny: Experiment) -> None:
+    def inputs(iteration: Iteration, step: int) -> list[Tensor]:
+        iteration.draw(step)
+        return [iteration.codes(i).generator_input.clone() for i in (0, 1)]
+
+    iteration = make_iteration(tiny)
+    drawn = [*inputs(iteration, 0), *inputs(iteration, 1)]
+    for i, one in enumerate(drawn):
+        for other in drawn[i + 1 :]:
+            assert not (one == other).all(dim=1).any()
+    assert torch.equal(inputs(make_iteration(tiny), 1)[0], drawn[2])
+
+
+def test_real_and_generated_images_are_separate_batches(tiny: Experiment) -> None:
+    """D's logits of the real images do not move when the generated ones do."""
+    trunk = make_iteration(tiny, precision="fp64").networks.trunk
+    real = torch.rand(8, 1, 28, 28, dtype=torch.float64)
+    one, other = torch.zeros_like(real), torch.rand_like(real) * 100
+    on_one, on_other = (trunk(torch.cat([real, fake]), 2)[:8] for fake in (one, other))
+    torch.testing.assert_close(on_one, on_other, rtol=0, atol=0)
+    assert not torch.allclose(trunk(torch.cat([real, one]), 1)[:8], on_one)
+    norm = next(m for m in trunk.modules() if isinstance(m, nn.BatchNorm2d))
+    assert norm.num_batches_tracked == 5
