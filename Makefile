@@ -10,7 +10,7 @@ SOURCES := pyproject.toml CMakeLists.txt .ci/constraints.txt $(wildcard kernels/
 # What kernels were compiled to, for the tests and for counting after them.
 COMPILED := TRITON_CACHE_DIR=$(CURDIR)/build/triton
 
-.PHONY: help demo test lint unit compiled interpreted bench bench-compare bench-smoke clean
+.PHONY: help demo test test-slow lint unit compiled interpreted bench bench-compare bench-smoke clean
 
 help:
 	@echo "make demo   train on the embedded digits for 600 iterations and show what was learned"
@@ -36,10 +36,15 @@ unit: $(INSTALLED)
 	+$(MAKE) --no-print-directory --jobs=2 --output-sync=target compiled interpreted
 
 compiled: $(INSTALLED)
-	$(COMPILED) $(BIN)/python -m pytest
+	$(COMPILED) $(BIN)/python -m pytest -m "not slow" --durations=10
 
 interpreted: $(INSTALLED)
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/triton
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/triton -m "not slow" --durations=10
+
+# What takes longer; CI runs it, too.
+test-slow: $(INSTALLED)
+	$(COMPILED) $(BIN)/python -m pytest -m slow --durations=10
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/triton -m slow --durations=10
 
 bench: $(INSTALLED)
 	$(BIN)/python -m pytest bench
