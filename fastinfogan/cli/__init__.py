@@ -5,13 +5,12 @@ A command's options are a frozen dataclass that imports nothing heavy, so that -
 
 import os
 import sys
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
 
 import tyro
 
-from fastinfogan.cli.bench_counts import Counts
-from fastinfogan.cli.bench_parity import Parity
+from fastinfogan.cli.bench import SUITES, Bench, run_suite
 from fastinfogan.cli.data import DataInfo, Prepare, Verify
 from fastinfogan.cli.evaluate import Evaluate
 from fastinfogan.cli.figure1 import Figure1
@@ -29,11 +28,7 @@ Command = (
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Figure1, tyro.conf.subcommand("figure1")]
     | Annotated[Info, tyro.conf.subcommand("info")]
-    | Annotated[
-        Annotated[Counts, tyro.conf.subcommand("counts")]
-        | Annotated[Parity, tyro.conf.subcommand("parity")],
-        tyro.conf.subcommand("bench", description="What an iteration asks, and what it computes."),
-    ]
+    | Annotated[Bench, tyro.conf.subcommand("bench")]
     | Annotated[
         Annotated[DataInfo, tyro.conf.subcommand("info")]
         | Annotated[Verify, tyro.conf.subcommand("verify")]
@@ -44,7 +39,7 @@ Command = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command.
+    """Run `fastinfogan`.
 
     Args:
         arguments: what follows the program's name; None for the process's own.
@@ -53,28 +48,51 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0, 2 for bad input, 1 for a full disk, training that diverged and the like,
         130 or 143 if stopped.
     """
-    keep_compiled()
-    try:
-        command = tyro.cli(
-            Command,
-            prog="fastinfogan",
-            description="Train InfoGAN, and look at what its codes have come to mean.",
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if len(given) > 1 and given[0] == "bench" and given[1] in SUITES:
+        return _exit_code(lambda: run_suite(given[1], given[2:]))
+    return run(
+        Command,
+        "fastinfogan",
+        "Train InfoGAN, and look at what its codes have come to mean.",
+        given,
+    )
+
+
+def run(command: Any, prog: str, description: str | None, arguments: Sequence[str]) -> int:  # noqa: ANN401 - a dataclass or a union of some
+    """Parse a command's arguments and run it; the exit code, as of `main`."""
+
+    def parse_and_run() -> int:
+        parsed = tyro.cli(
+            command,
+            prog=prog,
+            description=description,
             args=arguments,
             config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
         )
-        return command.run()
+        code: int = parsed.run()
+        return code
+
+    keep_compiled()
+    return _exit_code(parse_and_run)
+
+
+def _exit_code(call: Callable[[], int]) -> int:
+    """Call; an error is one line on stderr and a code."""
+    try:
+        return call()
     except InputError as error:
-        return _tell(error, 2)
+        return _fail(error, 2)
     except MemoryError:
-        return _tell("not enough memory for what was asked for", 2)
+        return _fail("not enough memory for what was asked for", 2)
     except (OSError, TrainingError) as error:
-        return _tell(error, 1)
+        return _fail(error, 1)
     except KeyboardInterrupt:
-        return _tell("interrupted", 130)
+        return _fail("interrupted", 130)
 
 
-def _tell(what: object, code: int) -> int:
+def _fail(what: object, code: int) -> int:
     rank = os.environ.get("RANK") if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
-    who = "fastinfogan" if rank is None else f"fastinfogan, rank {rank}"
-    print(f"{who}: {' '.join(str(what).splitlines())}", file=sys.stderr)
+    program = "fastinfogan" if rank is None else f"fastinfogan, rank {rank}"
+    print(f"{program}: {' '.join(str(what).splitlines())}", file=sys.stderr)
     return code

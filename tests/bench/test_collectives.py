@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
+from bench.counting.__main__ import main
 from bench.counting.collectives import Collective, collectives
 from fastinfogan import experiments
-from fastinfogan.cli import main
 from fastinfogan.errors import InputError
 from fastinfogan.networks import InfoGAN
 
@@ -48,7 +48,7 @@ def test_a_batch_that_cannot_be_shared() -> None:
 
 
 def test_the_command_tells_of_ranks(capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["bench", "counts", "mnist", "--batch-size", "256"]
+    arguments = ["mnist", "--batch-size", "256"]
     assert main([*arguments, "--ranks", "2"]) == 0
     assert "mnist, batch 128, bf16, a rank of 2: one iteration" in (told := capsys.readouterr().out)
     assert "collectives    23, 53,581,292 bytes handed in" in told

@@ -1,4 +1,4 @@
-"""`bench parity`: what it finds in made-up trajectories, and in real ones with a wrong gradient."""
+"""`bench.parity`: what it finds in made-up trajectories, and in real ones with a wrong gradient."""
 
 import fcntl
 import json
@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bench.parity import Judgement, judge, sides
+from bench.parity.__main__ import main
 from bench.parity.statistics import MARGIN, NO_MATTER, holm
-from fastinfogan.cli import main
 from fastinfogan.engine import iteration, network_step
 from fastinfogan.errors import InputError
 from fastinfogan.experiments import Experiment
@@ -139,7 +139,7 @@ def parity(
     def run(out: Path, *more: str) -> tuple[int, str]:
         capsys.readouterr()
         torch.set_num_threads(1)  # so narrow, a second one is waited for more than it helps
-        code = main(["bench", "parity", *OPTIONS, "--data", digits, "--out", str(out), *more])
+        code = main([*OPTIONS, "--data", digits, "--out", str(out), *more])
         return code, capsys.readouterr().out
 
     if not agreed.exists():
@@ -320,7 +320,7 @@ def test_bad_input(
     Path("pictures").mkdir()
     Image.new("L", (28, 28)).save("pictures/one.png")
     given = ["--data", digits, "--out", "out", *options]
-    assert told in fails("bench", "parity", *given, capsys=capsys)
+    assert told in fails(*given, capsys=capsys, command=main)
     assert not Path("out").exists()
 
 
@@ -330,19 +330,21 @@ def test_a_folder_of_another_report(
 ) -> None:  # fmt: skip
     out = Path("other")
     shutil.copytree(agreed, out)
-    command = ["bench", "parity", *OPTIONS, "--data", digits, "--out", str(out)]
-    error = fails(*command, "--iterations", "14", capsys=capsys)
+    command = [*OPTIONS, "--data", digits, "--out", str(out)]
+    error = fails(*command, "--iterations", "14", capsys=capsys, command=main)
     assert (
         "reference-1.npz: a trajectory of other settings, settings.iterations: 12 and 14" in error
     )
-    error = fails(*command, "--precision", "bf16", capsys=capsys)
+    error = fails(*command, "--precision", "bf16", capsys=capsys, command=main)
     assert "engine-1.npz: a trajectory of other settings, settings.precision" in error
     with monkeypatch.context() as patched:
         patched.setattr(sides, "code", lambda rooms: "code of another day")
-        error = fails(*command, capsys=capsys)
+        error = fails(*command, capsys=capsys, command=main)
         assert "settings.code" in error
         assert "delete it to have it trained again" in error
     whole = (out / "engine-3.npz").read_bytes()
     for damaged in (whole[:100], whole[:-100], b"", np.random.default_rng(1).bytes(1000)):
         (out / "engine-3.npz").write_bytes(damaged)
-        assert "engine-3.npz: not a whole trajectory" in fails(*command, capsys=capsys)
+        assert "engine-3.npz: not a whole trajectory" in fails(
+            *command, capsys=capsys, command=main
+        )

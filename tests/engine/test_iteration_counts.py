@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 from torch import Tensor
 
+from bench.counting.__main__ import main
 from bench.counting.iteration import Counts, count
 from fastinfogan import experiments
-from fastinfogan.cli import main
 from fastinfogan.engine import Iteration
 from fastinfogan.engine.precision import ComputedIn
 
@@ -86,10 +86,10 @@ def test_twice_the_batch_is_as_many_launches() -> None:
 
 
 def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "counts", "mnist", "--json"]) == 0
+    assert main(["mnist", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["launches"] <= 60
     assert found["precision"] == "bf16"
-    assert main(["bench", "counts", "mnist", "--batch-size", "64"]) == 0
+    assert main(["mnist", "--batch-size", "64"]) == 0
     assert "mnist, batch 64, bf16: one iteration" in capsys.readouterr().out
-    assert main(["bench", "counts", "mnst"]) == 2
+    assert main(["mnst"]) == 2

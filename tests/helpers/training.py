@@ -123,10 +123,14 @@ def watch_gradients(
         setattr(iteration, name, watched)
 
 
-def fails(*arguments: str, capsys: pytest.CaptureFixture[str]) -> str:
+def fails(
+    *arguments: str,
+    capsys: pytest.CaptureFixture[str],
+    command: Callable[[Sequence[str]], int] = main,
+) -> str:
     """Run a command that must fail; its one line."""
     capsys.readouterr()
-    assert main(arguments) == 2
+    assert command(arguments) == 2
     captured = capsys.readouterr()
     assert captured.err.count("\n") == 1
     assert captured.err.startswith("fastinfogan: ")

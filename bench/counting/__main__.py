@@ -1,9 +1,13 @@
-"""`fastinfogan bench counts`: what one iteration asks of a GPU, counted on any machine."""
+"""`python -m bench.counting`: what one iteration asks of a GPU, counted on any machine."""
 
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import tyro
+
+from fastinfogan.cli import run
 
 
 @dataclass(frozen=True)
@@ -58,3 +62,12 @@ class Counts:
         for name, launches in found.kernels.items():
             print(f"  {launches:3d}  {name}")
         return 0
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command; the exit code."""
+    return run(Counts, "python -m bench.counting", None, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

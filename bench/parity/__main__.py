@@ -1,14 +1,15 @@
-"""`fastinfogan bench parity`: whether the engine trains as the reference does."""
+"""`python -m bench.parity`: whether the engine trains as the reference does."""
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from fastinfogan import experiments
+from fastinfogan.cli import run
 from fastinfogan.errors import InputError
 
 _PLAIN_EVERY = 30.0  # seconds between lines where there is no terminal
@@ -144,3 +145,12 @@ def _progress(whole: int) -> Iterator[Callable[[str, int, int], None]]:
 
     with bar:
         yield told
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command; the exit code."""
+    return run(Parity, "python -m bench.parity", None, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
