@@ -17,11 +17,11 @@ import pytest
 import torch
 
 from bench.cases import Planned
-from bench.measuring.ceilings import Ceilings
-from bench.measuring.measure import measure
-from bench.measuring.rounds import Interleaved
-from bench.measuring.rows import RESULTS, Row, write
-from bench.measuring.table import lines
+from bench.timing.interleaved import Interleaved
+from bench.timing.measure import measure
+from bench.timing.roofline import Roofline
+from bench.timing.rows import RESULTS, Row, write
+from bench.timing.table import lines
 
 ORDER = ("test_ops.py", "test_blocks.py", "test_iteration.py", "test_data.py", "test_startup.py")
 _LEAST = 3
@@ -30,7 +30,7 @@ _LONG = 5.0
 """Seconds of a round from which two must do."""
 _PATIENCE = 420.0
 """Seconds from which every case has its fewest rounds: on a busy machine all must end in time."""
-_CEILINGS = pytest.StashKey[Ceilings]()
+_CEILINGS = pytest.StashKey[Roofline]()
 _ROWS = pytest.StashKey[list[Row]]()
 _BEGUN = pytest.StashKey[float]()
 
@@ -59,7 +59,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "ignore:Using padding='same' with even kernel")
     config.addinivalue_line("filterwarnings", "ignore:`torch.jit.script_method` is deprecated")
     config.option.benchmark_quiet = True
-    config.stash[_CEILINGS] = Ceilings(device())
+    config.stash[_CEILINGS] = Roofline(device())
     config.stash[_ROWS] = []
     config.stash[_BEGUN] = time.monotonic()
 
@@ -85,7 +85,7 @@ def cases(plans: list[Planned]) -> Any:  # noqa: ANN401 - pytest's mark
 @pytest.fixture
 def measured(benchmark: Any, request: pytest.FixtureRequest) -> Iterator[Measured]:  # noqa: ANN401
     """Checks and times a planned case: one round is one of pytest-benchmark's."""
-    ceilings = request.config.stash[_CEILINGS]
+    roofline = request.config.stash[_CEILINGS]
 
     def by_benchmark(pair: Interleaved, rounds: int, budget: float) -> None:
         begun = time.perf_counter()
@@ -101,8 +101,8 @@ def measured(benchmark: Any, request: pytest.FixtureRequest) -> Iterator[Measure
         benchmark.group = planned.group
         try:
             row = measure(
-                planned.make(ceilings.device),
-                ceilings,
+                planned.make(roofline.device),
+                roofline,
                 budget=planned.budget,
                 timing=by_benchmark,
             )
@@ -111,41 +111,41 @@ def measured(benchmark: Any, request: pytest.FixtureRequest) -> Iterator[Measure
         benchmark.extra_info |= asdict(row)
         rows = request.config.stash[_ROWS]
         if rows and rows[-1].group != row.group:
-            ceilings.again()
+            roofline.again()
         rows.append(row)
         return row
 
     yield run
     gc.collect()  # a case's closures hold each other
-    if ceilings.device.type == "cuda":
+    if roofline.device.type == "cuda":
         torch.cuda.empty_cache()
 
 
-def _by_the_best(ceilings: Ceilings, row: Row) -> Row:
-    """A row's share by the best ceilings of the run."""
+def _by_the_best(roofline: Roofline, row: Row) -> Row:
+    """A row's share by the best roofline of the run."""
     if row.share is None or row.precision is None:
         return row
-    taken = row.seconds["ours"].median
-    share = ceilings.share(row.precision, row.flops, row.bytes, taken)  # type: ignore[arg-type]
+    taken = row.seconds["fastinfogan"].median
+    share = roofline.share(row.precision, row.flops, row.bytes, taken)  # type: ignore[arg-type]
     return replace(row, share=share)
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:  # noqa: ANN401
     """Keep the rows and print them."""
-    rows, ceilings = config.stash[_ROWS], config.stash[_CEILINGS]
+    rows, roofline = config.stash[_ROWS], config.stash[_CEILINGS]
     if not rows:
         return
-    ceilings.again()
-    rows = [_by_the_best(ceilings, row) for row in rows]
+    roofline.again()
+    rows = [_by_the_best(roofline, row) for row in rows]
     say = terminalreporter.line
     terminalreporter.section("ours against PyTorch, by turns in one process")
     say("ours: median; then our time of each peer's, median (quartiles)")
     say("")
     for line in lines(rows):
         say(line)
-    rates = [f"{rate / 1e9:,.0f} GFLOP/s in {name}" for name, rate in ceilings.flops.items()]
-    rates += [f"{ceilings.copy / 1e9:,.1f} GB/s copied"] if ceilings.copy else []
+    rates = [f"{rate / 1e9:,.0f} GFLOP/s in {name}" for name, rate in roofline.flops.items()]
+    rates += [f"{roofline.copy / 1e9:,.1f} GB/s copied"] if roofline.copy else []
     if rates:
         say(f"roofline, measured in this run: {', '.join(rates)}")
-    file = write(rows, ceilings, config.option.results)
+    file = write(rows, roofline, config.option.results)
     say(f"{len(rows)} rows in {time.monotonic() - config.stash[_BEGUN]:.0f} s, kept in {file}")

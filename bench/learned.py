@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bench.measuring.rows import RESULTS
+from bench.timing.rows import RESULTS
 from fastinfogan.engine import RunDirectory
 from fastinfogan.errors import InputError
 

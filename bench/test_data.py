@@ -14,9 +14,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from bench.cases import Case, MismatchError, Planned
+from bench.accuracy import MismatchError
+from bench.baselines.decoding import BarePipeline
+from bench.cases import Case, Planned
 from bench.conftest import Measured
-from bench.peers.decoding import BarePipeline
 from fastinfogan import experiments
 from fastinfogan.data import Source
 from fastinfogan.data.bad_images import BadImages

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.cases import Case, MismatchError, Planned
+from bench.accuracy import MismatchError
+from bench.cases import Case, Planned
 from bench.conftest import Measured
 
 ROOT = Path(__file__).parents[1]

@@ -6,9 +6,9 @@ from functools import cache
 from typing import Any
 
 from bench.learned import FOLDER as LEARNED
-from bench.measuring.rounds import Spread
-from bench.measuring.rows import RESULTS, Row, read
-from bench.measuring.table import duration
+from bench.timing.interleaved import Spread
+from bench.timing.rows import RESULTS, Row, read
+from bench.timing.table import duration
 from fastinfogan import experiments
 from fastinfogan.errors import InputError
 
@@ -35,15 +35,15 @@ def _machines() -> list[tuple[dict[str, Any], list[Row]]]:
     found = []
     for file in sorted(RESULTS.glob("*.json")):
         told = json.loads(file.read_text())
-        if "ceilings" in told:
+        if "roofline" in told:
             found.append((told, read(file)))
     return found
 
 
 def _named(told: dict[str, Any]) -> str:
     """The machine in a few words."""
-    hardware, ceilings = told["hardware"], told["ceilings"]
-    if ceilings["device"] == "cuda":
+    hardware, roofline = told["hardware"], told["roofline"]
+    if roofline["device"] == "cuda":
         return str(hardware["gpu"].split(", ")[0])
     kind = hardware["cpu bf16"]
     return f"{hardware['threads']} threads of a CPU" + (f" with {kind}" if kind != "none" else "")
@@ -53,11 +53,11 @@ def machines() -> str:
     """What was measured on, and what it can do."""
     lines = []
     for told, _ in _machines():
-        ceilings, versions = told["ceilings"], told["versions"]
-        rates = [f"{rate / 1e12:.3g} TFLOP/s in {k}" for k, rate in ceilings["flops"].items()]
+        roofline, versions = told["roofline"], told["versions"]
+        rates = [f"{rate / 1e12:.3g} TFLOP/s in {k}" for k, rate in roofline["flops"].items()]
         lines.append(
             f"- {_named(told)}, torch {versions['torch']}: a large product runs at "
-            f"{', '.join(rates)}, a large copy at {ceilings['copy'] / 1e9:.3g} GB/s"
+            f"{', '.join(rates)}, a large copy at {roofline['copy'] / 1e9:.3g} GB/s"
         )
     return "\n".join(lines)
 
@@ -81,13 +81,13 @@ def _measured(rows: list[Row]) -> str:
     """A line a row: our median, and our time of each peer's."""
     peers = list(dict.fromkeys(peer for row in rows for peer in row.ratios))
     shares = any(row.share is not None for row in rows)
-    head = ("", "ours", *(f"of {peer}" for peer in peers), *["of the roofline"] * shares)
+    head = ("", "fastinfogan", *(f"of {peer}" for peer in peers), *["of the roofline"] * shares)
     return table(
         head,
         [
             (
                 row.name,
-                duration(row.seconds["ours"].median),
+                duration(row.seconds["fastinfogan"].median),
                 *(_spread(row.ratios[peer]) if peer in row.ratios else "" for peer in peers),
                 *[f"{row.share:.2f}" if row.share is not None else ""] * shares,
             )

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from bench.measuring.clock import Run
+from bench.timing.clock import Run
 from fastinfogan.engine.precision import ComputedIn
 
 Group = Literal["ops", "blocks", "iteration", "data", "startup"]
@@ -19,10 +19,6 @@ after run as they come in training, neither captured by the clock nor flushed. H
 clock, once a round, never warmed up: whole processes, or what has threads of its own."""
 
 
-class MismatchError(AssertionError):
-    """Ours and the reference do not compute the same: not to be timed."""
-
-
 @dataclass(frozen=True)
 class Case:
     """Something to be measured.
@@ -30,9 +26,9 @@ class Case:
     Attributes:
         group: where it belongs.
         name: within the group.
-        ours: one run.
-        peers: one run of each, by name.
-        check: compares ours with the reference at these shapes.
+        run: fastinfogan's implementation.
+        baselines: PyTorch's, by name.
+        check: compares results with the reference's at these shapes.
         experiment: whose shapes, or None.
         precision: in which it multiplies, or None.
         batch: images in a step, or None.
@@ -45,8 +41,8 @@ class Case:
 
     group: Group
     name: str
-    ours: Run
-    peers: Mapping[str, Run]
+    run: Run
+    baselines: Mapping[str, Run]
     check: Callable[[], None]
     experiment: str | None = None
     precision: ComputedIn | None = None

@@ -12,23 +12,21 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from bench.accuracy import check_against_truth
+from bench.accuracy import check_accuracy
+from bench.baselines import BEST, COMPILED, EAGER, forget_compiled, let_cudnn_choose
+from bench.baselines.blocks import ForwardBackward, plain
 from bench.cases import Case, Planned
+from bench.cases.inputs import randn, true_dtype
 from bench.cases.shapes import batch_on, chosen_precisions, layer_shapes
-from bench.cases.sides import randn, true_dtype
-from bench.peers import BEST, COMPILED, EAGER, forget_compiled, let_cudnn_choose
-from bench.peers.blocks import ForwardBackward, plain
 from fastinfogan import experiments
 from fastinfogan.engine.precision import PRECISIONS, ComputedIn, narrowed
 from fastinfogan.experiments import Experiment
 from fastinfogan.networks import InfoGAN
 
 if TYPE_CHECKING:
-    from bench.measuring.clock import Run
+    from bench.timing.clock import Run
 
 NETWORKS = ("trunk", "generator")
-SLACK = {torch.float32: 5e-3, torch.bfloat16: 1e-2, torch.float16: 2e-3}
-"""Of a true result's norm: activations that are rounded across a kink move a gradient."""
 
 
 def planned(
@@ -132,7 +130,7 @@ def _chain(
                 {"out": result.detach(), **dict(zip(names, gradients, strict=True))}
                 for result, gradients in [(mine_out, mine), *found]
             ]
-            check_against_truth(named[0], named[1], named[2], dtype, SLACK[dtype], by_norm=True)
+            check_accuracy(named[0], named[1], named[2], dtype, kinks=True)
 
     more = {}
     others: dict[str, Run] = {EAGER: peer(torch.float32), BEST: at_its_best()}

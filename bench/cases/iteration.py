@@ -15,14 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.accuracy import check_against_truth
-from bench.cases import Case, MismatchError, Planned
-from bench.cases.blocks import SLACK, copy_parameters, widen
-from bench.cases.shapes import batch_on, chosen_precisions, layer_shapes
-from bench.cases.sides import true_dtype
-from bench.counting.iteration import count
-from bench.measuring.clock import Run
-from bench.peers import (
+from bench.accuracy import MismatchError, check_accuracy, check_same_bits
+from bench.baselines import (
     BEST,
     COMPILED,
     CUDAGRAPHS,
@@ -30,7 +24,13 @@ from bench.peers import (
     forget_compiled,
     let_cudnn_choose,
 )
-from bench.peers.iteration import BestLoop, UsualLoop, inputs_of, loop
+from bench.baselines.iteration import BestLoop, UsualLoop, inputs_of, loop
+from bench.cases import Case, Planned
+from bench.cases.blocks import copy_parameters, widen
+from bench.cases.inputs import true_dtype
+from bench.cases.shapes import batch_on, chosen_precisions, layer_shapes
+from bench.counting.iteration import count
+from bench.timing.clock import Run
 from fastinfogan import experiments
 from fastinfogan.engine import Iteration, TrainConfig
 from fastinfogan.engine.execution import EagerRunner, Runner, choose_runner
@@ -231,9 +231,7 @@ def check_parity(
             sides.append(
                 _of_peer(make(e, images, batch), ours, images, batch, names, narrow=narrow)
             )
-        check_against_truth(
-            sides[0], sides[1], sides[2], how.computed, SLACK[how.computed], by_norm=True
-        )
+        check_accuracy(sides[0], sides[1], sides[2], how.computed, kinks=True)
         if runner is not EagerRunner:
             _check_runner(runner, start, e, precision, batch, images)
 
@@ -337,6 +335,4 @@ def _check_runner(
         each.restored()
         who(each).run(0, 1)
         both.append(each.state()["weights"])
-    for name, value in both[0].items():
-        if not torch.equal(value, both[1][name]):
-            raise MismatchError(f"{runner.__name__}: {name} is not what calls one by one make")
+    check_same_bits(both[1], both[0], f"weights by {runner.__name__}")

@@ -10,22 +10,20 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from bench.accuracy import check_against_truth
+from bench.accuracy import check_accuracy
+from bench.baselines import EAGER
+from bench.baselines import ops as peers
 from bench.cases import Case, Planned
 from bench.cases.shapes import LayerShape, batch_on, layer_shapes
-from bench.peers import EAGER
-from bench.peers import ops as peers
 from fastinfogan import experiments
 from fastinfogan.engine.precision import PRECISIONS, ComputedIn
 from fastinfogan_kernels.conv_block import cpu_epilogue
 from fastinfogan_kernels.runtime.launch import nbytes
 
 if TYPE_CHECKING:
-    from bench.measuring.clock import Run
+    from bench.timing.clock import Run
 
 _WAYS = ("forward", "backward")
-_SLACK = 5e-3
-"""In fp32: an activation that is rounded across the kink has another slope."""
 
 
 def planned_norms(
@@ -140,10 +138,7 @@ def _norm(
         if way == "backward":
             dy, dgamma, dbeta = backward()
             mine = {"dy": _maps(dy), "dgamma": dgamma, "dbeta": dbeta}
-        slack = _SLACK if dtype == torch.float32 else None
-        check_against_truth(
-            mine, results(dtype), results(torch.float64), dtype, slack, by_norm=True
-        )
+        check_accuracy(mine, results(dtype), results(torch.float64), dtype, kinks=True)
 
     ours, peer = (forward, torchs_forward) if way == "forward" else (backward, torchs_backward)
     return Case(
@@ -186,7 +181,7 @@ def _activation(
 
     def check() -> None:
         mine = {"out": out, "dy": backward()[0]}
-        check_against_truth(mine, results(y.dtype), results(torch.float64), y.dtype)
+        check_accuracy(mine, results(y.dtype), results(torch.float64), y.dtype)
 
     ours: Run = backward
     peer: Run = torchs_backward

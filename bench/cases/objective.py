@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.baselines import ops as peers
 from bench.cases import Case, Planned
-from bench.cases.sides import SEED, checked, randn, with_compiled
-from bench.measuring.clock import Run
-from bench.peers import ops as peers
+from bench.cases.inputs import SEED, checked, randn, with_compiled
+from bench.timing.clock import Run
 from fastinfogan.engine.precision import PRECISIONS, ComputedIn
 from fastinfogan.experiments import Experiment
 from fastinfogan.networks import InfoGAN

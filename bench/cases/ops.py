@@ -12,16 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.accuracy import check_against_truth
+from bench.accuracy import check_accuracy, check_same_bits
+from bench.baselines import BEST, EAGER
+from bench.baselines import ops as peers
 from bench.cases import Case, Planned
+from bench.cases.inputs import BATCH, SEED, randn, with_compiled
 from bench.cases.norms import planned_norms
 from bench.cases.objective import MAKERS, planned_losses
 from bench.cases.products import planned_products
 from bench.cases.shapes import chosen_precisions
-from bench.cases.sides import BATCH, SEED, randn, with_compiled
-from bench.measuring.clock import Run
-from bench.peers import BEST, EAGER
-from bench.peers import ops as peers
+from bench.timing.clock import Run
 from fastinfogan import experiments
 from fastinfogan.engine.precision import PRECISIONS, ComputedIn
 from fastinfogan.experiments import Experiment
@@ -102,7 +102,7 @@ def _codes(
         exact = {key: t for key, t in exact.items() if t.numel()}
         mine = {"rows": out.generator_input, "classes": out.classes, "continuous": out.continuous}
         rounded = {**exact, "rows": exact["rows"].to(dtype)}
-        check_against_truth({k: mine[k] for k in exact}, rounded, exact, dtype, slack=0.0)
+        check_accuracy({k: mine[k] for k in exact}, rounded, exact, dtype)
 
     others, more = with_compiled(
         device, lambda f: lambda: f(spec, batch, device, dtype), peers.draw_codes
@@ -153,7 +153,7 @@ def _images(
         ours()
         exact = by_definition(torch.float64)
         peer = {"images": by_definition(torch.float32)["images"].to(dtype)}
-        check_against_truth({"images": out}, peer, exact, dtype)
+        check_accuracy({"images": out}, peer, exact, dtype)
 
     others, more = with_compiled(device, lambda f: f, composed)
     return Case(
@@ -212,17 +212,15 @@ def _adam(
         for run in (ours, torchs(truth, fused=True), torchs(theirs, fused=True)):
             run()
             run()
-        check_against_truth(
+        check_accuracy(
             *({str(i): p.detach() for i, p in enumerate(side)} for side in (mine, theirs, truth)),
             torch.float32,
         )
         if copies:
-            check_against_truth(
+            check_same_bits(
                 {str(i): copies[p] for i, p in enumerate(mine) if p in copies},
                 {str(i): p.detach().to(dtype) for i, p in enumerate(mine) if p in copies},
-                {str(i): p.detach() for i, p in enumerate(mine) if p in copies},
-                dtype,
-                slack=0.0,
+                "working copies",
             )
 
     on_gpu = device.type == "cuda"

@@ -6,12 +6,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from bench.accuracy import check_against_truth
+from bench.accuracy import check_accuracy
+from bench.baselines import BEST, EAGER, let_cudnn_choose
+from bench.baselines.ops import Product
 from bench.cases import Case, Planned
 from bench.cases.shapes import LayerShape, batch_on, layer_shapes
-from bench.measuring.clock import Run
-from bench.peers import BEST, EAGER, let_cudnn_choose
-from bench.peers.ops import Product
+from bench.timing.clock import Run
 from fastinfogan import experiments
 from fastinfogan.engine.precision import PRECISIONS, ComputedIn
 from fastinfogan_kernels.conv_block import aten, candidates
@@ -106,7 +106,7 @@ def _product(
         true = torch.float64 if dtype == torch.float32 else torch.float32
         with PRECISIONS[precision].arithmetic():
             mine = {each: run() for each, run in runs.items()}
-            check_against_truth(mine, results(dtype), results(true), dtype)
+            check_accuracy(mine, results(dtype), results(true), dtype)
 
     others: dict[str, Run] = {EAGER: _in_a_row(peer(torch.float32, torch.contiguous_format))}
     more = {"layer": f"{shape.network} {shape.number}"}

@@ -17,7 +17,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from bench.measuring.rows import RESULTS
+from bench.timing.rows import RESULTS
 from fastinfogan.atomic_io import sync
 from fastinfogan.engine.environment import versions
 from fastinfogan.errors import InputError

@@ -29,7 +29,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.measuring.rounds import Spread
+from bench.timing.interleaved import Spread
 
 FLOOR = 0.05
 """A change smaller than this is never a verdict."""

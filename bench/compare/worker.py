@@ -126,14 +126,14 @@ class Worker:
 
     def prepare(self, case: str) -> dict[str, Any]:
         """Make a case, and warm it up."""
-        from bench.measuring.clock import HostClock, clock_for
+        from bench.timing.clock import HostClock, clock_for
 
         self.release()
         device = _device()
         try:
             made = self._planned[case].make(device)
             clock = HostClock(device) if made.timed == "host" else clock_for(device)
-            self._stretch = clock.prepare(made.ours, steady=made.timed == "steady")
+            self._stretch = clock.prepare(made.run, steady=made.timed == "steady")
             self._once = self._stretch.seconds()
         except Exception as error:  # whatever this side's code raises
             self.release()
@@ -148,7 +148,7 @@ class Worker:
         stretch = once * self._stretch.repeat
         time.sleep(_PAUSE)
         if once < _WARM and self._case.timed != "host":
-            self._case.ours()
+            self._case.run()
         count = max(1, min(_MOST, round(_TURN / max(stretch, 1e-9))))
         taken = [self._stretch.seconds() for _ in range(count)]
         return {"seconds": statistics.median(taken) / self._case.units}

@@ -2,7 +2,7 @@
 
 {"begin": "mnist trunk, bf16", "limit": 60}
 {"row": {"name": "mnist trunk, bf16", "state": "ok", "seconds": 1.2, "numbers": {...}}}
-{"fact": {"ceilings": {...}}}
+{"fact": {"roofline": {...}}}
 """
 
 import json

@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from bench.cases import Case, MismatchError, Planned
+from bench.accuracy import MismatchError
+from bench.cases import Case, Planned
 from bench.gpu_report.stage import Context, FailedError
-from bench.measuring.measure import measure
-from bench.measuring.rows import Row
+from bench.timing.measure import measure
+from bench.timing.rows import Row
 
 
 def measured(
@@ -39,7 +40,7 @@ def measured(
     wrong = _wrong(case) if check else ""
     row = measure(
         replace(case, check=_nothing),
-        context.ceilings,
+        context.roofline,
         rounds=rounds,
         budget=budget,
         weigh=weigh,

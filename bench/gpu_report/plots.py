@@ -44,7 +44,7 @@ def _good(report: Report, stage: str) -> list[tuple[str, Mapping[str, Any]]]:
 def _iteration(report: Report, figure: Any) -> bool:  # noqa: ANN401
     latest: dict[tuple[str, Any], Mapping[str, Any]] = {}
     for name, numbers in _good(report, "iteration"):
-        if "us, ours" in numbers:
+        if "us, fastinfogan" in numbers:
             latest[name.split(", with")[0], 0] = numbers
     rows = [(name, numbers) for (name, _), numbers in latest.items()]
     if not rows:

@@ -159,7 +159,7 @@ def headline(s: StageResult) -> str:
         case "capture":
             return f"{sum('tensors' in n for n in told)} comparisons bit for bit"
         case "iteration":
-            shown = [n for n in told if "us, ours" in n]
+            shown = [n for n in told if "us, fastinfogan" in n]
             return "; ".join(_iteration(n) for n in shown[:5])
         case "mnist":
             one = by_name.get("seed 1", {})
@@ -193,7 +193,7 @@ def headline(s: StageResult) -> str:
 
 def _iteration(n: Mapping[str, Any]) -> str:
     peers = [f"{n[k]} {k}" for k in ("of eager", "of best", "of compiled") if k in n]
-    return f"{n['experiment']} {n['us, ours']:.0f} us, {', '.join(peers)}"
+    return f"{n['experiment']} {n['us, fastinfogan']:.0f} us, {', '.join(peers)}"
 
 
 def _pairs(numbers: Mapping[str, Any], *names: str) -> str:

@@ -15,8 +15,8 @@ import torch
 from bench.gpu_report import lines
 from bench.gpu_report.lines import Line, Writer
 from bench.gpu_report.supervise import LOST_DEVICE
-from bench.measuring.ceilings import Ceilings
-from bench.measuring.rows import Row, write
+from bench.timing.roofline import Roofline
+from bench.timing.rows import Row, write
 
 ROWS = "rows"
 _ITEM = 60.0
@@ -51,7 +51,7 @@ class Context:
     Attributes:
         device: to be measured.
         dry: as given.
-        ceilings: of the device; measured when first asked for.
+        roofline: of the device; measured when first asked for.
         known: names of the items that need not be run any more.
         failed: names of those that this process found to be wrong.
         right: names of those that came to a good end, in this process or an earlier one.
@@ -60,7 +60,7 @@ class Context:
     def __init__(self, name: str, work: Path, out: Path, seconds: float, *, dry: bool) -> None:
         self.name, self.work, self.out, self.dry = name, work, out, dry
         self.device = torch.device("cpu") if dry else torch.device("cuda", 0)
-        self.ceilings = Ceilings(self.device)
+        self.roofline = Roofline(self.device)
         self._deadline = time.monotonic() + seconds - _SPARE
         self._file = work / f"{name}.jsonl"
         found = lines.read(self._file)
@@ -131,7 +131,7 @@ class Context:
 
     def keep(self, row: Row) -> None:
         """Add a row of a benchmark to the report's, in the form of bench/results."""
-        write([row], self.ceilings, self.out, ROWS)
+        write([row], self.roofline, self.out, ROWS)
 
     def wait(self) -> None:
         """Until the device has done all that it was given."""

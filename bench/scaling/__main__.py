@@ -10,10 +10,10 @@ import torch
 
 from bench.compiled import walk
 from bench.counting.iteration import count
-from bench.measuring.rows import RESULTS, machine_key
 from bench.scaling.costs import Axis, counted, timed
 from bench.scaling.fits import exponent
 from bench.scaling.model import Speeds, predict
+from bench.timing.rows import RESULTS, machine_key
 from fastinfogan import experiments
 from fastinfogan.engine import choose_precision
 from fastinfogan.engine.environment import hardware, versions

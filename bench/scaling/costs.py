@@ -7,8 +7,8 @@ import torch
 
 from bench.counting.collectives import collectives, one_of
 from bench.counting.iteration import Counts, count
-from bench.measuring.clock import Run, clock_for
-from bench.measuring.rounds import Interleaved
+from bench.timing.clock import Run, clock_for
+from bench.timing.interleaved import Interleaved
 from fastinfogan import experiments
 from fastinfogan.data.source import Source
 from fastinfogan.engine import Iteration, TrainConfig

@@ -14,16 +14,16 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.accuracy import check_against_truth
-from bench.cases import Case, MismatchError, Planned, blocks, iteration, objective, ops
-from bench.measuring import rounds
-from bench.measuring.ceilings import Ceilings
-from bench.measuring.clock import Clock, Run, Stretch
-from bench.measuring.measure import measure
-from bench.measuring.rounds import Interleaved, Spread, Times
-from bench.measuring.rows import Row, read, write
-from bench.measuring.table import lines
-from bench.peers.iteration import UsualLoop, inputs_of
+from bench.accuracy import MismatchError, check_accuracy, check_same_bits
+from bench.baselines.iteration import UsualLoop, inputs_of
+from bench.cases import Case, Planned, blocks, iteration, objective, ops
+from bench.timing import interleaved
+from bench.timing.clock import Clock, Run, Stretch
+from bench.timing.interleaved import Interleaved, Spread, Times
+from bench.timing.measure import measure
+from bench.timing.roofline import Roofline
+from bench.timing.rows import Row, read, write
+from bench.timing.table import lines
 from fastinfogan import experiments
 from fastinfogan.engine.update import Update
 from fastinfogan.errors import InputError
@@ -103,7 +103,7 @@ def test_times_are_of_one_unit() -> None:
 
 def test_a_budget_ends_the_rounds_but_never_before_three(monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter(range(1000))
-    monkeypatch.setattr(rounds.time, "perf_counter", lambda: float(next(now)))
+    monkeypatch.setattr(interleaved.time, "perf_counter", lambda: float(next(now)))
     for budget, expected in ((0.0, 3), (5.5, 8), (1e9, 15)):
         pair, _ = scripted(ours=[1.0], eager=[1.0])
         pair.go_on(15, budget)
@@ -116,18 +116,18 @@ def test_one_slow_round_moves_no_median() -> None:
 
 
 def row(name: str = "adam, mnist", median: float = 2e-3, **more: Any) -> Row:  # noqa: ANN401
-    spreads = {"ours": Spread(1e-3, median, 3e-3), "eager": Spread(3e-3, 4e-3, 5e-3)}
+    spreads = {"fastinfogan": Spread(1e-3, median, 3e-3), "eager": Spread(3e-3, 4e-3, 5e-3)}
     ratios = {"eager": Spread(0.4, 0.5, 0.6)}
     return Row("ops", name, 15, spreads, ratios, "mnist", "bf16", 128, share=0.25, more=more)
 
 
 def test_rows_come_back_and_replace_those_of_their_names(tmp_path: Path) -> None:
-    ceilings = Ceilings(CPU, {"bf16": 3e11}, 1e10)
-    write([row(), row("codes, mnist")], ceilings, tmp_path, "machine")
-    file = write([row(median=2.5e-3, values=3)], ceilings, tmp_path, "machine")
+    roofline = Roofline(CPU, {"bf16": 3e11}, 1e10)
+    write([row(), row("codes, mnist")], roofline, tmp_path, "machine")
+    file = write([row(median=2.5e-3, values=3)], roofline, tmp_path, "machine")
     assert read(file) == [row(median=2.5e-3, values=3), row("codes, mnist")]
     kept = json.loads(file.read_text())
-    assert kept["ceilings"]["copy"] == 1e10
+    assert kept["roofline"]["copy"] == 1e10
     assert kept["versions"]["torch"] == torch.__version__
     assert [each.name for each in tmp_path.iterdir()] == ["machine.json"]
 
@@ -137,7 +137,7 @@ def test_a_foreign_file_is_refused_and_left_alone(tmp_path: Path, text: str) -> 
     file = tmp_path / "machine.json"
     file.write_text(text)
     with pytest.raises(InputError, match=r"machine\.json: not a file of benchmark rows"):
-        write([row()], Ceilings(CPU), tmp_path, "machine")
+        write([row()], Roofline(CPU), tmp_path, "machine")
     assert file.read_text() == text
 
 
@@ -146,7 +146,7 @@ def test_the_table_is_aligned_and_tells_what_is_missing() -> None:
         row(aims={"eager": 0.4}),
         row("a much longer name", **{"left out": "compiled: a GPU's"}),
     ]))  # fmt: skip
-    assert told[0].split() == ["ops", "ours", "of", "eager", "of", "the", "roofline"]
+    assert told[0].split() == ["ops", "fastinfogan", "of", "eager", "of", "the", "roofline"]
     assert told[1].index("2 ms") == told[2].index("2 ms")
     assert "0.500 (0.400 to 0.600)" in told[1]
     assert told[3:] == [
@@ -159,17 +159,22 @@ def test_the_table_is_aligned_and_tells_what_is_missing() -> None:
 def test_the_rule_of_parity() -> None:
     true = torch.linspace(-1, 1, 101, dtype=torch.float64)
     near, far = {"y": true + 1e-3}, {"y": true + 3e-3}
-    check_against_truth(near, near, {"y": true}, torch.float32)
-    with pytest.raises(MismatchError, match=r"y: off by 0\.003 .* own is off by 0\.001"):
-        check_against_truth(far, near, {"y": true}, torch.float32)
+    check_accuracy(near, near, {"y": true}, torch.float32)
+    with pytest.raises(MismatchError, match=r"y: off by 5\S+ of its size, PyTorch by 1\.7"):
+        check_accuracy(far, near, {"y": true}, torch.float32)
     for wrong in ({"y": true * torch.nan}, {"z": true}, {}):
         with pytest.raises(MismatchError):
-            check_against_truth(wrong, near, {"y": true}, torch.float32)
+            check_accuracy(wrong, near, {"y": true}, torch.float32)
     spike = {"y": true.clone()}
     spike["y"][7] += 0.02
     with pytest.raises(MismatchError):
-        check_against_truth(spike, near, {"y": true}, torch.float32, 5e-3)
-    check_against_truth(spike, near, {"y": true}, torch.float32, 5e-3, by_norm=True)
+        check_accuracy(spike, near, {"y": true}, torch.float32)
+    check_accuracy(spike, near, {"y": true}, torch.float32, kinks=True)
+    check_accuracy(spike, near, {"y": true}, torch.float32, kinks={"y"})
+    check_same_bits(near, near)
+    for wrong in (far, {}, {"y": near["y"].float()}):
+        with pytest.raises(MismatchError):
+            check_same_bits(wrong, near)
 
 
 def never(*_: object) -> None:
@@ -179,7 +184,7 @@ def never(*_: object) -> None:
 def refused(case: Case) -> None:
     """A case is measured in vain: its check fails, and neither side runs."""
     with pytest.raises(MismatchError):
-        measure(replace(case, ours=never, peers={"eager": never}), Ceilings(CPU), timing=never)
+        measure(replace(case, run=never, baselines={"eager": never}), Roofline(CPU), timing=never)
 
 
 def find(plans: list[Planned], start: str) -> Planned:
@@ -251,7 +256,7 @@ def test_all_operations_of_all_experiments_are_right_at_small_shapes() -> None:
         case = plan.make(CPU)
         assert (case.group, case.name) == (plan.group, plan.name)
         case.check()
-        for run in (case.ours, *case.peers.values()):
+        for run in (case.run, *case.baselines.values()):
             run()
 
 
@@ -265,11 +270,11 @@ def test_blocks_and_iterations_of_all_experiments_at_small_shapes(name: str) -> 
     for plan in plans:
         case = plan.make(CPU)
         case.check()
-        case.ours()
-        for run in case.peers.values():
+        case.run()
+        for run in case.baselines.values():
             run()
         with FlopCounterMode(display=False) as counted:
-            case.peers["best"]()
+            case.baselines["best"]()
         assert counted.get_total_flops() == case.flops
         assert case.bytes > 0
 

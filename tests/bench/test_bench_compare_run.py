@@ -69,7 +69,7 @@ def write(root: Path, files: dict[str, str]) -> None:
 def repository(tmp_path: Path) -> Path:
     """A package with an operation, our bench/compare, and cases of its own; one commit."""
     root = tmp_path / "repository"
-    for name in ("compare", "measuring"):
+    for name in ("compare", "timing"):
         shutil.copytree(TREE / "bench" / name, root / "bench" / name)
     shutil.copytree(TREE / "bench" / "cases", root / "bench" / "cases", copy_function=only_init)
     write(

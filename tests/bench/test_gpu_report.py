@@ -278,7 +278,7 @@ def test_the_stand_in_has_the_digits_statistics() -> None:
 
 def made_up_report() -> Report:
     """As of a GPU: rows of every stage."""
-    peers = {"us, ours": 300.0, "us, eager": 2000.0, "us, best": 900.0, "of eager": 0.15,
+    peers = {"us, fastinfogan": 300.0, "us, eager": 2000.0, "us, best": 900.0, "of eager": 0.15,
              "of best": 0.33, "experiment": "mnist", "batch": 128}  # fmt: skip
     rows = {
         "environment": [Line("the GPU", "ok", 0.1, {"name": "a GPU"}),

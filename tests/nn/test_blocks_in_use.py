@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from bench.measuring.saved import saved_bytes
+from bench.counting.saved import saved_bytes
 from fastinfogan.errors import InputError
 from fastinfogan.nn import Chain, ConvBlock, LinearBlock, frozen_statistics, synchronise
 from tests.helpers.compare import assert_same, draw, everything

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bench.measuring.saved import saved_bytes
+from bench.counting.saved import saved_bytes
 from fastinfogan import experiments
 from fastinfogan.networks import InfoGAN
 from fastinfogan.nn import Chain, ConvBlock, Images, LinearBlock

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from bench.baselines import COMPILED
 from bench.cases import Planned, blocks, ops
 from bench.gpu_report.measured import measured
 from bench.gpu_report.stage import Context, main
 from bench.gpu_report.workload import FIVE
-from bench.peers import COMPILED
 from fastinfogan_kernels.runtime.backend import native_available
 
 _DRY_OPS = 3
@@ -46,8 +46,8 @@ def _quickly(context: Context, plan: Planned) -> Mapping[str, Any]:
 
     def make(device: Any) -> Any:  # noqa: ANN401
         case = plan.make(device)
-        peers = {name: run for name, run in case.peers.items() if name != COMPILED}
-        return replace(case, peers=peers)
+        peers = {name: run for name, run in case.baselines.items() if name != COMPILED}
+        return replace(case, baselines=peers)
 
     whole = plan.group == "blocks"
     return measured(

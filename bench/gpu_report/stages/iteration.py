@@ -1,14 +1,14 @@
-"""The ceilings of the machine, and an iteration of each experiment against its peers."""
+"""The roofline of the machine, and an iteration of each experiment against its peers."""
 
 from collections.abc import Mapping
 from typing import Any
 
+from bench.baselines import BEST, COMPILED, CUDAGRAPHS, EAGER
 from bench.cases import Planned
 from bench.cases.iteration import planned
 from bench.gpu_report.measured import measured
 from bench.gpu_report.stage import Context, main
 from bench.gpu_report.workload import FIVE
-from bench.peers import BEST, COMPILED, CUDAGRAPHS, EAGER
 from fastinfogan.engine.precision import ComputedIn
 
 _BATCH = 128
@@ -16,7 +16,7 @@ _BATCH = 128
 
 def stage(context: Context) -> None:
     """The peers that need no compiling for all, then those that do, as time allows."""
-    context.run("ceilings", lambda: _ceilings(context))
+    context.run("roofline", lambda: _ceilings(context))
     names = ("mnist",) if context.dry else FIVE
     batch = 4 if context.dry else _BATCH
     quick = [EAGER] if context.dry else [EAGER, BEST]
@@ -58,9 +58,9 @@ def _ceilings(context: Context) -> Mapping[str, Any]:
     """The rates that no program exceeds by much."""
     precisions: list[ComputedIn] = ["bf16", "fp32"] if context.dry else ["bf16", "fp16", "fp32"]
     precisions += [] if context.dry else ["tf32"]
-    found = {f"{p}, TFLOP/s": round(context.ceilings.gemm_rate(p) / 1e12, 2) for p in precisions}
-    found["copy, GB/s"] = round(context.ceilings.copy_rate() / 1e9, 1)
-    context.fact(ceilings=context.ceilings.to_dict())
+    found = {f"{p}, TFLOP/s": round(context.roofline.gemm_rate(p) / 1e12, 2) for p in precisions}
+    found["copy, GB/s"] = round(context.roofline.copy_rate() / 1e9, 1)
+    context.fact(roofline=context.roofline.to_dict())
     return found
 
 

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.baselines import BEST, EAGER
+from bench.baselines.iteration import loop
 from bench.cases.iteration import images_for, iteration_for
+from bench.counting.saved import saved_bytes
 from bench.gpu_report.stage import Context, main
 from bench.gpu_report.workload import FIVE, experiment, fresh_memory
-from bench.measuring.saved import saved_bytes
-from bench.peers import BEST, EAGER
-from bench.peers.iteration import loop
 from fastinfogan.engine.execution import EagerRunner, choose_runner
 from fastinfogan.engine.precision import narrowed
 from fastinfogan.experiments import Experiment

@@ -11,8 +11,8 @@ from bench.cases.iteration import images_for, iteration_for
 from bench.gpu_report import lines
 from bench.gpu_report.stage import Context, main
 from bench.gpu_report.workload import FIVE, experiment, fresh_memory
-from bench.measuring.clock import clock_for
-from bench.measuring.rounds import Interleaved
+from bench.timing.clock import clock_for
+from bench.timing.interleaved import Interleaved
 from fastinfogan.engine.execution import choose_runner
 
 _BATCHES = (32, 512, 4096, 128, 1024, 2048, 64, 256)

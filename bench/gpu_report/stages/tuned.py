@@ -9,8 +9,8 @@ from bench.gpu_report.stage import Context, FailedError, main
 from bench.gpu_report.stages.correctness import compare
 from bench.gpu_report.stages.tuning import NAME
 from bench.gpu_report.workload import FIVE, experiment
-from bench.measuring.clock import clock_for
-from bench.measuring.rounds import Interleaved
+from bench.timing.clock import clock_for
+from bench.timing.interleaved import Interleaved
 from fastinfogan.engine.execution import Runner, choose_runner
 from fastinfogan.experiments import Experiment
 from fastinfogan_kernels.conv_block.launch_table import TABLE, Choice, read_table, using_table

@@ -19,8 +19,8 @@ import torch
 from bench.gpu_report import ahead, chains, lines, tiles
 from bench.gpu_report.stage import Context, first_line, main
 from bench.gpu_report.tiles import Call
-from bench.measuring.clock import Clock, clock_for
-from bench.measuring.rounds import Interleaved
+from bench.timing.clock import Clock, clock_for
+from bench.timing.interleaved import Interleaved
 from fastinfogan.engine.precision import ComputedIn
 from fastinfogan_kernels.conv_block.launch_table import TABLE, Choice, read_table, using_table
 from fastinfogan_kernels.runtime.machine import MACHINES

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from bench.measuring.clock import Stretch
+from bench.timing.clock import Stretch
 
 _LONG = 0.5
 """Seconds of work between two ticks of the counter, of which there are ten or more a second."""

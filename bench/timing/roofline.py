@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 
 import torch
 
-from bench.measuring.clock import CpuClock, GpuClock, Run
+from bench.timing.clock import CpuClock, GpuClock, Run
 from fastinfogan.engine.precision import PRECISIONS, ComputedIn
 
 _SIDE = {"cpu": 2048, "cuda": 8192}
@@ -16,7 +16,7 @@ _AWAKE = 0.3
 
 
 @dataclass
-class Ceilings:
+class Roofline:
     """The two rates that no program exceeds by much; each is measured when first asked for.
 
     Attributes:
@@ -55,7 +55,7 @@ class Ceilings:
 
     def again(self) -> None:
         """Measure once more what was measured: on a busy machine the better of the two is right."""
-        before = Ceilings(self.device, dict(self.flops), self.copy)
+        before = Roofline(self.device, dict(self.flops), self.copy)
         self.flops.clear()
         for precision, rate in before.flops.items():
             self.flops[precision] = max(rate, self.gemm_rate(precision))

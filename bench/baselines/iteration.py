@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench.peers import BEST, COMPILED, CUDAGRAPHS, EAGER
-from bench.peers.ops import Codes, draw_codes, log_likelihoods, losses
+from bench.baselines import BEST, COMPILED, CUDAGRAPHS, EAGER
+from bench.baselines.ops import Codes, draw_codes, log_likelihoods, losses
 from fastinfogan.experiments import Experiment
 from fastinfogan.objective import lambdas
 from fastinfogan.reference import Reference
@@ -289,7 +289,7 @@ class CapturedLoop(BestLoop):
 def loop(
     name: str, experiment: Experiment, images: Tensor, batch: int, computed: torch.dtype
 ) -> UsualLoop:
-    """A peer by its name, see `bench.peers`.
+    """A peer by its name, see `bench.baselines`.
 
     Args:
         name: "eager", "best", "compiled" or "cudagraphs".

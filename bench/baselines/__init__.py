@@ -7,7 +7,7 @@ the same under torch.compile, "cudagraphs" that captured into a CUDA graph.
 
 import torch
 
-OURS, EAGER, BEST, COMPILED, CUDAGRAPHS = "ours", "eager", "best", "compiled", "cudagraphs"
+EAGER, BEST, COMPILED, CUDAGRAPHS = "eager", "best", "compiled", "cudagraphs"
 
 
 def let_cudnn_choose() -> None:

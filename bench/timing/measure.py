@@ -3,18 +3,18 @@
 from collections.abc import Callable
 
 from bench.cases import Case
-from bench.measuring.ceilings import Ceilings
-from bench.measuring.clock import HostClock, Stretch, clock_for
-from bench.measuring.energy import joules
-from bench.measuring.rounds import Interleaved
-from bench.measuring.rows import Row
+from bench.timing.clock import HostClock, Stretch, clock_for
+from bench.timing.energy import joules
+from bench.timing.interleaved import Interleaved
+from bench.timing.roofline import Roofline
+from bench.timing.rows import Row
 
-OURS = "ours"
+OURS = "fastinfogan"
 
 
 def measure(
     case: Case,
-    ceilings: Ceilings,
+    roofline: Roofline,
     *,
     rounds: int = 15,
     budget: float = 5.0,
@@ -25,7 +25,7 @@ def measure(
 
     Args:
         case: what is measured.
-        ceilings: of the device, for the share.
+        roofline: of the device, for the share.
         rounds: of timing, at the most.
         budget: seconds for them; three rounds are timed whatever they take.
         timing: runs the rounds.
@@ -37,8 +37,8 @@ def measure(
     case.check()
     by_host = case.timed == "host"
     pair = Interleaved(
-        {OURS: case.ours, **case.peers},
-        HostClock(ceilings.device) if by_host else clock_for(ceilings.device),
+        {OURS: case.run, **case.baselines},
+        HostClock(roofline.device) if by_host else clock_for(roofline.device),
         steady=case.timed == "steady",
         units=case.units,
     )
@@ -48,13 +48,13 @@ def measure(
     timing(pair, rounds, budget)
     times = pair.times
     seconds = {side: times.spread(side) for side in times.seconds}
-    floor = ceilings.floor(case.precision, case.flops, case.bytes) if case.precision else 0.0
+    floor = roofline.floor(case.precision, case.flops, case.bytes) if case.precision else 0.0
     energies = {
         side: found / case.units
         for side, stretch in pair.stretches.items()
         if weigh
         and not by_host
-        and (found := joules(stretch, seconds[side].median * case.units, ceilings.device))
+        and (found := joules(stretch, seconds[side].median * case.units, roofline.device))
         is not None
     }
     row = Row(
@@ -62,7 +62,7 @@ def measure(
         case.name,
         len(times.seconds[OURS]),
         seconds,
-        {peer: times.ratio(OURS, peer) for peer in case.peers},
+        {peer: times.ratio(OURS, peer) for peer in case.baselines},
         case.experiment,
         case.precision,
         case.batch,

@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from bench.measuring.rows import Row
+from bench.timing.rows import Row
 
 if TYPE_CHECKING:
-    from bench.measuring.rounds import Spread
+    from bench.timing.interleaved import Spread
 
 _GAP = "  "
 
@@ -15,7 +15,7 @@ def lines(rows: Sequence[Row]) -> Iterator[str]:
     """Each group's rows under a heading, columns aligned, and below what was not measured and why.
 
     A ratio is our time to the peer's, median (quartiles); below 1 ours is faster. The share is what
-    the ceilings allow of our median; small things lie in caches and may pass 1.
+    the roofline allow of our median; small things lie in caches and may pass 1.
     """
     for group in dict.fromkeys(row.group for row in rows):
         yield from _group(group, [row for row in rows if row.group == group])
@@ -25,11 +25,11 @@ def _group(group: str, rows: Sequence[Row]) -> Iterator[str]:
     peers = list(dict.fromkeys(peer for row in rows for peer in row.ratios))
     shares = any(row.share is not None for row in rows)
     weighed = any(row.joules for row in rows)
-    heading = [group, "ours", *(f"of {peer}" for peer in peers)]
+    heading = [group, "fastinfogan", *(f"of {peer}" for peer in peers)]
     heading += ["of the roofline"] * shares + ["joules"] * weighed
     table = [heading]
     for row in rows:
-        cells = [row.name, duration(row.seconds["ours"].median)]
+        cells = [row.name, duration(row.seconds["fastinfogan"].median)]
         cells += [_ratio(row, peer) for peer in peers]
         if shares:
             cells.append("" if row.share is None else f"{row.share:.2f}")

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from bench.measuring.clock import Clock, Run, Stretch
+from bench.timing.clock import Clock, Run, Stretch
 
 
 @dataclass(frozen=True)

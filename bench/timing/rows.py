@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from bench.measuring.ceilings import Ceilings
-from bench.measuring.rounds import Spread
+from bench.timing.interleaved import Spread
+from bench.timing.roofline import Roofline
 from fastinfogan.atomic_io import sync
 from fastinfogan.engine.environment import hardware, versions
 from fastinfogan.errors import InputError
@@ -27,14 +27,14 @@ class Row:
         group: "ops", "blocks", "iteration", "data" or "startup".
         name: within the group.
         rounds: timed of each side.
-        seconds: of each side, "ours" and the peers, quartiles.
+        seconds: of each side, "fastinfogan" and the peers, quartiles.
         ratios: of our time to each peer's, round by round, quartiles.
         experiment: whose shapes, or None.
         precision: "bf16", ..., or None where nothing is multiplied.
         batch: images in a step, or None.
         flops: of the products of one run.
         bytes: the fewest that one run reads and writes.
-        share: the floor, what the ceilings allow for these FLOPs and bytes, over our median.
+        share: the floor, what the roofline allow for these FLOPs and bytes, over our median.
         joules: of one run of each side, where the GPU counts them.
         how: of the timing: "repeat 8", "graph, cold", ...
         more: what else the case tells.
@@ -80,26 +80,26 @@ def machine_key(device: torch.device) -> str:
 
 
 def write(
-    rows: Iterable[Row], ceilings: Ceilings, folder: Path = RESULTS, key: str | None = None
+    rows: Iterable[Row], roofline: Roofline, folder: Path = RESULTS, key: str | None = None
 ) -> Path:
     """Add rows to their machine's file; rows of the same names are replaced.
 
     Args:
         rows: what was measured.
-        ceilings: in the same run.
+        roofline: in the same run.
         folder: of the files.
         key: of the machine; None for this one.
 
     Returns:
         The file.
     """
-    file = folder / f"{key or machine_key(ceilings.device)}.json"
+    file = folder / f"{key or machine_key(roofline.device)}.json"
     kept = {row.key: row for row in read(file)} if file.exists() else {}
     kept |= {row.key: row for row in rows}
     found = {
         "hardware": hardware(),
         "versions": versions(),
-        "ceilings": ceilings.to_dict(),
+        "roofline": roofline.to_dict(),
         "rows": [asdict(kept[name]) for name in sorted(kept)],
     }
     folder.mkdir(parents=True, exist_ok=True)

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.accuracy import check_against_truth
-from bench.measuring.clock import Run
-from bench.peers import COMPILED, EAGER, forget_compiled
+from bench.accuracy import check_accuracy
+from bench.baselines import COMPILED, EAGER, forget_compiled
+from bench.timing.clock import Run
 
 BATCH = 128
 SEED = 1
@@ -47,4 +47,4 @@ def checked(
     dtype: torch.dtype,
 ) -> None:
     """Check ours against the same composed of torch's operations, in a dtype and in the truth's."""
-    check_against_truth(ours(), theirs(dtype), theirs(true_dtype(dtype)), dtype)
+    check_accuracy(ours(), theirs(dtype), theirs(true_dtype(dtype)), dtype)
