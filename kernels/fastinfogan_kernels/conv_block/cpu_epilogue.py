@@ -34,9 +34,8 @@ def _wide(t: Tensor) -> Tensor:
 def _norm_activation(
     y: Tensor, gamma: Tensor, beta: Tensor, running_mean: Tensor | None,
     running_var: Tensor | None, groups: int, momentum: float, eps: float, activation: str,
-    slope: float, process_group: sync_batch_norm.Group = None,
+    slope: float, process_group: sync_batch_norm.Group,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """act(batch_norm(y)), and scale, shift, mean, rstd: (4, groups, C)."""
     wide = torch.promote_types(y.dtype, torch.float32)
     out = empty_like(y)
     params = empty((4, groups, y.shape[3]), wide, y.device)
@@ -67,19 +66,10 @@ def _norm_activation(
     return out, params
 
 
-norm_activation = register(
-    "norm_activation(Tensor y, Tensor gamma, Tensor beta, Tensor(a!)? running_mean, "
-    "Tensor(b!)? running_var, int groups, float momentum, float eps, str activation, float slope) "
-    "-> (Tensor, Tensor)",
-    _norm_activation,
-)
-
-
 def _norm_activation_gradient(
     dout: Tensor, y: Tensor, params: Tensor, gamma: Tensor, activation: str, slope: float,
-    process_group: sync_batch_norm.Group = None,
+    process_group: sync_batch_norm.Group,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """The gradients of y, by all ranks' batches, and of gamma and beta, by this rank's."""
     dy = empty_like(y)
     dgamma, dbeta = (empty_like(gamma, dtype=params.dtype) for _ in range(2))
     if process_group is None and _natively(y):
@@ -104,6 +94,18 @@ def _norm_activation_gradient(
     return dy, dgamma.to(gamma.dtype), dbeta.to(gamma.dtype)
 
 
+@register("norm_activation", mutates_args=("running_mean", "running_var"))
+def norm_activation(
+    y: Tensor, gamma: Tensor, beta: Tensor, running_mean: Tensor | None,
+    running_var: Tensor | None, groups: int, momentum: float, eps: float, activation: str,
+    slope: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Return act(batch_norm(y)), and scale, shift, mean, rstd: (4, groups, C)."""
+    return _norm_activation(
+        y, gamma, beta, running_mean, running_var, groups, momentum, eps, activation, slope, None
+    )
+
+
 def norm_activation_across_ranks(
     y: Tensor, gamma: Tensor, beta: Tensor, running_mean: Tensor | None,
     running_var: Tensor | None, groups: int, momentum: float, eps: float, activation: str,
@@ -116,22 +118,27 @@ def norm_activation_across_ranks(
     )  # fmt: skip
 
 
-norm_activation_gradient = register(
-    "norm_activation_gradient(Tensor dout, Tensor y, Tensor params, Tensor gamma, str activation, "
-    "float slope) -> (Tensor, Tensor, Tensor)",
-    _norm_activation_gradient,
-)
+@register("norm_activation_gradient")
+def norm_activation_gradient(
+    dout: Tensor, y: Tensor, params: Tensor, gamma: Tensor, activation: str, slope: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of y, gamma and beta."""
+    return _norm_activation_gradient(dout, y, params, gamma, activation, slope, None)
 
 
 def norm_activation_gradient_across_ranks(
     dout: Tensor, y: Tensor, params: Tensor, gamma: Tensor, activation: str, slope: float,
     process_group: sync_batch_norm.Group,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """As `norm_activation_gradient`, by all ranks' statistics; torch.compile stops here."""
+    """As `norm_activation_gradient`: dy by all ranks' statistics, dgamma and dbeta by this rank's.
+
+    torch.compile stops here.
+    """
     return _norm_activation_gradient(dout, y, params, gamma, activation, slope, process_group)
 
 
-def _activation(y: Tensor, name: str, slope: float) -> None:
+@register("activation_", mutates_args=("y",))
+def activation_(y: Tensor, name: str, slope: float) -> None:
     """Write act(y) over y: nothing else of it is needed, and no other memory is touched."""
     if _natively(y):
         pixels, number = y.flatten(1, 2), ACTIVATIONS.index(name)
@@ -140,10 +147,8 @@ def _activation(y: Tensor, name: str, slope: float) -> None:
         y.copy_(_act(_wide(y), name, slope))
 
 
-activation_ = register("activation_(Tensor(a!) y, str name, float slope) -> ()", _activation)
-
-
-def _activation_gradient(
+@register("activation_gradient")
+def activation_gradient(
     dout: Tensor, out: Tensor, name: str, slope: float, bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """The gradients of y and, if one is given, of the bias in it (else of nothing)."""
@@ -161,13 +166,6 @@ def _activation_gradient(
         if bias is not None:
             dbias.copy_(g.flatten(0, 2).sum(0))
     return dy, dbias if bias is None else dbias.to(bias.dtype)
-
-
-activation_gradient = register(
-    "activation_gradient(Tensor dout, Tensor out, str name, float slope, Tensor? bias) "
-    "-> (Tensor, Tensor)",
-    _activation_gradient,
-)
 
 
 def _move(running: Tensor, found: Tensor, momentum: float) -> None:

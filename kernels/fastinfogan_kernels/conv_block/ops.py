@@ -103,25 +103,19 @@ def _gather(window: list[int], transposed: bool) -> ConvGeometry:
     return ConvGeometry(Window(*window), transposed)
 
 
-def _norm_block(
+@register("norm_block", mutates_args=("running_mean", "running_var"))
+def norm_block(
     x: Tensor, x_params: Tensor | None, x_slope: float, weight: Tensor, bias: Tensor | None,
     gamma: Tensor, beta: Tensor, running_mean: Tensor | None, running_var: Tensor | None,
     window: list[int], transposed: bool, groups: int, eps: float, momentum: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Return a block's y, and batch norm's params and rstd, in one launch."""
     norm = Forward.of(gamma, beta, running_mean, running_var, groups, eps, momentum)
     y, _ = candidates.multiply(
         Deferred(x, x_params, x_slope), weight, _gather(window, transposed), groups,
         Epilogue(bias, into=norm),
     )  # fmt: skip
     return y, norm.params, norm.rstd
-
-
-norm_block = register(
-    "norm_block(Tensor x, Tensor? x_params, float x_slope, Tensor weight, Tensor? bias, "
-    "Tensor gamma, Tensor beta, Tensor(a!)? running_mean, Tensor(b!)? running_var, int[] window, "
-    "bool transposed, int groups, float eps, float momentum) -> (Tensor, Tensor, Tensor)",
-    _norm_block,
-)
 
 
 def norm_block_across_ranks(
@@ -149,33 +143,24 @@ def norm_block_across_ranks(
     return y, norm.params, norm.rstd
 
 
-def _plain_block(
+@register("plain_block")
+def plain_block(
     x: Tensor, x_params: Tensor | None, x_slope: float, weight: Tensor, bias: Tensor | None,
     window: list[int], transposed: bool, groups: int, activation: str, slope: float,
 ) -> Tensor:  # fmt: skip
+    """Return act(product + bias) of a block without batch norm."""
     return candidates.multiply(
         Deferred(x, x_params, x_slope), weight, _gather(window, transposed), groups,
         Epilogue(bias, activation, slope),
     )[0]  # fmt: skip
 
 
-plain_block = register(
-    "plain_block(Tensor x, Tensor? x_params, float x_slope, Tensor weight, Tensor? bias, "
-    "int[] window, bool transposed, int groups, str activation, float slope) -> Tensor",
-    _plain_block,
-)
-
-
-def _materialize(
+@register("materialize")
+def materialize(
     y: Tensor, params: Tensor | None, groups: int, activation: str, slope: float
 ) -> Tensor:
+    """Write act(scale * y + shift) out."""
     return elementwise.materialize(Deferred(y, params, slope), groups, activation)
-
-
-materialize = register(
-    "materialize(Tensor y, Tensor? params, int groups, str activation, float slope) -> Tensor",
-    _materialize,
-)
 
 
 def _wanted(
@@ -188,24 +173,21 @@ def _wanted(
     return Backward.of_bias(bias) if bias is not None else None
 
 
-def _enter_gradient(
+@register("act_backward_reduce")
+def act_backward_reduce(
     dout: Tensor, y: Tensor, params: Tensor | None, groups: int, activation: str, slope: float,
     gamma: Tensor | None, rstd: Tensor | None, bias: Tensor | None,
 ) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
+    """Return g = dout * act'(z), and what its sums give.
+
+    That is dy's coefficients, dgamma and dbeta with gamma and rstd; the bias' gradient with a bias;
+    with neither the tiles' sums, fp32 (groups, tiles, 2, features).
+    """
     into = _wanted(gamma, params, rstd, bias)
     g, tiles = elementwise.act_backward_reduce(
         dout, Deferred(y, params, slope), groups, activation, into
     )
     return g, [tiles.data] if into is None else into.results
-
-
-act_backward_reduce = register(
-    "act_backward_reduce(Tensor dout, Tensor y, Tensor? params, int groups, str activation, "
-    "float slope, Tensor? gamma, Tensor? rstd, Tensor? bias) -> (Tensor, Tensor[])",
-    _enter_gradient,
-)
-"""g, and with gamma and rstd dy's coefficients, dgamma and dbeta; with a bias its gradient; with
-neither the tiles' sums, fp32 (groups, tiles, 2, features)."""
 
 
 def norm_gradient_across_ranks(
@@ -230,30 +212,31 @@ def norm_gradient_across_ranks(
     return of_all.results[0], own.results[1], own.results[2]
 
 
-def _weight_gradient(
+@register("weight_gradient")
+def weight_gradient(
     x: Tensor, x_params: Tensor | None, x_slope: float, g: Tensor, y: Tensor | None,
     coefficients: Tensor | None, weight: Tensor, window: list[int], transposed: bool,
     groups: int,
 ) -> Tensor:  # fmt: skip
+    """Return the gradient of a layer's weight."""
     return candidates.weight_gradient(
         Deferred(x, x_params, x_slope), Deferred(g, coefficients, 1.0, y), weight,
         _gather(window, transposed), groups,
     )  # fmt: skip
 
 
-weight_gradient = register(
-    "weight_gradient(Tensor x, Tensor? x_params, float x_slope, Tensor g, Tensor? y, "
-    "Tensor? coefficients, Tensor weight, int[] window, bool transposed, int groups) -> Tensor",
-    _weight_gradient,
-)
-
-
-def _data_gradient(
+@register("data_gradient")
+def data_gradient(
     g: Tensor, y: Tensor | None, coefficients: Tensor | None, weight: Tensor,
     before: Tensor | None, before_params: Tensor | None, before_slope: float,
     before_gamma: Tensor | None, before_rstd: Tensor | None, before_bias: Tensor | None,
     window: list[int], transposed: bool, groups: int,
 ) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
+    """Return the gradient of a layer's input, and nothing else without a previous block.
+
+    With one it is the gradient of that block's result in front of the activation; and of that block
+    what `act_backward_reduce` returns.
+    """
     gradient = Deferred(g, coefficients, 1.0, y)
     gather = _gather(window, transposed)
     if before is None:
@@ -278,22 +261,14 @@ def _data_gradient(
     return dx, [tiles.data] if into is None else into.results
 
 
-data_gradient = register(
-    "data_gradient(Tensor g, Tensor? y, Tensor? coefficients, Tensor weight, Tensor? before, "
-    "Tensor? before_params, float before_slope, Tensor? before_gamma, Tensor? before_rstd, "
-    "Tensor? before_bias, int[] window, bool transposed, int groups) -> (Tensor, Tensor[])",
-    _data_gradient,
-)
-"""The gradient by a map, or with a block before by its result in front of the activation; and of
-that block what `act_backward_reduce` gives."""
-
-
-def _image_norm_block(
+@register("image_norm_block", mutates_args=("running_mean", "running_var"))
+def image_norm_block(
     images: Tensor, index: Tensor | None, scale: float, shift: float, dtype: torch.dtype,
     weight: Tensor, bias: Tensor | None, gamma: Tensor, beta: Tensor,
     running_mean: Tensor | None, running_var: Tensor | None,
     window: list[int], groups: int, eps: float, momentum: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """As `norm_block`, of images."""
     norm = Forward.of(gamma, beta, running_mean, running_var, groups, eps, momentum)
     y = image_block(
         Images(images, index, scale, shift, dtype), weight, bias, Window(*window), groups,
@@ -302,45 +277,26 @@ def _image_norm_block(
     return y, norm.params, norm.rstd
 
 
-image_norm_block = register(
-    "image_norm_block(Tensor images, Tensor? index, float scale, float shift, ScalarType dtype, "
-    "Tensor weight, Tensor? bias, Tensor gamma, Tensor beta, Tensor(a!)? running_mean, "
-    "Tensor(b!)? running_var, int[] window, int groups, float eps, float momentum) "
-    "-> (Tensor, Tensor, Tensor)",
-    _image_norm_block,
-)
-
-
-def _image_plain_block(
+@register("image_plain_block")
+def image_plain_block(
     images: Tensor, index: Tensor | None, scale: float, shift: float, dtype: torch.dtype,
     weight: Tensor, bias: Tensor | None, window: list[int], groups: int, activation: str,
     slope: float,
 ) -> Tensor:  # fmt: skip
+    """As `plain_block`, of images."""
     return image_block(
         Images(images, index, scale, shift, dtype), weight, bias, Window(*window), groups,
         activation=ACTIVATIONS.index(activation), slope=slope,
     )  # fmt: skip
 
 
-image_plain_block = register(
-    "image_plain_block(Tensor images, Tensor? index, float scale, float shift, ScalarType dtype, "
-    "Tensor weight, Tensor? bias, int[] window, int groups, str activation, float slope) -> Tensor",
-    _image_plain_block,
-)
-
-
-def _image_weight_gradient(
+@register("image_weight_gradient")
+def image_weight_gradient(
     images: Tensor, index: Tensor | None, scale: float, shift: float, g: Tensor, y: Tensor | None,
     coefficients: Tensor | None, weight: Tensor, window: list[int], groups: int,
 ) -> Tensor:  # fmt: skip
+    """As `weight_gradient`, of images."""
     return image_weight_gradient_of(
         Images(images, index, scale, shift, g.dtype), g, y, coefficients, weight, Window(*window),
         groups,
     )  # fmt: skip
-
-
-image_weight_gradient = register(
-    "image_weight_gradient(Tensor images, Tensor? index, float scale, float shift, Tensor g, "
-    "Tensor? y, Tensor? coefficients, Tensor weight, int[] window, int groups) -> Tensor",
-    _image_weight_gradient,
-)
