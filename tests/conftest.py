@@ -12,6 +12,7 @@ from hypothesis import settings
 
 from fastinfogan import experiments
 from fastinfogan.experiments import Experiment
+from fastinfogan_kernels.runtime.backend import interpreted
 from tests.helpers.training import made_up_images, narrowed
 
 # The same examples at every run; HYPOTHESIS_PROFILE=search looks for others.
@@ -19,9 +20,9 @@ settings.register_profile("same", derandomize=True, deadline=None)
 settings.register_profile("search", deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
-# Kernels are interpreted in a process of their own, TRITON_INTERPRET=1 python -m pytest
-# tests/triton: a process under the interpreter cannot compile, and others cannot interpret.
-collect_ignore = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["triton"]
+# The Triton kernels' suite needs a GPU or Triton's interpreter, which has a process of its own:
+# TRITON_INTERPRET=1 python -m pytest tests/triton.
+collect_ignore = [] if interpreted() or torch.cuda.is_available() else ["triton"]
 
 
 @pytest.fixture(autouse=True, scope="session")
