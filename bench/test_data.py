@@ -19,14 +19,14 @@ from bench.baselines.decoding import BarePipeline
 from bench.cases import Case, Planned
 from bench.conftest import Measured
 from fastinfogan import experiments
-from fastinfogan.data import Source
+from fastinfogan.data import ImageSet
 from fastinfogan.data.bad_images import BadImages
-from fastinfogan.data.cache import slots as files
-from fastinfogan.data.cache.fill import fill_file
-from fastinfogan.data.decoders.base import Decoded, Decoder
+from fastinfogan.data.cache import storage as files
+from fastinfogan.data.cache.fill import fill_cache_file
+from fastinfogan.data.decoders.base import DecodedBatch, Decoder
 from fastinfogan.data.decoders.dali import DaliDecoder
 from fastinfogan.data.decoders.pillow import PillowDecoder
-from fastinfogan.data.source import Encoded, ImageShape, Picture, Recipe
+from fastinfogan.data.image_set import CropResize, EncodedImageSet, ImageFile, ImageShape
 from fastinfogan.engine import RunDirectory, TrainConfig, Trainer, choose_precision
 from fastinfogan_kernels import shuffle
 
@@ -38,7 +38,7 @@ DECODERS_DIFFER = 2.0
 
 
 @pytest.fixture(scope="module")
-def photographs(tmp_path_factory: pytest.TempPathFactory) -> Encoded:
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> EncodedImageSet:
     """JPEGs of smooth random colours with texture."""
     folder = tmp_path_factory.mktemp("photographs")
     random = np.random.default_rng(1)
@@ -49,8 +49,8 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Encoded:
         texture = random.integers(-12, 13, (HEIGHT, WIDTH, 1), dtype=np.int16)
         file = folder / f"{number:05}.jpg"
         Image.fromarray((smooth + texture).clip(0, 255).astype(np.uint8)).save(file, quality=85)
-        pictures.append(Picture(file.name, file, 0, file.stat().st_size))
-    return Encoded("photographs", pictures, Recipe(ImageShape(SIDE, SIDE, 3)))
+        pictures.append(ImageFile(file.name, file, 0, file.stat().st_size))
+    return EncodedImageSet("photographs", pictures, CropResize(ImageShape(SIDE, SIDE, 3)))
 
 
 def epoch(count: int) -> Iterator[NDArray[np.int64]]:
@@ -71,7 +71,7 @@ def decoding(decoder: Decoder) -> Callable[[], NDArray[np.uint8]]:
     return run
 
 
-def test_decoding(photographs: Encoded, measured: Measured) -> None:
+def test_decoding(photographs: EncodedImageSet, measured: Measured) -> None:
     """An epoch of CelebA's pictures, cropped and resized to 32x32."""
     pytest.importorskip("nvidia.dali", reason="DALI is not installed")
     ours = decoding(DaliDecoder(photographs, batch=BATCH, threads=THREADS))
@@ -100,13 +100,13 @@ class MadeUp(Decoder):
 
     name = "made up"
 
-    def __init__(self, source: Encoded, images: NDArray[np.uint8]) -> None:
+    def __init__(self, source: EncodedImageSet, images: NDArray[np.uint8]) -> None:
         super().__init__(source)
         self.images = images
 
-    def batches(self, wanted: Iterable[NDArray[np.int64]]) -> Generator[Decoded]:
+    def batches(self, wanted: Iterable[NDArray[np.int64]]) -> Generator[DecodedBatch]:
         for index in wanted:
-            yield Decoded(index, self.images[index])
+            yield DecodedBatch(index, self.images[index])
 
 
 @pytest.fixture(scope="module")
@@ -117,15 +117,15 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Generator[MadeUp]:
     images = np.random.default_rng(0).integers(0, 256, (KEPT, *shape), dtype=np.uint8)
     file = folder / "all"
     file.touch()
-    pictures = [Picture(str(i), file, 0, 0) for i in range(KEPT)]
+    pictures = [ImageFile(str(i), file, 0, 0) for i in range(KEPT)]
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("XDG_CACHE_HOME", str(folder))
-        decoder = MadeUp(Encoded("made up", pictures, Recipe(shape)), images)
-        fill_file(decoder, BadImages("made up", KEPT, "fail"), print)
+        decoder = MadeUp(EncodedImageSet("made up", pictures, CropResize(shape)), images)
+        fill_cache_file(decoder, BadImages("made up", KEPT, "fail"), print)
         yield decoder
 
 
-def trainer(path: Path, source: Source | Decoder, cache: Any = "auto") -> Trainer:  # noqa: ANN401
+def trainer(path: Path, source: ImageSet | Decoder, cache: Any = "auto") -> Trainer:  # noqa: ANN401
     """A run of celeba on the CPU."""
     settings = TrainConfig(
         seed=1,
@@ -147,7 +147,7 @@ def test_an_iteration_on_a_kept_set(
     """Both sides draw the same real images; whole iterations."""
     sides = {
         "ours": trainer(tmp_path / "ours", kept, cache),
-        "in memory": trainer(tmp_path / "peer", Source("memory", kept.images)),
+        "in memory": trainer(tmp_path / "peer", ImageSet("memory", kept.images)),
     }
     step = dict.fromkeys(sides, 0)
 
@@ -175,8 +175,8 @@ def test_an_iteration_on_a_kept_set(
 @pytest.mark.short
 def test_gathering_from_the_file(kept: MadeUp, measured: Measured) -> None:
     """An epoch's batches from the mapping; a plain read of as much of the same file."""
-    key = files.Key.of(kept)
-    whole = files.open_whole(key, print)
+    key = files.CacheKey.of(kept)
+    whole = files.open_complete(key, print)
     assert whole is not None
     images = torch.from_numpy(whole.images)
     batches = KEPT // BATCH
@@ -211,7 +211,7 @@ def test_gathering_from_the_file(kept: MadeUp, measured: Measured) -> None:
 
 def test_opening_a_whole_file(kept: MadeUp, measured: Measured) -> None:
     """All checksums; against reading the file once."""
-    key = files.Key.of(kept)
+    key = files.CacheKey.of(kept)
     path = files.folder() / f"{key.hash}.u8"
     block = bytearray(1 << 20)
 
@@ -222,14 +222,14 @@ def test_opening_a_whole_file(kept: MadeUp, measured: Measured) -> None:
 
     def check() -> None:
         read()
-        whole = files.open_whole(key, print)
+        whole = files.open_complete(key, print)
         if whole is None or len(whole.images) != KEPT:
             raise MismatchError("the kept file is not whole")
 
     size = path.stat().st_size
     name = f"opening a kept file of {size >> 20} MiB, all checksums"
     case = Case(
-        "data", name, lambda: files.open_whole(key, print), {"plain reading": read}, check,
+        "data", name, lambda: files.open_complete(key, print), {"plain reading": read}, check,
         timed="host", bytes=size,
     )  # fmt: skip
     measured(Planned("data", name, lambda _: case, budget=3.0))

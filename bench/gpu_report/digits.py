@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from fastinfogan.data import Source
+from fastinfogan.data import ImageSet
 from fastinfogan_kernels import philox
 
 NAME: Final = "made-up strokes of ten classes"
@@ -34,7 +34,7 @@ _GLYPHS: Final[tuple[tuple[tuple[float, float], ...], ...]] = (
 Exact = NDArray[np.float64]
 
 
-def stand_in(per_class: int = 500) -> Source:
+def stand_in(per_class: int = 500) -> ImageSet:
     """Ten classes of so many images, sorted by class as the embedded digits are.
 
     Returns:
@@ -49,7 +49,7 @@ def stand_in(per_class: int = 500) -> Source:
             rows = slice(rows.start, min(rows.stop, (glyph + 1) * per_class))
             images[rows, :, :, 0] = _draw(points, drawn[rows])
     labels = np.repeat(np.arange(len(_GLYPHS)), per_class).astype(np.int64)
-    return Source(NAME, images, labels)
+    return ImageSet(NAME, images, labels)
 
 
 def _draw(points: tuple[tuple[float, float], ...], drawn: Exact) -> NDArray[np.uint8]:

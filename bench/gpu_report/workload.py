@@ -9,7 +9,7 @@ import torch
 
 from bench.gpu_report.digits import stand_in
 from fastinfogan import experiments
-from fastinfogan.data import Source
+from fastinfogan.data import ImageSet
 from fastinfogan.data.formats.digits import embedded_digits
 from fastinfogan.engine import Iteration, TrainConfig
 from fastinfogan.engine.precision import ComputedIn
@@ -91,7 +91,7 @@ def nowhere(device: torch.device) -> AbstractContextManager[object]:
     return device if device.type == "meta" else nullcontext()
 
 
-def digits() -> tuple[Source, str]:
+def digits() -> tuple[ImageSet, str]:
     """The embedded digits, or what stands in for them; and in words which."""
     try:
         return embedded_digits(), "the 5,000 embedded digits"

@@ -53,7 +53,7 @@ class Parity:
         from bench.parity import EARLY, LEAST_SEEDS, WINDOWS, Setup, compare, table
         from fastinfogan.cli.rendering import Rendering
         from fastinfogan.cli.training import free_name
-        from fastinfogan.data import Source, open_source
+        from fastinfogan.data import ImageSet, open_image_set
         from fastinfogan.engine import choose_precision
         from fastinfogan.engine.config import MAX_ITERATIONS
         from fastinfogan.engine.environment import choose_device
@@ -74,8 +74,8 @@ class Parity:
         experiment = experiments.get(name, experiments.to_train(name))
         experiment = replace(experiment, batch_size=self.batch_size)
         with Rendering() as progress:
-            source = open_source(self.data, experiment, progress)
-        if not isinstance(source, Source):
+            source = open_image_set(self.data, experiment, progress)
+        if not isinstance(source, ImageSet):
             raise InputError(
                 f"{self.data}: pictures that are yet to be decoded; bench parity takes a set that "
                 "holds images, such as an .npz or MNIST's IDX files"

@@ -16,7 +16,7 @@ from typing import Any, Final, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from fastinfogan.data import Source
+from fastinfogan.data import ImageSet
 from fastinfogan.data.transforms import to_network
 from fastinfogan.engine import Iteration, Precision, TrainConfig, choose_runner
 from fastinfogan.engine.environment import versions
@@ -63,7 +63,7 @@ class Setup:
     """
 
     experiment: Experiment
-    source: Source
+    source: ImageSet
     iterations: int
     early: int
     precision: Precision

@@ -10,7 +10,7 @@ from bench.counting.iteration import Counts, count
 from bench.timing.clock import Run, clock_for
 from bench.timing.interleaved import Interleaved
 from fastinfogan import experiments
-from fastinfogan.data.source import Source
+from fastinfogan.data.image_set import ImageSet
 from fastinfogan.engine import Iteration, TrainConfig
 from fastinfogan.engine.execution import choose_runner
 from fastinfogan.engine.precision import ComputedIn
@@ -108,7 +108,7 @@ def iteration_of(
     e = experiment
     shape = (images, e.height, e.width, e.channels)
     pixels = torch.randint(0, 256, shape, dtype=torch.uint8)
-    source = Source("random images", pixels.numpy())
+    source = ImageSet("random images", pixels.numpy())
     settings = TrainConfig(
         seed=1,
         batch_size=e.batch_size,

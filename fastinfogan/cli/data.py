@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from fastinfogan.data import Source
+    from fastinfogan.data import ImageSet
     from fastinfogan.data.decoders.base import Decoder
 
 _DecoderName = Literal["auto", "dali", "pillow"]
@@ -30,16 +30,16 @@ _PLAIN_EVERY = 10.0  # seconds between lines where there is no terminal
 
 def _open(
     path: Path, experiment: str, decoder: _DecoderName, damaged: Literal["fail", "skip"] = "fail"
-) -> "tuple[Source | Decoder, str]":
+) -> "tuple[ImageSet | Decoder, str]":
     """A set, and why its decoder is the one it is."""
     from fastinfogan.cli.rendering import Rendering
-    from fastinfogan.data import Source, open_source
+    from fastinfogan.data import ImageSet, open_image_set
     from fastinfogan.data.decoders.choose import choose_decoder
     from fastinfogan.engine.environment import choose_device
 
     with Rendering() as progress:
-        source = open_source(path, experiments.get(experiment), progress, damaged)
-    if isinstance(source, Source):
+        source = open_image_set(path, experiments.get(experiment), progress, damaged)
+    if isinstance(source, ImageSet):
         return source, ""
     return choose_decoder(decoder, source, choose_device("auto").type, _ROWS)
 
@@ -62,13 +62,13 @@ class DataInfo:
         import numpy as np
         from PIL import Image
 
-        from fastinfogan.data import Source
-        from fastinfogan.data.make_loader import planned
-        from fastinfogan.data.sample import decode_some, some_of
+        from fastinfogan.data import ImageSet
+        from fastinfogan.data.make_loader import describe_cache_plan
+        from fastinfogan.data.subset import decode_subset, subset_indices
         from fastinfogan.engine.environment import choose_device
 
         found, why = _open(self.path, self.experiment, self.decoder)
-        source = found if isinstance(found, Source) else found.source
+        source = found if isinstance(found, ImageSet) else found.source
         labels = "none" if source.labels is None else f"{len(np.unique(source.labels))} classes"
         facts = {
             "set": source.name,
@@ -77,15 +77,15 @@ class DataInfo:
             "factors": ", ".join(source.factors.names) if source.factors else "none",
             "test part": "none" if source.test is None else f"{len(source.test):,} images",
         }
-        chosen = some_of(len(source), _ACROSS * _DOWN)
-        if isinstance(found, Source):
+        chosen = subset_indices(len(source), _ACROSS * _DOWN)
+        if isinstance(found, ImageSet):
             facts["pictures"] = "decoded already"
             images = found.images[chosen]
         else:
             facts["recipe"] = str(found.source.recipe)
             facts["decoder"] = f"{found.name}: {why}"
-            facts["cache"] = planned(found, choose_device("auto"))
-            images, good = decode_some(found, chosen)
+            facts["cache"] = describe_cache_plan(found, choose_device("auto"))
+            images, good = decode_subset(found, chosen)
             images[~good] = 0
             if not good.all():
                 facts["bad"] = f"{(~good).sum()} of {len(chosen)} that were drawn; see data verify"
@@ -112,11 +112,11 @@ class Verify:
 
     def run(self) -> int:
         """Do it; the exit code."""
-        from fastinfogan.data import Source
-        from fastinfogan.data.cache.fill import in_sequence
+        from fastinfogan.data import ImageSet
+        from fastinfogan.data.cache.fill import sequential_batches
 
         found, _ = _open(self.path, self.experiment, self.decoder)
-        if isinstance(found, Source):
+        if isinstance(found, ImageSet):
             test = f" and {len(found.test):,} for testing" if found.test else ""
             print(f"{found.name}: {len(found):,} images{test}, all read")
             return 0
@@ -128,7 +128,7 @@ class Verify:
             decoder = found if part is found.source else _decoder_of(part, self.decoder)
             with _progress("decoding", len(part)) as advance:
                 done = 0
-                for batch in decoder.batches(in_sequence(len(part), _ROWS)):
+                for batch in decoder.batches(sequential_batches(len(part), _ROWS)):
                     for each in batch.bad:
                         print(f"{each.name}: {each.reason}")
                     bad += len(batch.bad)
@@ -154,18 +154,18 @@ class Prepare:
 
     def run(self) -> int:
         """Do it; the exit code."""
-        from fastinfogan.data import Source
+        from fastinfogan.data import ImageSet
         from fastinfogan.data.bad_images import BadImages
-        from fastinfogan.data.cache.fill import fill_file
-        from fastinfogan.data.cache.policy import told
-        from fastinfogan.data.cache.slots import folder, size_of
+        from fastinfogan.data.cache.fill import fill_cache_file
+        from fastinfogan.data.cache.policy import format_size
+        from fastinfogan.data.cache.storage import decoded_size, folder
 
         found, _ = _open(self.path, self.experiment, self.decoder, self.on_bad_image)
-        if isinstance(found, Source):
+        if isinstance(found, ImageSet):
             print(f"{found.name}: holds images that are decoded already; nothing to prepare")
             return 0
         count = len(found.source)
-        quarantine = BadImages(found.source.name, count, self.on_bad_image)
+        bad_images = BadImages(found.source.name, count, self.on_bad_image)
         seen: list[int] = []
         begun = time.perf_counter()
         with _progress("decoding", count) as advance:
@@ -174,22 +174,22 @@ class Prepare:
                 seen.append(done)
                 advance(done)
 
-            fill_file(found, quarantine, lambda text: print(text, file=sys.stderr), progress)
+            fill_cache_file(found, bad_images, lambda text: print(text, file=sys.stderr), progress)
         seconds, new = time.perf_counter() - begun, count - seen[0]
-        if quarantine.bad:
-            print(f"{len(quarantine)} cannot be decoded and are skipped: {quarantine.reasons()}")
+        if bad_images.bad:
+            print(f"{len(bad_images)} cannot be decoded and are skipped: {bad_images.reasons()}")
         rate = f", {new / seconds:,.0f} images/s" if new else ""
         there = f"{seen[0]:,} of them were there already" if seen[0] else "all of them new"
-        print(f"{count:,} images, {told(size_of(found))}, in {folder()}; {there}{rate}")
+        print(f"{count:,} images, {format_size(decoded_size(found))}, in {folder()}; {there}{rate}")
         return 0
 
 
 def _decoder_of(part: object, name: _DecoderName) -> "Decoder":
     from fastinfogan.cli.training import decoder_of
-    from fastinfogan.data.source import Encoded
+    from fastinfogan.data.image_set import EncodedImageSet
     from fastinfogan.engine.environment import choose_device
 
-    assert isinstance(part, Encoded)
+    assert isinstance(part, EncodedImageSet)
     return decoder_of(part, name, choose_device("auto").type)
 
 

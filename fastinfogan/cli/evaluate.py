@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 if TYPE_CHECKING:
-    from fastinfogan.data import Source
+    from fastinfogan.data import ImageSet
     from fastinfogan.data.decoders.base import Decoder
 
 
@@ -44,7 +44,7 @@ class Evaluate:
 
         run = RunDirectory.open(self.run_directory)
         trained = Model.load(self.run_directory, choose_device(self.device))
-        source: Source | Decoder | str
+        source: ImageSet | Decoder | str
         try:
             source = images_of(run, self.data)
         except InputError as error:

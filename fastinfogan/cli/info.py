@@ -19,7 +19,7 @@ class Info:
 
     def run(self) -> int:
         """Do it; the exit code."""
-        from fastinfogan.data.cache.slots import folder
+        from fastinfogan.data.cache.storage import folder
         from fastinfogan.engine import choose_precision, choose_runner, environment
         from fastinfogan.experiments import OURS, VARIANTS, to_train
         from fastinfogan.paths import cache_directory, compiled_folders
@@ -68,11 +68,11 @@ def _decoder(device: str) -> str:
 
 
 def _room(folder: Path) -> str:
-    from fastinfogan.data.cache.policy import available_disk, told
+    from fastinfogan.data.cache.policy import available_disk, format_size
 
     sets = [each for each in folder.glob("*.u8") if each.with_suffix(".json").exists()]
     size = sum(each.stat().st_size for each in sets)
     return (
-        f"{len(sets)} sets, {told(size)}, in {folder}; sets of up to "
-        f"{told(available_disk(folder) // 2)} are kept there by --cache auto"
+        f"{len(sets)} sets, {format_size(size)}, in {folder}; sets of up to "
+        f"{format_size(available_disk(folder) // 2)} are kept there by --cache auto"
     )

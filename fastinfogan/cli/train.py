@@ -10,7 +10,7 @@ from fastinfogan import experiments
 from fastinfogan.errors import InputError
 
 if TYPE_CHECKING:
-    from fastinfogan.data import Source
+    from fastinfogan.data import ImageSet
     from fastinfogan.data.decoders.base import Decoder
     from fastinfogan.distributed import Distributed
     from fastinfogan.engine import RunDirectory, Trainer
@@ -96,7 +96,7 @@ class Train:
     """Who decodes pictures."""
     on_bad_image: Annotated[Literal["fail", "skip"] | None, _open("{fail,skip}", "fail")] = None
     """What to do about a picture that cannot be decoded: skip lists it in the run's
-    quarantine.jsonl, and the next one stands in for it; more than 1 % are too many."""
+    bad_images.jsonl, and the next one stands in for it; more than 1 % are too many."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes the GPU if there is one."""
     log_every: Annotated[int | None, _open("INT", "10")] = None
@@ -166,7 +166,7 @@ class Train:
 
     def _start(
         self, device: "Device", given: dict[str, Any], ranks: "Distributed"
-    ) -> "tuple[Trainer, Source | Decoder]":
+    ) -> "tuple[Trainer, ImageSet | Decoder]":
         from fastinfogan import checkpoint
         from fastinfogan.cli import training
         from fastinfogan.engine import Origin, RunDirectory, RunOptions

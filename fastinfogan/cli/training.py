@@ -22,10 +22,10 @@ from rich.progress import (
 
 from fastinfogan.cli.rendering import Rendering
 from fastinfogan.cli.report import print_evaluation
-from fastinfogan.data import Source, open_source
+from fastinfogan.data import ImageSet, open_image_set
 from fastinfogan.data.decoders.base import Decoder, DecoderName
-from fastinfogan.data.sample import is_known, sample
-from fastinfogan.data.source import Encoded
+from fastinfogan.data.image_set import EncodedImageSet
+from fastinfogan.data.subset import is_annotated, sample
 from fastinfogan.distributed import SINGLE_PROCESS, Distributed
 from fastinfogan.engine import (
     RunDirectory,
@@ -64,7 +64,7 @@ def describe_run(
     batch_norm: BatchNorm = "synchronised",
     ranks: Distributed = SINGLE_PROCESS,
     free: bool = True,
-) -> tuple[RunDirectory, Source | Decoder]:
+) -> tuple[RunDirectory, ImageSet | Decoder]:
     """Settle what is left open of a run and open its images; nothing is written.
 
     `free` refuses a folder with something in it, before the images are read.
@@ -97,7 +97,7 @@ def describe_run(
 
 def start(
     run: RunDirectory,
-    source: Source | Decoder,
+    source: ImageSet | Decoder,
     weights: SavedState | None = None,
     runner: RunnerName = "auto",
     ranks: Distributed = SINGLE_PROCESS,
@@ -131,7 +131,7 @@ def go_on(
     data: Path | None = None,
     runner: RunnerName = "auto",
     ranks: Distributed = SINGLE_PROCESS,
-) -> tuple[Trainer, Source | Decoder]:
+) -> tuple[Trainer, ImageSet | Decoder]:
     """Take a run up where its newest checkpoint is, or from its seed if it came to none.
 
     Args:
@@ -178,7 +178,7 @@ def go_on(
 
 def _trainer(
     run: RunDirectory,
-    source: Source | Decoder,
+    source: ImageSet | Decoder,
     plan: RunOptions,
     runner: RunnerName,
     ranks: Distributed,
@@ -187,7 +187,7 @@ def _trainer(
     return Trainer(run, source, device, runner, ranks, plan.cache, plan.on_bad_image)
 
 
-def opened(data: Path | None, experiment: Experiment, plan: RunOptions) -> Source | Decoder:
+def opened(data: Path | None, experiment: Experiment, plan: RunOptions) -> ImageSet | Decoder:
     """A set's images, or the set and who decodes it, as a run's plan says.
 
     Raises:
@@ -195,8 +195,8 @@ def opened(data: Path | None, experiment: Experiment, plan: RunOptions) -> Sourc
             of pictures in files.
     """
     with Rendering() as progress:
-        source = open_source(data, experiment, progress, plan.on_bad_image)
-    if isinstance(source, Encoded):
+        source = open_image_set(data, experiment, progress, plan.on_bad_image)
+    if isinstance(source, EncodedImageSet):
         return decoder_of(source, plan.decoder, plan.device)
     for option, asked, default in (
         ("decoder", plan.decoder, "auto"),
@@ -210,7 +210,7 @@ def opened(data: Path | None, experiment: Experiment, plan: RunOptions) -> Sourc
     return source
 
 
-def decoder_of(source: Encoded, name: DecoderName, device: str) -> Decoder:
+def decoder_of(source: EncodedImageSet, name: DecoderName, device: str) -> Decoder:
     """Who decodes a set.
 
     Raises:
@@ -221,14 +221,14 @@ def decoder_of(source: Encoded, name: DecoderName, device: str) -> Decoder:
     return choose_decoder(name, source, device, 128)[0]
 
 
-def name_of(source: Source | Decoder) -> str:
+def name_of(source: ImageSet | Decoder) -> str:
     """What the user calls a set."""
-    return source.name if isinstance(source, Source) else source.source.name
+    return source.name if isinstance(source, ImageSet) else source.source.name
 
 
 def images_of(
     run: RunDirectory, data: Path | None = None, plan: RunOptions | None = None
-) -> Source | Decoder:
+) -> ImageSet | Decoder:
     """The images a run was started with, from where they were or from where they are now."""
     recorded = run.settings.data
     path = data or (Path(recorded) if recorded else None)
@@ -236,18 +236,18 @@ def images_of(
 
 
 def to_evaluate(
-    source: Source | Decoder, plan: RunOptions, tell: Callable[[str], object]
-) -> Source | str:
+    source: ImageSet | Decoder, plan: RunOptions, tell: Callable[[str], object]
+) -> ImageSet | str:
     """Images with what is known of them, in memory; or why there are none."""
-    if isinstance(source, Source):
+    if isinstance(source, ImageSet):
         return source
-    if not is_known(source.source):
+    if not is_annotated(source.source):
         return f"{source.source.name}: no labels"
     return sample(source, lambda test: decoder_of(test, plan.decoder, plan.device), tell)
 
 
 def train_with_progress(
-    trainer: Trainer, source: Source | Decoder, *, new: bool, go_on_with: str | None = None
+    trainer: Trainer, source: ImageSet | Decoder, *, new: bool, go_on_with: str | None = None
 ) -> int:
     """Train as the run's plan says, showing how it goes; then evaluate and draw.
 
@@ -269,7 +269,7 @@ def train_with_progress(
     console.print(
         f"[bold]{run.experiment.name}[/bold] in {run.path}: iterations {trainer.done} to {goal}, "
         f"batch {run.settings.batch_size}, {run.settings.precision} on {trainer.iteration.device}, "
-        f"{len(source if isinstance(source, Source) else source.source)} images"
+        f"{len(source if isinstance(source, ImageSet) else source.source)} images"
     )
     console.print(f"images {trainer.feed.path}", soft_wrap=True)
 

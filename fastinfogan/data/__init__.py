@@ -1,6 +1,6 @@
 """From files to uint8 images in memory."""
 
-from fastinfogan.data.open import open_source
-from fastinfogan.data.source import ImageShape, Source
+from fastinfogan.data.image_set import ImageSet, ImageShape
+from fastinfogan.data.open import open_image_set
 
-__all__ = ["ImageShape", "Source", "open_source"]
+__all__ = ["ImageSet", "ImageShape", "open_image_set"]

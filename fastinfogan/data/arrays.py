@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastinfogan.data.decoders.geometry import box
-from fastinfogan.data.source import Recipe
+from fastinfogan.data.image_set import CropResize
 from fastinfogan.errors import InputError
 
 ROWS = 512
@@ -23,8 +23,8 @@ ROWS = 512
 Images = NDArray[np.uint8]
 
 
-def read_slices(
-    count: int, read: Callable[[int, int], Images], recipe: Recipe, where: Path
+def read_in_parts(
+    count: int, read: Callable[[int, int], Images], recipe: CropResize, where: Path
 ) -> Images:
     """Read a large array of images without having it in memory, but as the recipe makes it.
 
@@ -54,7 +54,7 @@ def read_slices(
     return images
 
 
-def fitted(images: Images, recipe: Recipe, where: Path) -> Images:
+def fitted(images: Images, recipe: CropResize, where: Path) -> Images:
     """Make images as a recipe wants them.
 
     Args:
@@ -98,7 +98,7 @@ def _area(pixels: int, fewer: int) -> NDArray[np.float32]:
     return shares
 
 
-class Member:
+class NpzArray:
     """An array inside an .npz, read from its first image to its last and never as a whole.
 
     Args:

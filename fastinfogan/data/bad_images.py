@@ -11,7 +11,7 @@ from fastinfogan.errors import InputError
 OnBadImage = Literal["fail", "skip"]
 MAX_SHARE = 0.01
 """Of a set's pictures that may be skipped; one may be in any set."""
-FILE = "quarantine.jsonl"
+FILE = "bad_images.jsonl"
 
 
 class BadImages:

@@ -8,7 +8,7 @@ from typing import overload
 import numpy as np
 
 from fastinfogan.data.bad_images import OnBadImage
-from fastinfogan.data.source import Picture
+from fastinfogan.data.image_set import ImageFile
 from fastinfogan.errors import InputError
 
 SUFFIXES = frozenset(
@@ -16,7 +16,7 @@ SUFFIXES = frozenset(
 )
 
 
-class Listing(Sequence[Picture]):
+class FileListing(Sequence[ImageFile]):
     """Pictures in files of their own, or inside of others; 200,000 take a few MB.
 
     Args:
@@ -51,21 +51,21 @@ class Listing(Sequence[Picture]):
         return len(self._sizes)
 
     @overload
-    def __getitem__(self, index: int) -> Picture: ...
+    def __getitem__(self, index: int) -> ImageFile: ...
     @overload
-    def __getitem__(self, index: slice) -> "Listing": ...
-    def __getitem__(self, index: int | slice) -> "Picture | Listing":
+    def __getitem__(self, index: slice) -> "FileListing": ...
+    def __getitem__(self, index: int | slice) -> "ImageFile | FileListing":
         """A picture, or some of them."""
         found = range(len(self))[index]
         if isinstance(found, range):
             return self.take(found)
         name, size = self.name(found), int(self._sizes[found])
         if not self._holders:
-            return Picture(printable(name), self._folder / name, 0, size)
+            return ImageFile(printable(name), self._folder / name, 0, size)
         holder = self._holders[int(self._held_by[found])]
-        return Picture(printable(name), holder, int(self._offsets[found]), size)
+        return ImageFile(printable(name), holder, int(self._offsets[found]), size)
 
-    def __iter__(self) -> Iterator[Picture]:
+    def __iter__(self) -> Iterator[ImageFile]:
         return (self[i] for i in range(len(self)))
 
     def name(self, index: int) -> str:
@@ -77,15 +77,15 @@ class Listing(Sequence[Picture]):
         """All of them."""
         return [self.name(i) for i in range(len(self))]
 
-    def take(self, rows: Iterable[int]) -> "Listing":
+    def take(self, rows: Iterable[int]) -> "FileListing":
         """Some of the pictures, in the order that is given."""
         chosen = np.fromiter(rows, np.int64)
         names = [self.name(i) for i in chosen.tolist()]
         if not self._holders:
-            return Listing(self._folder, names, self._sizes[chosen].tolist())
+            return FileListing(self._folder, names, self._sizes[chosen].tolist())
         held_by, offsets = self._held_by[chosen], self._offsets[chosen]
         sizes = self._sizes[chosen].tolist()
-        return Listing(
+        return FileListing(
             self._folder, names, sizes, self._holders, held_by.tolist(), offsets.tolist()
         )
 
@@ -103,9 +103,9 @@ def is_picture(name: str) -> bool:
     return stop + suffix.lower() in SUFFIXES and not name.startswith("._")
 
 
-def pictures_below(
+def list_images(
     path: Path, damaged: OnBadImage = "fail", wanted: Callable[[str], bool] = is_picture
-) -> Listing:
+) -> FileListing:
     """List the pictures in a folder and in those below it, in the order of their names' parts.
 
     Every folder is looked into once. A link to a folder is followed if nothing else leads there;
@@ -161,4 +161,4 @@ def pictures_below(
                 names.append(prefix + entry.name)
                 sizes.append(size)
     order = sorted(range(len(names)), key=lambda i: names[i].replace("/", "\0"))
-    return Listing(path, [names[i] for i in order], [sizes[i] for i in order])
+    return FileListing(path, [names[i] for i in order], [sizes[i] for i in order])

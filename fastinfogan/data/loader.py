@@ -20,8 +20,8 @@ from torch import Tensor
 
 from fastinfogan.data.bad_images import FILE, BadImages
 from fastinfogan.data.cache.fill import decoded, fill
-from fastinfogan.data.cache.slots import Marked, Slots
-from fastinfogan.data.decoders.base import Decoded, Decoder
+from fastinfogan.data.cache.storage import FilledMask, ImageCache
+from fastinfogan.data.decoders.base import DecodedBatch, Decoder
 from fastinfogan.data.prefetch import Prefetcher
 from fastinfogan_kernels import shuffle
 
@@ -69,19 +69,19 @@ class Loader:
         images: as given.
         in_order: whether row i of `images` is row i of the batch, see `kernels.real_images`.
         at_once: iterations that can be prepared together.
-        waited: seconds that `prepare` has waited for images; None where it never does.
+        seconds_waited: seconds that `prepare` has waited for images; None where it never does.
         path: which way images go, for people.
     """
 
     in_order = False
     at_once = _ALL
-    waited: float | None = None
+    seconds_waited: float | None = None
 
     def __init__(self, images: Tensor, path: str) -> None:
         self.images = images
         self.path = path
-        self.quarantine: BadImages | None = None
-        self._slots: Slots | None = None
+        self.bad_images: BadImages | None = None
+        self._slots: ImageCache | None = None
         self._news: list[str] = []
         self._listed = 0
 
@@ -101,13 +101,13 @@ class Loader:
         """
         return True
 
-    def news(self, run: Path | None = None) -> list[str]:
+    def messages(self, run: Path | None = None) -> list[str]:
         """What is to be told, once; bad pictures are listed in the run's folder."""
         told, self._news = self._news, []
         if self._slots is not None and self._slots.warning:
             told.append(self._slots.warning)
             self._slots.warning = None
-        bad = self.quarantine
+        bad = self.bad_images
         if bad is not None and len(bad) > self._listed:
             self._listed = len(bad)
             where = ""
@@ -136,25 +136,25 @@ class _Decoding(Loader):
         path: str,
         order: Sampler,
         decoder: Decoder | None,
-        slots: Slots,
-        quarantine: BadImages,
+        slots: ImageCache,
+        bad_images: BadImages,
     ) -> None:
         super().__init__(images, path)
-        self.quarantine = quarantine
-        self.waited = 0.0
+        self.bad_images = bad_images
+        self.seconds_waited = 0.0
         self._order, self._decoder, self._slots = order, decoder, slots
         self._next = -1
         self._ahead: Prefetcher[Any] | None = None
 
-    def _filling(self, step: int) -> Generator[Decoded]:
+    def _filling(self, step: int) -> Generator[DecodedBatch]:
         """Decode what is not there yet from an iteration on, and keep it when all is there."""
         assert self._decoder is not None
         assert self._slots is not None
-        assert self.quarantine is not None
+        assert self.bad_images is not None
         if not self._slots.filled.all():
             orders = self._order.since(step)
-            yield from fill(self._decoder, self._slots, orders, self.quarantine)
-            self._slots.finish(self.quarantine)
+            yield from fill(self._decoder, self._slots, orders, self.bad_images)
+            self._slots.finish(self.bad_images)
 
     def _stop(self) -> None:
         if self._ahead is not None:
@@ -177,12 +177,12 @@ class ResidentLoader(_Decoding):
         path: str,
         order: Sampler,
         decoder: Decoder,
-        slots: Slots,
-        quarantine: BadImages,
+        slots: ImageCache,
+        bad_images: BadImages,
         *,
         elsewhere: bool,
     ) -> None:
-        super().__init__(images, path, order, decoder, slots, quarantine)
+        super().__init__(images, path, order, decoder, slots, bad_images)
         self._elsewhere = elsewhere  # the tensor is a copy of the slots, not the slots themselves
         self._array = slots.images
         self._there = slots.filled.copy()
@@ -209,26 +209,26 @@ class ResidentLoader(_Decoding):
         if not self._left and self._ahead.ended:
             self._complete = True
         self._next = step + count
-        assert self.waited is not None
-        self.waited += time.perf_counter() - begun
+        assert self.seconds_waited is not None
+        self.seconds_waited += time.perf_counter() - begun
         return True
 
-    def _slots_now(self) -> Slots:
+    def _slots_now(self) -> ImageCache:
         assert self._slots is not None
         return self._slots
 
     def _catch_up(self) -> None:
         """Take what is in its slots, and was not handed over before the thread was stopped."""
         slots = self._slots_now()
-        if self._elsewhere and isinstance(slots, Marked):
+        if self._elsewhere and isinstance(slots, FilledMask):
             slots.filled &= self._there  # decoded again
         elif self._elsewhere:
             late = np.flatnonzero(slots.filled & ~self._there)
-            self._deliver(Decoded(late, slots.images[late]))
+            self._deliver(DecodedBatch(late, slots.images[late]))
         self._there |= slots.filled
         self._left = int((~self._there).sum())
 
-    def _deliver(self, batch: Decoded | None) -> None:
+    def _deliver(self, batch: DecodedBatch | None) -> None:
         slots = self._slots_now()
         if not self._elsewhere and slots.images is not self._array:  # from the file into memory
             self._array = slots.images
@@ -259,14 +259,14 @@ class StagedLoader(_Decoding):
         path: str,
         order: Sampler,
         decoder: Decoder | None,
-        slots: Slots,
-        quarantine: BadImages,
+        slots: ImageCache,
+        bad_images: BadImages,
         *,
         shape: tuple[int, ...],
         off: bool,
     ) -> None:
         images = torch.zeros((len(order.rows), *shape), dtype=torch.uint8, device=device)
-        super().__init__(images, path, order, decoder, slots, quarantine)
+        super().__init__(images, path, order, decoder, slots, bad_images)
         self._off = off
         cuda = device.type == "cuda"
         self._buffers = [torch.empty_like(images, device="cpu") for _ in range(_BUFFERS)]
@@ -288,8 +288,8 @@ class StagedLoader(_Decoding):
         if event is not None:
             event.record()
         self._next = step + 1
-        assert self.waited is not None
-        self.waited += time.perf_counter() - begun
+        assert self.seconds_waited is not None
+        self.seconds_waited += time.perf_counter() - begun
         return True
 
     def _items(self, step: int) -> Generator[int]:
@@ -303,10 +303,10 @@ class StagedLoader(_Decoding):
 
     def _batches(self, step: int) -> Generator[NDArray[np.uint8]]:
         assert self._slots is not None
-        assert self.quarantine is not None
+        assert self.bad_images is not None
         if self._off:
             assert self._decoder is not None
-            for batch in decoded(self._decoder, self._order.since(step), self.quarantine):
+            for batch in decoded(self._decoder, self._order.since(step), self.bad_images):
                 yield batch.images
         filling, left = self._filling(step), int((~self._slots.filled).sum())
         for index in self._order.since(step):

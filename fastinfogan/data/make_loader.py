@@ -8,26 +8,26 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fastinfogan.data import Source
+from fastinfogan.data import ImageSet
 from fastinfogan.data.bad_images import BadImages, OnBadImage
-from fastinfogan.data.cache.fill import fill_file
+from fastinfogan.data.cache.fill import fill_cache_file
 from fastinfogan.data.cache.policy import (
     CacheName,
-    Place,
+    CachePolicy,
     available_memory,
-    choose_place,
-    told,
+    choose_cache_policy,
+    format_size,
 )
-from fastinfogan.data.cache.slots import (
+from fastinfogan.data.cache.storage import (
     IN_MEMORY,
-    FileSlots,
-    Key,
-    Marked,
-    Slots,
+    CacheKey,
+    FileCache,
+    FilledMask,
+    ImageCache,
+    decoded_size,
     folder,
-    is_kept,
-    open_whole,
-    size_of,
+    is_cached,
+    open_complete,
 )
 from fastinfogan.data.decoders.base import Decoder
 from fastinfogan.data.loader import Loader, ResidentLoader, Sampler, StagedLoader
@@ -39,7 +39,7 @@ _MEET_EVERY = 2.0  # seconds between two signs of life of the rank that decodes 
 
 
 def make_loader(
-    source: Source | Decoder,
+    source: ImageSet | Decoder,
     device: torch.device,
     order: Sampler,
     cache: CacheName = "auto",
@@ -61,44 +61,46 @@ def make_loader(
         InputError: it does not fit where it was asked to be, or bad pictures are known and not
             to be skipped.
     """
-    if isinstance(source, Source):
+    if isinstance(source, ImageSet):
         return _of_images(source, device, order, cache)
-    key = Key.of(source)
+    key = CacheKey.of(source)
     gpu_free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
-    place = choose_place(cache, size_of(source), gpu_free, folder(), kept=is_kept(key))
-    quarantine = BadImages(source.source.name, len(source.source), on_bad_image)
+    place = choose_cache_policy(
+        cache, decoded_size(source), gpu_free, folder(), kept=is_cached(key)
+    )
+    bad_images = BadImages(source.source.name, len(source.source), on_bad_image)
     news: list[str] = []
-    slots: Slots = Marked(key.shape)
+    slots: ImageCache = FilledMask(key.shape)
     if place.where != "off":
-        slots = open_whole(key, news.append) or _new_slots(key, place, news.append)
-        quarantine.add(*slots.bad)
+        slots = open_complete(key, news.append) or _new_slots(key, place, news.append)
+        bad_images.add(*slots.bad)
         if slots.filled.all():
-            slots.finish(quarantine)  # of an earlier run that was killed before it did
+            slots.finish(bad_images)  # of an earlier run that was killed before it did
     if place.where == "off" or isinstance(slots, _NoRoom):
         path = f"decoded by {source.name} at every epoch: {place.why}"
         feed: Loader = StagedLoader(
-            device, path, order, source, Marked(key.shape), quarantine,
+            device, path, order, source, FilledMask(key.shape), bad_images,
             shape=key.shape[1:], off=True,
         )  # fmt: skip
     else:
-        feed = _of_slots(slots, device, order, source, quarantine, place)
+        feed = _of_slots(slots, device, order, source, bad_images, place)
     feed._news += news
     return feed
 
 
-def planned(source: Decoder, device: torch.device, cache: CacheName = "auto") -> str:
+def describe_cache_plan(source: Decoder, device: torch.device, cache: CacheName = "auto") -> str:
     """What will be done about a set that is yet to be decoded, for people."""
-    size, key = size_of(source), Key.of(source)
+    size, key = decoded_size(source), CacheKey.of(source)
     gpu_free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
-    place = choose_place(cache, size, gpu_free, folder(), kept=is_kept(key))
-    if is_kept(key):
-        return f"{told(size)}, decoded already, in {folder()}"
+    place = choose_cache_policy(cache, size, gpu_free, folder(), kept=is_cached(key))
+    if is_cached(key):
+        return f"{format_size(size)}, decoded already, in {folder()}"
     lie = {"device": "GPU memory", "host": "memory", "file": "a file", "off": "nowhere"}
     kept = f", left in {folder()} for later runs" if place.keep else ""
-    return f"{told(size)}, kept in {lie[place.where]} ({place.why}){kept}"
+    return f"{format_size(size)}, kept in {lie[place.where]} ({place.why}){kept}"
 
 
-def whole_file_for(
+def fill_shared_cache(
     ranks: Distributed, source: Decoder, cache: CacheName, on_bad_image: OnBadImage
 ) -> None:
     """Have rank 0 decode the whole set into its file, which all ranks map; they wait for it.
@@ -126,19 +128,21 @@ def whole_file_for(
             ranks.agree(False, False)
             met = time.monotonic()
 
-    quarantine = BadImages(source.source.name, len(source.source), on_bad_image)
+    bad_images = BadImages(source.source.name, len(source.source), on_bad_image)
     try:
-        place = choose_place(cache, size_of(source), None, folder(), kept=is_kept(Key.of(source)))
+        place = choose_cache_policy(
+            cache, decoded_size(source), None, folder(), kept=is_cached(CacheKey.of(source))
+        )
         if place.keep:
             with suppress(OSError):  # `make_loader` finds the same, and tells it
-                fill_file(source, quarantine, lambda _: None, meet)
+                fill_cache_file(source, bad_images, lambda _: None, meet)
     except InputError:
         ranks.agree(True, True)
         raise
     ranks.agree(True, False)
 
 
-def _of_images(source: Source, device: torch.device, order: Sampler, cache: CacheName) -> Loader:
+def _of_images(source: ImageSet, device: torch.device, order: Sampler, cache: CacheName) -> Loader:
     if cache in ("file", "off"):
         raise InputError(
             f"--cache {cache}: {source.name} holds images that are decoded already; "
@@ -147,49 +151,49 @@ def _of_images(source: Source, device: torch.device, order: Sampler, cache: Cach
     images = torch.from_numpy(source.images)
     if cache == "host" and device.type == "cuda":
         slots = _whole(source.images)
-        quarantine = BadImages(source.name, len(source), "fail")
+        bad_images = BadImages(source.name, len(source), "fail")
         path = "from memory, batch by batch: asked for"
         return StagedLoader(
-            device, path, order, None, slots, quarantine, shape=source.images.shape[1:], off=False
+            device, path, order, None, slots, bad_images, shape=source.images.shape[1:], off=False
         )
     where = "GPU memory" if device.type == "cuda" else "memory"
     return Loader(images.to(device), f"all in {where}")
 
 
-def _whole(images: NDArray[np.uint8]) -> Slots:
-    slots = Marked(images.shape)
+def _whole(images: NDArray[np.uint8]) -> ImageCache:
+    slots = FilledMask(images.shape)
     slots.images = images
     slots.filled[:] = True
     return slots
 
 
-class _NoRoom(Marked):
+class _NoRoom(FilledMask):
     """Nothing can be kept."""
 
 
-def _new_slots(key: Key, place: Place, warn: Callable[[str], object]) -> Slots:
+def _new_slots(key: CacheKey, place: CachePolicy, warn: Callable[[str], object]) -> ImageCache:
     size = int(np.prod(key.shape))
     if place.keep:
         try:
-            return FileSlots(key)
+            return FileCache(key)
         except OSError as error:
             if place.where == "device":
                 warn(f"{folder()}: {error}; the next run decodes again")
-                return Marked(key.shape)
+                return FilledMask(key.shape)
             if size > available_memory():
                 warn(f"{folder()}: {error}; nothing is kept, memory has no room either")
                 return _NoRoom(key.shape)
             warn(f"{folder()}: {error}; {IN_MEMORY}")
-    return Marked(key.shape) if place.where == "device" else Slots(key.shape)
+    return FilledMask(key.shape) if place.where == "device" else ImageCache(key.shape)
 
 
 def _of_slots(
-    slots: Slots,
+    slots: ImageCache,
     device: torch.device,
     order: Sampler,
     decoder: Decoder,
-    quarantine: BadImages,
-    place: Place,
+    bad_images: BadImages,
+    place: CachePolicy,
 ) -> Loader:
     count, shape = len(slots.filled), slots.images.shape[1:]
     there = int(slots.filled.sum())
@@ -200,17 +204,17 @@ def _of_slots(
     else:
         path += f"decoded by {decoder.name} in the order of training"
         path += f", {there:,} of them by an earlier run" if there else ""
-        path += ", kept for later runs" if isinstance(slots, FileSlots) else ""
+        path += ", kept for later runs" if isinstance(slots, FileCache) else ""
     if place.where == "device":
         full = (count, *decoder.source.shape)
         images = torch.zeros(full, dtype=torch.uint8, device=device)
         for first in range(0, count if there else 0, _COPIED_AT_ONCE):
             part = slice(first, first + _COPIED_AT_ONCE)
             images[part].copy_(torch.from_numpy(slots.images[part]))
-        return ResidentLoader(images, path, order, decoder, slots, quarantine, elsewhere=True)
+        return ResidentLoader(images, path, order, decoder, slots, bad_images, elsewhere=True)
     if device.type == "cuda":
         return StagedLoader(
-            device, path, order, decoder, slots, quarantine, shape=shape, off=False
+            device, path, order, decoder, slots, bad_images, shape=shape, off=False
         )  # fmt: skip
     images = torch.from_numpy(slots.images)
-    return ResidentLoader(images, path, order, decoder, slots, quarantine, elsewhere=False)
+    return ResidentLoader(images, path, order, decoder, slots, bad_images, elsewhere=False)

@@ -15,7 +15,7 @@ from fastinfogan.data.formats import (
     webdataset,
 )
 from fastinfogan.data.formats.digits import embedded_digits
-from fastinfogan.data.source import Encoded, ImageShape, Source
+from fastinfogan.data.image_set import EncodedImageSet, ImageSet, ImageShape
 from fastinfogan.errors import InputError
 from fastinfogan.experiments import Experiment
 
@@ -27,12 +27,12 @@ _WANTED = (
 _ARRAYS = factor_arrays.HDF5_SUFFIXES | {".npz"}
 
 
-def open_source(
+def open_image_set(
     path: Path | None,
     experiment: Experiment,
     progress: synthetic.Progress | None = None,
     damaged: OnBadImage = "fail",
-) -> Source | Encoded:
+) -> ImageSet | EncodedImageSet:
     """Read a set of images that fits an experiment.
 
     Args:
@@ -48,7 +48,7 @@ def open_source(
         InputError: nothing there, an unknown or damaged format, or images that do not fit.
     """
     shape = ImageShape(experiment.height, experiment.width, experiment.channels)
-    source: Source | Encoded
+    source: ImageSet | EncodedImageSet
     if path is None:
         if experiment.name in synthetic.OF_EXPERIMENT:
             name = synthetic.OF_EXPERIMENT[experiment.name]
@@ -62,12 +62,12 @@ def open_source(
     else:
         source = _read(path, shape, damaged)
     for part in (source, source.test):
-        if isinstance(part, Source):
+        if isinstance(part, ImageSet):
             part.require(shape)
     return source
 
 
-def _read(path: Path, shape: ImageShape, damaged: OnBadImage) -> Source | Encoded:
+def _read(path: Path, shape: ImageShape, damaged: OnBadImage) -> ImageSet | EncodedImageSet:
     if path.is_dir():
         return _read_folder(path, shape, damaged)
     tars = webdataset.shards(path)
@@ -86,7 +86,7 @@ def _read(path: Path, shape: ImageShape, damaged: OnBadImage) -> Source | Encode
     raise InputError(f"{path}: of no format known here; --data takes {_WANTED}")
 
 
-def _read_folder(path: Path, shape: ImageShape, damaged: OnBadImage) -> Source | Encoded:
+def _read_folder(path: Path, shape: ImageShape, damaged: OnBadImage) -> ImageSet | EncodedImageSet:
     if idx.image_file(path, "train"):
         return idx.read(path)
     for name in svhn.IN_FOLDER:

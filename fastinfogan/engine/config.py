@@ -54,7 +54,7 @@ class TrainConfig(_Recorded):
             paper's Figure 1: the D step is InfoGAN's, D's trunk and Q learn from the MI term; only
             the generator is not told what Q can read.
         data: path of the images, None for the embedded ones.
-        data_fingerprint: of the images, see `fastinfogan.data.source`.
+        data_fingerprint: of the images, see `fastinfogan.data.image_set`.
         log_every: iterations between two lines of metrics, each a mean over them.
         batch_norm: of several ranks: by the statistics of the whole batch, or each by its own.
         ranks: how many share the batch.

@@ -9,12 +9,12 @@ from typing import NoReturn
 import torch
 
 from fastinfogan.checkpoint import difference
-from fastinfogan.data import Source
+from fastinfogan.data import ImageSet
 from fastinfogan.data.bad_images import OnBadImage
 from fastinfogan.data.cache.policy import CacheName
 from fastinfogan.data.decoders.base import Decoder
 from fastinfogan.data.loader import Sampler
-from fastinfogan.data.make_loader import make_loader, whole_file_for
+from fastinfogan.data.make_loader import fill_shared_cache, make_loader
 from fastinfogan.distributed import SINGLE_PROCESS, Distributed
 from fastinfogan.engine.execution import RunnerName, choose_runner
 from fastinfogan.engine.iteration import Iteration
@@ -80,7 +80,7 @@ class Trainer:
     def __init__(
         self,
         run: RunDirectory,
-        source: Source | Decoder,
+        source: ImageSet | Decoder,
         device: torch.device,
         runner: RunnerName = "auto",
         ranks: Distributed = SINGLE_PROCESS,
@@ -110,7 +110,7 @@ class Trainer:
         seed, batch = run.settings.seed, run.settings.batch_size
         order = Sampler(seed, len(images), batch, ranks.rows(batch))
         if ranks.count > 1 and isinstance(source, Decoder) and cache in ("auto", "file"):
-            whole_file_for(ranks, source, cache, on_bad_image)
+            fill_shared_cache(ranks, source, cache, on_bad_image)
         self.feed = make_loader(source, device, order, cache, on_bad_image)
         self.iteration = Iteration(
             run.experiment,
@@ -176,8 +176,8 @@ class Trainer:
             seconds = time.perf_counter() - started
             line["seconds_per_iteration"] = seconds / (self.done - since)
             line["images_per_second"] = settings.batch_size * (self.done - since) / seconds
-            if self.feed.waited is not None:
-                line["data_seconds"], self.feed.waited = self.feed.waited, 0.0
+            if self.feed.seconds_waited is not None:
+                line["data_seconds"], self.feed.seconds_waited = self.feed.seconds_waited, 0.0
             line |= first
             first.clear()
             if log:
@@ -201,7 +201,7 @@ class Trainer:
             except InputError as found:
                 error = found
             failed = error is not None
-            if self.feed.waited is not None:  # ranks decode each their own pictures
+            if self.feed.seconds_waited is not None:  # ranks decode each their own pictures
                 (failed,) = self.ranks.agree(failed)
             if failed:
                 if self.done:
@@ -211,7 +211,7 @@ class Trainer:
             return there
 
         def tell() -> None:
-            for told in self.feed.news(self.run.path if self.ranks.writes else None):
+            for told in self.feed.messages(self.run.path if self.ranks.writes else None):
                 schedule.on_warning(told)
 
         def pictures() -> None:

@@ -1,6 +1,6 @@
 """A categorical code as a classifier: which class does each of its values stand for?
 
-The answer is fitted on one part of the labelled images and scored on the other. Source: Chen et
+The answer is fitted on one part of the labelled images and scored on the other. ImageSet: Chen et
 al. 2016, Section 7.2, "5 % error by matching each category in c1 to a digit type".
 """
 
@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from fastinfogan.data import Source
-from fastinfogan.data.sample import some_of
+from fastinfogan.data import ImageSet
+from fastinfogan.data.subset import subset_indices
 from fastinfogan.model import Model
 from fastinfogan_kernels import shuffle
 from fastinfogan_kernels.philox import Stream
@@ -40,7 +40,7 @@ class CodeAsClassifier:
     scored_on: int
 
 
-def classify(trained: Model, source: Source) -> dict[str, CodeAsClassifier]:
+def classify(trained: Model, source: ImageSet) -> dict[str, CodeAsClassifier]:
     """Score every categorical code on a labelled set.
 
     Meanings are fitted on the set, on at most 10,000 of its images, and scored on its test part;
@@ -55,7 +55,7 @@ def classify(trained: Model, source: Source) -> dict[str, CodeAsClassifier]:
     test, labels = source.test, source.labels
     assert labels is not None
     if test is not None and test.labels is not None:
-        chosen = some_of(len(labels), _MAX_FITTED)
+        chosen = subset_indices(len(labels), _MAX_FITTED)
         fitted, labels = len(chosen), labels[chosen]
         fit = _most_likely(trained, source.images[chosen])
         score = _most_likely(trained, test.images)
@@ -82,7 +82,7 @@ def classify(trained: Model, source: Source) -> dict[str, CodeAsClassifier]:
     return scores
 
 
-def why_not(trained: Model, source: Source) -> str | None:
+def why_not(trained: Model, source: ImageSet) -> str | None:
     """Why no code can be scored as a classifier of these images, or None."""
     if not trained.experiment.latents.categorical:
         return "the experiment has no categorical code"

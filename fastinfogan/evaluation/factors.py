@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fastinfogan.data import Source
-from fastinfogan.data.sample import some_of
-from fastinfogan.data.source import Factors
+from fastinfogan.data import ImageSet
+from fastinfogan.data.image_set import Factors
+from fastinfogan.data.subset import subset_indices
 from fastinfogan.model import Model
 
 BINS: Final = 20
@@ -73,7 +73,7 @@ class FactorScores:
     held_out: bool
 
 
-def follow_factors(trained: Model, source: Source) -> FactorScores | None:
+def follow_factors(trained: Model, source: ImageSet) -> FactorScores | None:
     """Score a run's codes on images whose factors are known: the set's test part if it has one.
 
     Returns:
@@ -84,7 +84,7 @@ def follow_factors(trained: Model, source: Source) -> FactorScores | None:
     part = test if held_out else source
     if part is None or part.factors is None or len(part) < 2:
         return None
-    chosen = some_of(len(part), MAX_IMAGES)
+    chosen = subset_indices(len(part), MAX_IMAGES)
     output = trained.read(torch.from_numpy(part.images[chosen])).double().cpu().numpy()
     spec = trained.experiment.latents
     classes = [output[:, place].argmax(axis=1) for place in spec.logit_slices]

@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from fastinfogan.data import Source
+from fastinfogan.data import ImageSet
 from fastinfogan.evaluation.classification import CodeAsClassifier, classify, why_not
 from fastinfogan.evaluation.factors import FactorScores, follow_factors
 from fastinfogan.evaluation.information import fresh_information
@@ -47,7 +47,7 @@ def _finite(value: Any) -> Any:  # noqa: ANN401 - JSON
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def evaluate(trained: Model, source: Source | str, seed: int = 0) -> Evaluation:
+def evaluate(trained: Model, source: ImageSet | str, seed: int = 0) -> Evaluation:
     """Measure a run.
 
     Args:
@@ -59,7 +59,7 @@ def evaluate(trained: Model, source: Source | str, seed: int = 0) -> Evaluation:
     spec = trained.experiment.latents
     scores: dict[str, CodeAsClassifier] = {}
     factors = None
-    if isinstance(source, Source):
+    if isinstance(source, ImageSet):
         scores, reason = classify(trained, source), why_not(trained, source)
         factors = follow_factors(trained, source)
     else:

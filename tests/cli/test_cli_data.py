@@ -16,9 +16,9 @@ import pytest
 from PIL import Image
 
 from fastinfogan.cli import main
-from fastinfogan.data.cache.slots import folder
+from fastinfogan.data.cache.storage import folder
 from fastinfogan.data.decoders import pillow
-from fastinfogan.data.source import Picture
+from fastinfogan.data.image_set import ImageFile
 from tests.helpers.training import QUICK, fails
 
 pytestmark = pytest.mark.usefixtures("empty_cache")
@@ -106,7 +106,7 @@ def test_pictures_are_trained_on_and_bad_ones_skipped(
     told = capsys.readouterr().out
     assert "decoded by Pillow" in told
     assert "2 of 240 pictures cannot be decoded and are skipped" in told.replace("\n", " ")
-    lines = [json.loads(each) for each in Path("run/quarantine.jsonl").read_text().splitlines()]
+    lines = [json.loads(each) for each in Path("run/bad_images.jsonl").read_text().splitlines()]
     assert [each["index"] for each in lines] == [3, 200]
     assert {path.suffix for path in folder().iterdir()} == {".u8", ".json"}
     assert main(["train", "--resume", "run", "--iterations", "61"]) == 0  # as it was started
@@ -173,7 +173,7 @@ def test_a_prepare_that_is_killed_is_gone_on_with(
     assert f"2,240 images, 1.7 MiB, in {folder()}; {there:,} of them were there already" in told
 
 
-def slowly(picture: Picture, read: Callable[[Picture], bytes] = pillow.read_bytes) -> bytes:
+def slowly(picture: ImageFile, read: Callable[[ImageFile], bytes] = pillow.read_bytes) -> bytes:
     time.sleep(0.005)
     return read(picture)
 

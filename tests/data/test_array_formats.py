@@ -11,8 +11,8 @@ from PIL import Image
 from fastinfogan import experiments
 from fastinfogan.data.arrays import fitted
 from fastinfogan.data.formats import factor_arrays
-from fastinfogan.data.source import ImageShape, Recipe
-from tests.helpers.opened import encoded, in_memory, message, names
+from fastinfogan.data.image_set import CropResize, ImageShape
+from tests.helpers.open_set import encoded, in_memory, message, names
 
 SVHN, CHAIRS, SPRITES, FACES = (
     experiments.get(name) for name in ("svhn", "chairs", "sprites", "faces")
@@ -54,10 +54,10 @@ def test_dsprites(tmp_path: Path) -> None:
 def test_an_area_mean_keeps_what_it_covers() -> None:
     images = RANDOM.integers(0, 256, (3, 64, 64, 1), np.uint8)
     for side in (28, 32, 48, 96):
-        made = fitted(images, Recipe(ImageShape(side, side, 1)), Path("a"))
+        made = fitted(images, CropResize(ImageShape(side, side, 1)), Path("a"))
         assert abs(made.mean() - images.mean()) < 0.5
         one = np.full((1, 64, 64, 3), (10, 200, 30), np.uint8)
-        same = fitted(one, Recipe(ImageShape(side, side, 3)), Path("a"))
+        same = fitted(one, CropResize(ImageShape(side, side, 3)), Path("a"))
         assert (same == (10, 200, 30)).all()
         box = Image.fromarray(images[0, ..., 0]).resize((side, side), Image.Resampling.BOX)
         if side == 32:  # Pillow rounds twice

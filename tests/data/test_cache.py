@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastinfogan.data import Source
+from fastinfogan.data import ImageSet
 from fastinfogan.data.bad_images import BadImages
-from fastinfogan.data.cache import slots as files
-from fastinfogan.data.cache.fill import fill_file
-from fastinfogan.data.cache.policy import available_memory, choose_place
+from fastinfogan.data.cache import storage as files
+from fastinfogan.data.cache.fill import fill_cache_file
+from fastinfogan.data.cache.policy import available_memory, choose_cache_policy
 from fastinfogan.data.decoders.base import BadImage
 from fastinfogan.errors import InputError
-from tests.helpers.pictures import RawDecoder, encoded
+from tests.helpers.image_files import RawDecoder, encoded
 
 pytestmark = pytest.mark.usefixtures("empty_cache")
 
@@ -29,9 +29,9 @@ COUNT = 60
 
 
 @pytest.fixture
-def source() -> Source:
+def source() -> ImageSet:
     random = np.random.default_rng(1)
-    return Source("noise", random.integers(0, 256, (COUNT, 6, 5, 3), dtype=np.uint8))
+    return ImageSet("noise", random.integers(0, 256, (COUNT, 6, 5, 3), dtype=np.uint8))
 
 
 def there() -> set[str]:
@@ -40,18 +40,18 @@ def there() -> set[str]:
 
 def prepare(decoder: RawDecoder, **more: Any) -> list[str]:  # noqa: ANN401
     told: list[str] = []
-    quarantine = BadImages("noise", COUNT, "fail")
-    fill_file(decoder, quarantine, told.append, rows=8, **more)
+    bad_images = BadImages("noise", COUNT, "fail")
+    fill_cache_file(decoder, bad_images, told.append, rows=8, **more)
     return told
 
 
-def test_a_whole_file_is_found_and_what_is_damaged_is_made_again(source: Source) -> None:
+def test_a_whole_file_is_found_and_what_is_damaged_is_made_again(source: ImageSet) -> None:
     decoder = RawDecoder(encoded(source))
-    key = files.Key.of(decoder)
-    assert files.open_whole(key, pytest.fail) is None
+    key = files.CacheKey.of(decoder)
+    assert files.open_complete(key, pytest.fail) is None
     assert prepare(decoder) == []
     assert there() == {".u8", ".json"}
-    found = files.open_whole(key, pytest.fail)
+    found = files.open_complete(key, pytest.fail)
     assert found is not None
     assert np.array_equal(found.images, source.images)
     found.images[0] = 0  # private to this process
@@ -73,7 +73,7 @@ def test_a_whole_file_is_found_and_what_is_damaged_is_made_again(source: Source)
     assert len(decoder.asked) == 4 * COUNT
 
 
-def test_another_decoder_and_a_changed_file_are_another_set(source: Source) -> None:
+def test_another_decoder_and_a_changed_file_are_another_set(source: ImageSet) -> None:
     decoder = RawDecoder(encoded(source))
     prepare(decoder)
     other = RawDecoder(decoder.source)
@@ -92,23 +92,24 @@ KILLED = """
 import sys, time
 sys.path.insert(0, {tests!r})
 import numpy as np
-from tests.helpers.pictures import RawDecoder, encoded
-from fastinfogan.data import Source
+from tests.helpers.image_files import RawDecoder, encoded
+from fastinfogan.data import ImageSet
 from fastinfogan.data.decoders.base import BadImage
-from fastinfogan.data.cache.fill import fill_file
+from fastinfogan.data.cache.fill import fill_cache_file
 from fastinfogan.data.bad_images import BadImages
-from fastinfogan.data.source import Encoded, ImageShape, Picture, Recipe
+from fastinfogan.data.image_set import EncodedImageSet, ImageShape, ImageFile, CropResize
 from pathlib import Path
 found = sorted(Path("pictures").iterdir())
-pictures = [Picture(f.name, f, 0, f.stat().st_size) for f in found]
-decoder = RawDecoder(Encoded("pictures", pictures, Recipe(ImageShape(6, 5, 3))), delay=0.05)
+pictures = [ImageFile(f.name, f, 0, f.stat().st_size) for f in found]
+encoded = EncodedImageSet("pictures", pictures, CropResize(ImageShape(6, 5, 3)))
+decoder = RawDecoder(encoded, delay=0.05)
 print("started", flush=True)
-quarantine = BadImages("noise", len(found), "fail")
-fill_file(decoder, quarantine, print, lambda done: print(done, flush=True), rows=4)
+bad_images = BadImages("noise", len(found), "fail")
+fill_cache_file(decoder, bad_images, print, lambda done: print(done, flush=True), rows=4)
 """
 
 
-def test_a_fill_that_is_killed_is_gone_on_with_and_never_believed(source: Source) -> None:
+def test_a_fill_that_is_killed_is_gone_on_with_and_never_believed(source: ImageSet) -> None:
     decoder = RawDecoder(encoded(source))
     tests = str(Path(__file__).parents[2])
     command = [sys.executable, "-c", KILLED.format(tests=tests)]
@@ -121,11 +122,11 @@ def test_a_fill_that_is_killed_is_gone_on_with_and_never_believed(source: Source
         prepare(decoder)
         assert len(decoder.asked) == COUNT
         process.send_signal(signal.SIGKILL)
-    key = files.Key.of(decoder)
+    key = files.CacheKey.of(decoder)
     for name in (".u8", ".json"):
         (files.folder() / f"{key.hash}{name}").unlink()
     assert there() == {".partial", ".sums"}
-    assert files.open_whole(key, pytest.fail) is None
+    assert files.open_complete(key, pytest.fail) is None
     (sums,) = files.folder().glob("*.sums")
     assert np.count_nonzero(np.frombuffer(sums.read_bytes(), np.uint32)) >= 20
     (partial,) = files.folder().glob("*.partial")
@@ -137,38 +138,40 @@ def test_a_fill_that_is_killed_is_gone_on_with_and_never_believed(source: Source
     assert 3 in again.asked
     assert len(again.asked) < COUNT - 15
     assert there() == {".u8", ".json"}
-    found = files.open_whole(key, pytest.fail)
+    found = files.open_complete(key, pytest.fail)
     assert found is not None
     assert np.array_equal(found.images, source.images)
 
 
-def test_dead_partial_files_are_swept_and_live_ones_left(source: Source) -> None:
+def test_dead_partial_files_are_swept_and_live_ones_left(source: ImageSet) -> None:
     decoder = RawDecoder(encoded(source))
-    key = files.Key.of(decoder)
-    live = files.FileSlots(key)
-    files.FileSlots(key).close()
+    key = files.CacheKey.of(decoder)
+    live = files.FileCache(key)
+    files.FileCache(key).close()
     other = files.folder() / f"{'0' * 32}.abc.partial"
     other.write_bytes(b"?")
     old = files.folder() / f"{'1' * 32}.abc.partial"
     old.write_bytes(b"?")
     os.utime(old, (time.time() - 2 * 24 * 3600,) * 2)
-    taken = files.FileSlots(key)
+    taken = files.FileCache(key)
     assert len(list(files.folder().glob("*.partial"))) == 3
     assert other.exists()
     assert not old.exists()
     live.put(np.arange(COUNT), source.images)
     live.finish(BadImages("noise", COUNT, "fail"))
-    assert files.open_whole(key, pytest.fail) is not None
+    assert files.open_complete(key, pytest.fail) is not None
     taken.put(np.arange(COUNT), source.images)
     taken.finish(BadImages("noise", COUNT, "fail"))
-    assert files.open_whole(key, pytest.fail) is not None
+    assert files.open_complete(key, pytest.fail) is not None
     assert [p.name for p in files.folder().glob("*.partial")] == [other.name]
 
 
-def test_the_fullest_of_dead_fills_is_gone_on_with_and_left_overs_are_swept(source: Source) -> None:
+def test_the_fullest_of_dead_fills_is_gone_on_with_and_left_overs_are_swept(
+    source: ImageSet,
+) -> None:
     decoder = RawDecoder(encoded(source))
-    key = files.Key.of(decoder)
-    fills = [files.FileSlots(key) for _ in range(3)]
+    key = files.CacheKey.of(decoder)
+    fills = [files.FileCache(key) for _ in range(3)]
     for slots, count in zip(fills, (7, 21, 14), strict=True):
         slots.put(np.arange(count), source.images[:count])
     for slots in fills:
@@ -177,7 +180,7 @@ def test_the_fullest_of_dead_fills_is_gone_on_with_and_left_overs_are_swept(sour
     for path in left:
         path.write_bytes(b"?")
         os.utime(path, (time.time() - 2 * 24 * 3600,) * 2)
-    taken = files.FileSlots(key)
+    taken = files.FileCache(key)
     assert taken.filled.sum() == 21
     assert there() == {".partial", ".sums"}
     assert len(list(files.folder().iterdir())) == 2
@@ -185,7 +188,7 @@ def test_the_fullest_of_dead_fills_is_gone_on_with_and_left_overs_are_swept(sour
 
 
 def test_a_file_that_cannot_be_read_is_told_and_left(
-    source: Source, monkeypatch: pytest.MonkeyPatch
+    source: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoder = RawDecoder(encoded(source))
     prepare(decoder)
@@ -196,13 +199,13 @@ def test_a_file_that_cannot_be_read_is_told_and_left(
     told: list[str] = []
     with monkeypatch.context() as patched:
         patched.setattr("mmap.mmap", no_memory)
-        assert files.open_whole(files.Key.of(decoder), told.append) is None
+        assert files.open_complete(files.CacheKey.of(decoder), told.append) is None
     assert "Cannot allocate memory; decoding again" in told[0]
-    assert files.open_whole(files.Key.of(decoder), pytest.fail) is not None
+    assert files.open_complete(files.CacheKey.of(decoder), pytest.fail) is not None
 
 
 def test_a_full_disk_is_told_and_leaves_nothing(
-    source: Source, monkeypatch: pytest.MonkeyPatch
+    source: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -227,12 +230,12 @@ def test_where_a_set_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("fastinfogan.data.cache.policy.available_disk", lambda _: 100)
 
     def place(asked: Any, size: int, gpu: int | None = None) -> tuple[str, bool]:  # noqa: ANN401
-        found = choose_place(asked, size, gpu, tmp_path)
+        found = choose_cache_policy(asked, size, gpu, tmp_path)
         assert found.why
         return found.where, found.keep
 
     assert place("auto", 50) == ("file", True)
-    assert choose_place("auto", 10**6, None, tmp_path, kept=True).where == "file"
+    assert choose_cache_policy("auto", 10**6, None, tmp_path, kept=True).where == "file"
     assert place("auto", 500) == ("host", False)
     assert place("auto", 501) == ("off", False)
     assert place("auto", 50, 100) == ("device", True)
@@ -259,9 +262,9 @@ def test_memory_of_cold_files_is_free(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_bad_pictures_are_told_while_others_are_found() -> None:
-    quarantine = BadImages("set", 1000, "skip")
-    quarantine.add(BadImage(1, "one", "cut short"))
-    seen = iter(quarantine.bad.values())
-    quarantine.add(BadImage(2, "two", "empty"))  # as by the thread that decodes
+    bad_images = BadImages("set", 1000, "skip")
+    bad_images.add(BadImage(1, "one", "cut short"))
+    seen = iter(bad_images.bad.values())
+    bad_images.add(BadImage(2, "two", "empty"))  # as by the thread that decodes
     assert [each.name for each in seen] == ["one"]
-    assert quarantine.reasons() == "1 cut short (as one); 1 empty (as two)"
+    assert bad_images.reasons() == "1 cut short (as one); 1 empty (as two)"

@@ -14,10 +14,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from fastinfogan.data.decoders.base import Decoded
+from fastinfogan.data.decoders.base import DecodedBatch
 from fastinfogan.data.decoders.choose import choose_decoder
 from fastinfogan.data.decoders.pillow import PillowDecoder
-from fastinfogan.data.source import Encoded, ImageShape, Picture, Recipe
+from fastinfogan.data.image_set import CropResize, EncodedImageSet, ImageFile, ImageShape
 from fastinfogan.errors import InputError
 from fastinfogan_kernels import shuffle
 
@@ -27,11 +27,11 @@ from fastinfogan.data.decoders import dali as module
 from fastinfogan.data.decoders.dali import DaliDecoder
 
 RECIPES = [
-    Recipe(ImageShape(32, 32, 3)),
-    Recipe(ImageShape(32, 32, 1)),
-    Recipe(ImageShape(48, 24, 3)),
-    Recipe(ImageShape(32, 32, 3), crop=(40, 40)),
-    Recipe(ImageShape(64, 64, 1), crop=(41, 37)),
+    CropResize(ImageShape(32, 32, 3)),
+    CropResize(ImageShape(32, 32, 1)),
+    CropResize(ImageShape(48, 24, 3)),
+    CropResize(ImageShape(32, 32, 3), crop=(40, 40)),
+    CropResize(ImageShape(64, 64, 1), crop=(41, 37)),
 ]
 
 
@@ -56,21 +56,21 @@ def turned(tag: int) -> Image.Exif:
     return exif
 
 
-def stored(files: dict[str, bytes], recipe: Recipe) -> Encoded:
+def stored(files: dict[str, bytes], recipe: CropResize) -> EncodedImageSet:
     """All pictures in one file, one after the other with something between, as in a tar."""
     place, pictures = Path("pictures.bin").absolute(), []
     with place.open("wb") as file:
         for name, data in files.items():
             file.write(b"between")
-            pictures.append(Picture(name, place, file.tell(), len(data)))
+            pictures.append(ImageFile(name, place, file.tell(), len(data)))
             file.write(data)
-    return Encoded("pictures", pictures, recipe)
+    return EncodedImageSet("pictures", pictures, recipe)
 
 
-def all_of(decoder: Any, wanted: list[NDArray[np.int64]] | None = None) -> Decoded:  # noqa: ANN401
+def all_of(decoder: Any, wanted: list[NDArray[np.int64]] | None = None) -> DecodedBatch:  # noqa: ANN401
     """Everything that was wanted, laid end to end; by default each picture once."""
     parts = list(decoder.batches(wanted or [np.arange(len(decoder.source))]))
-    return Decoded(
+    return DecodedBatch(
         np.concatenate([part.index for part in parts]),
         np.concatenate([part.images for part in parts]),
         tuple(bad for part in parts for bad in part.bad),
@@ -107,7 +107,7 @@ def kinds() -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=str)
-def test_agrees_with_pillow(recipe: Recipe) -> None:
+def test_agrees_with_pillow(recipe: CropResize) -> None:
     source = stored(kinds(), recipe)
     ours, theirs = all_of(DaliDecoder(source, batch=7)), all_of(PillowDecoder(source))
     assert {b.index for b in ours.bad} == {b.index for b in theirs.bad}
@@ -192,19 +192,21 @@ def test_a_pipeline_that_fails_is_replaced(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_missing_file_is_a_bad_image() -> None:
     source = stored({"0.jpg": kinds()["444.jpg"]}, RECIPES[0])
-    missing = Picture("gone.jpg", Path("gone.jpg"), 0, 100)
+    missing = ImageFile("gone.jpg", Path("gone.jpg"), 0, 100)
     source = replace(source, pictures=[missing, *source.pictures])
     assert [b.name for b in all_of(DaliDecoder(source)).bad] == ["gone.jpg"]
 
 
 @pytest.fixture
-def faces() -> Encoded:
+def faces() -> EncodedImageSet:
     files = {f"{i}.jpg": bytes_of(scene(i, 60, 49 + i % 5), "JPEG") for i in range(40)}
     return stored(files, RECIPES[0])
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_any_place_gives_the_images_of_an_uninterrupted_run(faces: Encoded, threads: int) -> None:
+def test_any_place_gives_the_images_of_an_uninterrupted_run(
+    faces: EncodedImageSet, threads: int
+) -> None:
     """Bit for bit, whatever the batch, the cut and the threads."""
 
     def run(first: int, rows: int, count: int, **options: int) -> NDArray[np.uint8]:
@@ -220,7 +222,7 @@ def test_any_place_gives_the_images_of_an_uninterrupted_run(faces: Encoded, thre
         np.testing.assert_array_equal(other, whole[3:100])
 
 
-def test_reads_ahead_a_bounded_amount_and_stops_when_closed(faces: Encoded) -> None:
+def test_reads_ahead_a_bounded_amount_and_stops_when_closed(faces: EncodedImageSet) -> None:
     asked = 0
 
     def forever() -> Iterator[NDArray[np.int64]]:
@@ -238,7 +240,7 @@ def test_reads_ahead_a_bounded_amount_and_stops_when_closed(faces: Encoded) -> N
     assert threading.active_count() == before
 
 
-def test_what_the_wanted_raise_is_not_taken_for_a_bad_picture(faces: Encoded) -> None:
+def test_what_the_wanted_raise_is_not_taken_for_a_bad_picture(faces: EncodedImageSet) -> None:
     def broken() -> Iterator[NDArray[np.int64]]:
         yield np.arange(5)
         raise ValueError("mine")
@@ -247,7 +249,7 @@ def test_what_the_wanted_raise_is_not_taken_for_a_bad_picture(faces: Encoded) ->
         list(DaliDecoder(faces).batches(broken()))
 
 
-def test_choosing(faces: Encoded, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_choosing(faces: EncodedImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
     decoder, why = choose_decoder("auto", faces, "cpu", 8)
     assert isinstance(decoder, DaliDecoder)
     assert decoder.name.startswith("DALI 2.")
@@ -263,13 +265,16 @@ def test_choosing(faces: Encoded, monkeypatch: pytest.MonkeyPatch) -> None:
         choose_decoder("dali", faces, "cpu", 8)
 
 
-def test_a_device_that_is_not_there_is_told_in_one_line(faces: Encoded) -> None:
+def test_a_device_that_is_not_there_is_told_in_one_line(faces: EncodedImageSet) -> None:
     with pytest.raises(InputError, match="DALI does not work on cuda:99"):
         DaliDecoder(faces, "cuda:99")
 
 
 def test_importing_fastinfogan_does_not_import_dali() -> None:
-    code = "import sys, fastinfogan.data.decoders.choose, fastinfogan.cli; assert 'nvidia' not in sys.modules"
+    code = (
+        "import sys, fastinfogan.data.decoders.choose, fastinfogan.cli\n"
+        "assert 'nvidia' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from fastinfogan.cli import main
-from fastinfogan.data import Source, make_loader
-from fastinfogan.data.cache import slots as images
+from fastinfogan.data import ImageSet, make_loader
+from fastinfogan.data.cache import storage as images
 from fastinfogan.distributed import Distributed
-from tests.helpers.pictures import RawDecoder, encoded
+from tests.helpers.image_files import RawDecoder, encoded
 from tests.helpers.torchrun import MNIST, lines, torchrun
 
 
@@ -88,12 +88,12 @@ def test_ranks_meet_while_one_decodes_however_long_it_takes(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(make_loader, "_MEET_EVERY", 0.0)
     monkeypatch.setattr(Meeting, "met", [])
-    decoder = RawDecoder(encoded(Source("noise", np.full((800, 2, 2, 1), 7, np.uint8))))
-    make_loader.whole_file_for(Meeting(1, 2), decoder, "file", "fail")
+    decoder = RawDecoder(encoded(ImageSet("noise", np.full((800, 2, 2, 1), 7, np.uint8))))
+    make_loader.fill_shared_cache(Meeting(1, 2), decoder, "file", "fail")
     assert not decoder.asked
     assert Meeting.met == 6 * [(False, False)]
     Meeting.met.clear()
-    make_loader.whole_file_for(Meeting(0, 2), decoder, "file", "fail")
+    make_loader.fill_shared_cache(Meeting(0, 2), decoder, "file", "fail")
     assert len(decoder.asked) == 800
     assert Meeting.met[:-1] == 8 * [(False, False)]  # at the start, and after every batch
     assert Meeting.met[-1] == (True, False)

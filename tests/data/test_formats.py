@@ -13,12 +13,12 @@ from PIL import Image
 from scipy.io import savemat
 
 from fastinfogan import experiments
-from fastinfogan.data.decoders.base import decode_all
+from fastinfogan.data.decoders.base import decode_image_set
 from fastinfogan.data.decoders.pillow import PillowDecoder
 from fastinfogan.data.formats.folder import read as read_folder
-from fastinfogan.data.listing import Listing
-from fastinfogan.data.source import ImageShape
-from tests.helpers.opened import encoded, in_memory, message, names
+from fastinfogan.data.image_set import ImageShape
+from fastinfogan.data.listing import FileListing
+from tests.helpers.open_set import encoded, in_memory, message, names
 
 MNIST, SVHN, CELEBA, CHAIRS = (
     experiments.get(name) for name in ("mnist", "svhn", "celeba", "chairs")
@@ -87,7 +87,7 @@ def test_celeba(tmp_path: Path, packed: str) -> None:
         assert source.test is not None
         assert source.test.factors is not None
         assert np.array_equal(source.test.factors.values, (SIGNS[[3, 5]] + 1) / 2)
-        images = decode_all(source, PillowDecoder)
+        images = decode_image_set(source, PillowDecoder)
         assert images.images.shape == (3, 32, 32, 3)
         for image, i in zip(images.images, (0, 1, 4), strict=True):
             assert np.abs(image.astype(int) - colours[i]).max() <= 6
@@ -147,7 +147,7 @@ def test_rendered_chairs(tmp_path: Path) -> None:
         expected = [[m, *view] for m in range(3) for view in ((20, 11), (30, 348))]
         assert np.array_equal(factors.values, np.array(expected, np.float32))
         assert str(source.recipe) == "the centre's 400x400 to 64x64 grey"
-    images = decode_all(encoded(folder, CHAIRS), PillowDecoder).images
+    images = decode_image_set(encoded(folder, CHAIRS), PillowDecoder).images
     assert np.array_equal(images[:, 0, 0, 0], [0, 0, 50, 50, 100, 100])
     assert (images == images[:, :1, :1]).all()
 
@@ -172,7 +172,7 @@ def test_a_large_folder_is_listed_in_seconds_and_kept_compactly(tmp_path: Path) 
     source = read_folder(tmp_path, ImageShape(32, 32, 3))
     assert time.perf_counter() - start < 2
     listing = source.pictures
-    assert isinstance(listing, Listing)
+    assert isinstance(listing, FileListing)
     assert len(listing) == 20_000
     kept = sum(
         v.nbytes if hasattr(v, "nbytes") else len(v)
@@ -226,7 +226,7 @@ def test_webdataset(kind: str, tmp_path: Path) -> None:
         (tmp_path / "shard-001.tar", [10, 11, 12]),
     ):
         source = encoded(path, SVHN)
-        images = decode_all(source, PillowDecoder)
+        images = decode_image_set(source, PillowDecoder)
         assert images.images[:, 0, 0].tolist() == [[i, 2 * i, 7] for i in expected]
         assert images.labels is not None
         assert images.labels.tolist() == [i % 2 for i in expected]
@@ -254,7 +254,7 @@ def test_a_tar_that_is_cut_or_damaged(tmp_path: Path) -> None:
         told = message(path, SVHN)
         assert f"a.tar: cut short; whole pictures in it: {kept}. Get it anew" in told
         source = encoded(path, SVHN, damaged="skip")
-        assert len(decode_all(source, PillowDecoder)) == kept
+        assert len(decode_image_set(source, PillowDecoder)) == kept
     damaged = bytearray(whole)
     damaged[5 * step + 20] ^= 0xFF
     path.write_bytes(damaged)

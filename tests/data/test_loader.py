@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from fastinfogan.data.bad_images import BadImages
-from fastinfogan.data.cache import slots as files
+from fastinfogan.data.cache import storage as files
 from fastinfogan.data.loader import Sampler, StagedLoader
 from fastinfogan.engine import RunDirectory, Schedule, Trainer
 from fastinfogan.errors import InputError
 from fastinfogan.experiments import Experiment
 from fastinfogan_kernels import shuffle
-from tests.helpers.pictures import RawDecoder, encoded
+from tests.helpers.image_files import RawDecoder, encoded
 from tests.helpers.training import digest, made_up_images, settings_of
 
 CPU = torch.device("cpu")
@@ -85,13 +85,13 @@ def test_a_run_cut_in_mid_epoch_goes_on_bit_for_bit(
 def test_a_fill_that_was_killed_at_its_very_end_is_made_whole(tiny: Experiment) -> None:
     source = made_up_images(tiny)
     decoder = RawDecoder(encoded(source))
-    key = files.Key.of(decoder)
-    slots = files.FileSlots(key)
+    key = files.CacheKey.of(decoder)
+    slots = files.FileCache(key)
     slots.put(np.arange(64), source.images)
     slots.close()
     begin(tiny, "run", decoder).train(1, Schedule())
     assert not decoder.asked
-    assert files.open_whole(key, pytest.fail) is not None
+    assert files.open_complete(key, pytest.fail) is not None
 
 
 def test_another_decoder_is_told(tiny: Experiment) -> None:
@@ -123,7 +123,7 @@ def test_a_bad_picture_ends_the_run_with_a_checkpoint_or_is_skipped(
     run = begin(tiny, "skip", RawDecoder(decoder.source), **skipping)
     run.train(2 * EPOCH, Schedule(on_warning=warnings.append))
     assert len([w for w in warnings if "1 of 64 pictures cannot be decoded" in w]) == 1
-    (line,) = Path("skip/quarantine.jsonl").read_text().splitlines()
+    (line,) = Path("skip/bad_images.jsonl").read_text().splitlines()
     assert f'"name": "{late:04d}.raw", "reason": "cut short"' in line
     source.images[late] = source.images[(late + 1) % 64]
     whole = Trainer(RunDirectory.create(Path("memory"), tiny, settings_of(source)), source, CPU)
@@ -134,7 +134,7 @@ def test_a_bad_picture_ends_the_run_with_a_checkpoint_or_is_skipped(
         unasked = RawDecoder(decoder.source)
         begin(tiny, "later", unasked, **skipping).train(1, Schedule(on_warning=warnings.append))
         assert not unasked.asked
-        assert Path("later/quarantine.jsonl").exists()
+        assert Path("later/bad_images.jsonl").exists()
         with pytest.raises(InputError, match="cannot be decoded: cut short"):
             begin(tiny, "fail", RawDecoder(decoder.source), cache=cache)
 
@@ -167,7 +167,7 @@ def test_a_disk_that_fills_up_in_mid_run_costs_nothing_but_the_file(
     assert digest(trainer) == in_memory
     (told,) = warnings
     assert "No space left on device; decoded images stay in memory" in told
-    key = files.Key.of(decoder)
+    key = files.CacheKey.of(decoder)
     assert not list(files.folder().glob(f"{key.hash}*"))
 
 
@@ -210,11 +210,11 @@ def test_batches_are_handed_over_one_by_one_while_slots_fill(tiny: Experiment) -
     """What a GPU is fed by from a file: here from a file that is being filled, then is whole."""
     source = made_up_images(tiny)
     decoder = RawDecoder(encoded(source))
-    key, order = files.Key.of(decoder), Sampler(3, 64, 10, range(2, 10))
-    slots = files.FileSlots(key)
-    quarantine = BadImages("set", 64, "fail")
+    key, order = files.CacheKey.of(decoder), Sampler(3, 64, 10, range(2, 10))
+    slots = files.FileCache(key)
+    bad_images = BadImages("set", 64, "fail")
     shape = source.images.shape[1:]
-    feed = StagedLoader(CPU, "", order, decoder, slots, quarantine, shape=shape, off=False)
+    feed = StagedLoader(CPU, "", order, decoder, slots, bad_images, shape=shape, off=False)
     for step in [*range(40), 4, 5]:
         assert feed.prepare(step, 1)
         expected = source.images[shuffle.indices(3, step * 10 + 2, 8, 64)]
@@ -222,5 +222,5 @@ def test_batches_are_handed_over_one_by_one_while_slots_fill(tiny: Experiment) -
     feed.close()
     assert feed.in_order
     assert feed.at_once == 1
-    assert files.open_whole(key, pytest.fail) is not None
+    assert files.open_complete(key, pytest.fail) is not None
     assert len(decoder.asked) == 64

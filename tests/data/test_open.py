@@ -12,11 +12,11 @@ from PIL import Image
 from scipy.io import savemat
 
 from fastinfogan import experiments
-from fastinfogan.data import open_source
-from fastinfogan.data.decoders.base import Decoded
+from fastinfogan.data import open_image_set
+from fastinfogan.data.decoders.base import DecodedBatch
 from fastinfogan.data.decoders.pillow import PillowDecoder
 from fastinfogan.data.formats.digits import embedded_digits
-from fastinfogan.data.source import Encoded
+from fastinfogan.data.image_set import EncodedImageSet
 from fastinfogan.errors import InputError
 from fastinfogan.paths import cache_directory
 
@@ -47,14 +47,14 @@ def usual_four(folder: Path, suffix: str = "") -> None:
 
 def message(path: Path | None, experiment: experiments.Experiment = MNIST) -> str:
     with pytest.raises(InputError) as caught:
-        open_source(path, experiment)
+        open_image_set(path, experiment)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
-def decoded(path: Path, experiment: experiments.Experiment) -> Decoded:
-    source = open_source(path, experiment)
-    assert isinstance(source, Encoded)
+def decoded(path: Path, experiment: experiments.Experiment) -> DecodedBatch:
+    source = open_image_set(path, experiment)
+    assert isinstance(source, EncodedImageSet)
     return next(iter(PillowDecoder(source, 2).batches([np.arange(len(source))])))
 
 
@@ -62,7 +62,7 @@ def one_line_or_none(path: Path, experiment: experiments.Experiment) -> None:
     """What a flipped bit may lead to: nothing, or one line; no other error."""
     told = ""
     try:
-        open_source(path, experiment)
+        open_image_set(path, experiment)
     except InputError as error:
         told = str(error)
     assert "\n" not in told
@@ -71,7 +71,7 @@ def one_line_or_none(path: Path, experiment: experiments.Experiment) -> None:
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 def test_idx_the_usual_four(tmp_path: Path, suffix: str) -> None:
     usual_four(tmp_path / "mnist", suffix)
-    source = open_source(tmp_path / "mnist", MNIST)
+    source = open_image_set(tmp_path / "mnist", MNIST)
     assert np.array_equal(source.images[..., 0], DIGITS)
     assert np.array_equal(source.labels, LABELS)
     assert source.test is not None
@@ -81,12 +81,12 @@ def test_idx_the_usual_four(tmp_path: Path, suffix: str) -> None:
 
 def test_idx_one_file_with_and_without_labels(tmp_path: Path) -> None:
     usual_four(tmp_path)
-    source = open_source(tmp_path / "train-images-idx3-ubyte", MNIST)
+    source = open_image_set(tmp_path / "train-images-idx3-ubyte", MNIST)
     assert np.array_equal(source.labels, LABELS)
     assert source.test is None
     alone = tmp_path / "mine.bin"
     alone.write_bytes(idx_bytes(DIGITS))
-    source = open_source(alone, MNIST)
+    source = open_image_set(alone, MNIST)
     assert np.array_equal(source.images[..., 0], DIGITS)
     assert source.labels is None
 
@@ -100,7 +100,7 @@ def test_idx_of_any_name_and_no_labels_that_are_not_there(tmp_path: Path) -> Non
     ):
         (tmp_path / name).write_bytes(content)
     for name in ("digits", "mine.bin", "mine.bin.gz"):
-        source = open_source(tmp_path / name, MNIST)
+        source = open_image_set(tmp_path / name, MNIST)
         assert np.array_equal(source.images[..., 0], DIGITS)
         assert source.labels is None
     (tmp_path / "words.gz").write_bytes(gzip.compress(b"words"))
@@ -115,7 +115,7 @@ def test_svhn(tmp_path: Path) -> None:
         arrays = {"X": COLOURS[:count].transpose(1, 2, 3, 0), "y": labels[:count]}
         savemat(tmp_path / f"{part}_32x32.mat", arrays)
     for path in (tmp_path, tmp_path / "train_32x32.mat"):
-        source = open_source(path, SVHN)
+        source = open_image_set(path, SVHN)
         assert np.array_equal(source.images, COLOURS)
         assert source.labels is not None
         assert source.labels[0] == source.labels[4] == 0
@@ -133,7 +133,7 @@ def test_svhn(tmp_path: Path) -> None:
 def test_npz(tmp_path: Path, names: tuple[str, ...]) -> None:
     file = tmp_path / "set.npz"
     np.savez(file, **dict(zip(names, (DIGITS, LABELS, DIGITS[:3], LABELS[:3]), strict=True)))
-    source = open_source(file, MNIST)
+    source = open_image_set(file, MNIST)
     assert np.array_equal(source.images[..., 0], DIGITS)
     assert np.array_equal(source.labels, LABELS)
     assert source.test is not None
@@ -142,7 +142,7 @@ def test_npz(tmp_path: Path, names: tuple[str, ...]) -> None:
 
 def test_npz_with_one_array(tmp_path: Path) -> None:
     np.savez(tmp_path / "set.npz", COLOURS)
-    assert np.array_equal(open_source(tmp_path / "set.npz", SVHN).images, COLOURS)
+    assert np.array_equal(open_image_set(tmp_path / "set.npz", SVHN).images, COLOURS)
 
 
 def test_folder_in_the_order_of_names(tmp_path: Path) -> None:
@@ -175,15 +175,15 @@ def test_folder_with_links_that_lead_back(tmp_path: Path) -> None:
     (tmp_path / "self.png").symlink_to("self.png")
     (tmp_path / "above").symlink_to(tmp_path.parent)
     os.mkfifo(tmp_path / "pipe.png")
-    source = open_source(tmp_path, SVHN)
-    assert isinstance(source, Encoded)
+    source = open_image_set(tmp_path, SVHN)
+    assert isinstance(source, EncodedImageSet)
     assert [picture.name for picture in source.pictures] == ["one.png", "self.png"]
     (bad,) = decoded(tmp_path, SVHN).bad
     assert (bad.name, bad.reason) == ("self.png", "too many levels of symbolic links")
 
 
 def test_embedded_digits_are_mnist_and_cached(monkeypatch: pytest.MonkeyPatch) -> None:
-    source = open_source(None, MNIST)
+    source = open_image_set(None, MNIST)
     assert source.images.shape == (5000, 28, 28, 1)
     assert source.images.dtype == np.uint8
     assert source.labels is not None
@@ -346,7 +346,7 @@ def test_labels_are_checked_when_they_are_read(
 def test_labels_may_be_large_whole_numbers_of_any_type(tmp_path: Path) -> None:
     for labels in (LABELS.astype(np.float64), LABELS[:, None], LABELS * np.int64(10**15)):
         np.savez(tmp_path / "set.npz", images=DIGITS, labels=labels)
-        found = open_source(tmp_path / "set.npz", MNIST).labels
+        found = open_image_set(tmp_path / "set.npz", MNIST).labels
         assert found is not None
         assert found.dtype == np.int64
         assert np.array_equal(found, labels.reshape(-1))

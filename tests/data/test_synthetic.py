@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fastinfogan import experiments
 from fastinfogan.cli import main
-from fastinfogan.data import open_source, synthetic
+from fastinfogan.data import open_image_set, synthetic
 from fastinfogan.data.synthetic import SCENES, kept
 from fastinfogan.data.synthetic.__main__ import sheet
 from fastinfogan.data.synthetic.scene import Numbers, Scene, turn
@@ -212,7 +212,7 @@ def test_the_smallest_set_has_a_test_image() -> None:
 
 @pytest.mark.parametrize("name", synthetic.OF_EXPERIMENT)
 def test_they_are_what_their_experiments_train_on(name: str, few: int) -> None:
-    source = open_source(None, experiments.get(name))
+    source = open_image_set(None, experiments.get(name))
     assert len(source) == few
     assert source.name.startswith(synthetic.OF_EXPERIMENT[name])
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastinfogan.data import Source
+from fastinfogan.data import ImageSet
 from fastinfogan.engine import RunDirectory, Schedule, Trainer
 from fastinfogan.errors import InputError
 from fastinfogan.evaluation import Evaluation, classify, evaluate, fresh_information
@@ -52,12 +52,12 @@ class OracleQ(torch.nn.Module):
         return output
 
 
-def labelled(count: int, seed: int) -> Source:
+def labelled(count: int, seed: int) -> ImageSet:
     random = np.random.default_rng(seed)
     labels = random.integers(0, 10, count)
     images = random.integers(0, 256, (count, 28, 28, 1), np.uint8)
     images[:, 0, 0, 0] = labels
-    return Source("labelled", images, labels)
+    return ImageSet("labelled", images, labels)
 
 
 def oracle(tiny: Experiment) -> Model:
@@ -74,7 +74,7 @@ def test_a_code_that_knows_the_digit_errs_nowhere_and_is_scored_on_unseen_images
     assert scores["c1"].matching_error == scores["c1"].majority_error == 0.0
     assert (scores["c1"].fitted_on, scores["c1"].scored_on) == (300, 300)
     one = labelled(600, 1)
-    with_test = Source("both", one.images, one.labels, labelled(50, 2))
+    with_test = ImageSet("both", one.images, one.labels, labelled(50, 2))
     assert classify(oracle(tiny), with_test)["c1"].scored_on == 50
 
 
@@ -83,12 +83,12 @@ def test_a_code_that_knows_nothing_is_at_chance_on_unseen_images(tiny: Experimen
     random = np.random.default_rng(4)
     images = source.images.copy()
     images[:, 0, 0, 0] = random.integers(0, 10, 2000)
-    found = classify(oracle(tiny), Source("noise", images, source.labels))["c1"]
+    found = classify(oracle(tiny), ImageSet("noise", images, source.labels))["c1"]
     assert 0.85 < found.matching_error < 0.95
 
 
 def test_without_labels_there_is_no_classifier(tiny: Experiment) -> None:
-    unlabelled = Source("unlabelled", labelled(9, 1).images)
+    unlabelled = ImageSet("unlabelled", labelled(9, 1).images)
     assert classify(oracle(tiny), unlabelled) == {}
     assert why_not(oracle(tiny), unlabelled) == "unlabelled: no labels"
     alone = labelled(1, 1)
@@ -101,10 +101,10 @@ def test_without_labels_there_is_no_classifier(tiny: Experiment) -> None:
 def test_large_label_values_cost_nothing(tiny: Experiment) -> None:
     few = labelled(600, 1)
     assert few.labels is not None
-    large = Source("large", few.images, few.labels * 10**17 + 5)
+    large = ImageSet("large", few.images, few.labels * 10**17 + 5)
     assert classify(oracle(tiny), large) == classify(oracle(tiny), few)
-    test = Source("test", few.images[:50], large.labels[:50])  # type: ignore[index]
-    with_test = Source("both", few.images, large.labels, test)
+    test = ImageSet("test", few.images[:50], large.labels[:50])  # type: ignore[index]
+    with_test = ImageSet("both", few.images, large.labels, test)
     assert classify(oracle(tiny), with_test)["c1"].matching_error == 0.0
 
 

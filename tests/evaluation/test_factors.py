@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from fastinfogan.cli import main
-from fastinfogan.data import Source
-from fastinfogan.data.source import Factors
+from fastinfogan.data import ImageSet
+from fastinfogan.data.image_set import Factors
 from fastinfogan.evaluation import follow_factors
 from fastinfogan.evaluation.factors import (
     FactorScores,
@@ -132,7 +132,7 @@ class ReadsPixels(torch.nn.Module):
         return output
 
 
-def images_with_factors(count: int, seed: int) -> Source:
+def images_with_factors(count: int, seed: int) -> ImageSet:
     random = np.random.default_rng(seed)
     images = np.zeros((count, 28, 28, 1), np.uint8)
     images[:, 0, 0, 0], images[:, 0, 1, 0] = (
@@ -140,7 +140,7 @@ def images_with_factors(count: int, seed: int) -> Source:
         random.integers(0, 256, count),
     )
     values = images[:, 0, :2, 0].astype(np.float32)
-    return Source(
+    return ImageSet(
         "made up", images, None, None, Factors(("class", "light"), values, (4, None), (None, None))
     )
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fastinfogan.cli import main
-from fastinfogan.data import Source
+from fastinfogan.data import ImageSet
 from fastinfogan.distributed import SINGLE_PROCESS, Distributed
 from fastinfogan.engine import Iteration, TrainConfig, Trainer
 from fastinfogan.engine.config import BatchNorm, Information
@@ -38,7 +38,7 @@ def narrowed(experiment: Experiment, divisor: int) -> Experiment:
     )
 
 
-def made_up_images(experiment: Experiment, count: int = 64, seed: int = 5) -> Source:
+def made_up_images(experiment: Experiment, count: int = 64, seed: int = 5) -> ImageSet:
     """Bright discs in random places: images with something to learn in them, and four labels."""
     u = philox.uniform(philox.words(seed, 0, 0, count, 3))
     rows, columns = np.mgrid[: experiment.height, : experiment.width]
@@ -47,11 +47,11 @@ def made_up_images(experiment: Experiment, count: int = 64, seed: int = 5) -> So
     disc = np.clip(1.5 - 3.0 * np.hypot(x, y), 0, 1) * 255
     images = np.repeat(disc[..., None], experiment.channels, axis=-1).astype(np.uint8)
     labels = (u[:, 0] > 0).astype(np.int64) * 2 + (u[:, 1] > 0)
-    return Source("made-up images", images, labels)
+    return ImageSet("made-up images", images, labels)
 
 
 def settings_of(
-    source: Source,
+    source: ImageSet,
     *,
     seed: int = 3,
     batch_size: int = 8,

@@ -1,1 +1,1 @@
-"""Decoded images, cached."""
+"""DecodedBatch images, cached."""

@@ -22,7 +22,7 @@ _CGROUPS = (  # version 2 and version 1: where, the limit, what is taken, what o
 
 
 @dataclass(frozen=True)
-class Place:
+class CachePolicy:
     """Where images are kept.
 
     Attributes:
@@ -36,9 +36,9 @@ class Place:
     why: str
 
 
-def choose_place(
+def choose_cache_policy(
     asked: CacheName, size: int, gpu_free: int | None, folder: Path, *, kept: bool = False
-) -> Place:
+) -> CachePolicy:
     """Settle where a set's images are kept.
 
     "auto" takes at most half of what is free, so that networks and maps, other processes and other
@@ -57,30 +57,36 @@ def choose_place(
         InputError: the set does not fit where it was asked to be.
     """
     if asked == "off":
-        return Place("off", False, "asked for: decoded again every epoch")
+        return CachePolicy("off", False, "asked for: decoded again every epoch")
     host, disk = available_memory(), available_disk(folder)
     if asked == "file":
-        return Place("file", True, "asked for")
+        return CachePolicy("file", True, "asked for")
     if asked in ("device", "host"):
         gpu = gpu_free is not None and asked == "device"
         free = gpu_free if gpu_free is not None and gpu else host
         if size > free:
             raise InputError(
-                f"--cache {asked}: decoded, the images take {told(size)}, {told(free)} are free; "
-                "take --cache file or off"
+                f"--cache {asked}: decoded, the images take {format_size(size)}, "
+                f"{format_size(free)} are free; take --cache file or off"
             )
-        return Place("device" if gpu else "host", False, "asked for")
+        return CachePolicy("device" if gpu else "host", False, "asked for")
     keep = kept or size <= disk // 2
     if gpu_free is not None and size <= gpu_free // 2:
-        return Place("device", keep, f"{told(size)} of {told(gpu_free)} free on the GPU")
+        return CachePolicy(
+            "device", keep, f"{format_size(size)} of {format_size(gpu_free)} free on the GPU"
+        )
     if keep:
         why = (
-            f"{told(size)}, there already" if kept else f"{told(size)} of {told(disk)} free on disk"
+            f"{format_size(size)}, there already"
+            if kept
+            else f"{format_size(size)} of {format_size(disk)} free on disk"
         )
-        return Place("file", True, why)
+        return CachePolicy("file", True, why)
     if size <= host // 2:
-        return Place("host", False, f"{told(size)}; the disk has {told(disk)} free")
-    return Place("off", False, f"{told(size)} fit neither on disk nor into memory")
+        return CachePolicy(
+            "host", False, f"{format_size(size)}; the disk has {format_size(disk)} free"
+        )
+    return CachePolicy("off", False, f"{format_size(size)} fit neither on disk nor into memory")
 
 
 def available_memory() -> int:
@@ -103,7 +109,7 @@ def available_memory() -> int:
 
 
 def available_disk(folder: Path) -> int:
-    """Bytes free on the disk that a folder is on, or would be; 0 if that cannot be told."""
+    """Bytes free on the disk that a folder is on, or would be; 0 if that cannot be format_size."""
     try:
         while not folder.exists() and folder != folder.parent:
             folder = folder.parent
@@ -112,7 +118,7 @@ def available_disk(folder: Path) -> int:
         return 0
 
 
-def told(size: int) -> str:
+def format_size(size: int) -> str:
     """A size for people."""
     for unit, name in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
         if size >= unit:

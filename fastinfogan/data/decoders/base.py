@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fastinfogan.data.source import Encoded, Fingerprint, Source
+from fastinfogan.data.image_set import EncodedImageSet, Fingerprint, ImageSet
 from fastinfogan.errors import InputError
 
 DecoderName = Literal["auto", "dali", "pillow"]
@@ -30,7 +30,7 @@ class BadImage:
 
 
 @dataclass(frozen=True)
-class Decoded:
+class DecodedBatch:
     """Some decoded images of a set.
 
     Attributes:
@@ -57,7 +57,7 @@ class Decoder(ABC):
 
     name: str
 
-    def __init__(self, source: Encoded) -> None:
+    def __init__(self, source: EncodedImageSet) -> None:
         self.source = source
 
     @property
@@ -66,7 +66,7 @@ class Decoder(ABC):
         return {**self.source.fingerprint, "decoder": self.name}
 
     @abstractmethod
-    def batches(self, wanted: Iterable[NDArray[np.int64]]) -> Iterator[Decoded]:
+    def batches(self, wanted: Iterable[NDArray[np.int64]]) -> Iterator[DecodedBatch]:
         """Decode batches, in the order in which they are wanted.
 
         Args:
@@ -77,7 +77,9 @@ class Decoder(ABC):
         """
 
 
-def decode_all(source: Encoded, decoder: Callable[[Encoded], Decoder]) -> Source:
+def decode_image_set(
+    source: EncodedImageSet, decoder: Callable[[EncodedImageSet], Decoder]
+) -> ImageSet:
     """Decode a small set at once, its test part too.
 
     Args:
@@ -94,5 +96,5 @@ def decode_all(source: Encoded, decoder: Callable[[Encoded], Decoder]) -> Source
             first = batch.bad[0]
             raise InputError(f"{source.name}: {first.name} cannot be decoded: {first.reason}")
         images[batch.index] = batch.images
-    test = None if source.test is None else decode_all(source.test, decoder)
-    return Source(source.name, images, source.labels, test, source.factors)
+    test = None if source.test is None else decode_image_set(source.test, decoder)
+    return ImageSet(source.name, images, source.labels, test, source.factors)

@@ -2,12 +2,12 @@
 
 from fastinfogan.data.decoders.base import Decoder, DecoderName
 from fastinfogan.data.decoders.pillow import PillowDecoder
-from fastinfogan.data.source import Encoded
+from fastinfogan.data.image_set import EncodedImageSet
 from fastinfogan.errors import InputError
 
 
 def choose_decoder(
-    name: DecoderName, source: Encoded, device: str, batch: int
+    name: DecoderName, source: EncodedImageSet, device: str, batch: int
 ) -> tuple[Decoder, str]:
     """Make the decoder that was asked for.
 

@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fastinfogan.data.decoders.base import BadImage, Decoded, Decoder
+from fastinfogan.data.decoders.base import BadImage, DecodedBatch, Decoder
+from fastinfogan.data.decoders.headers import upright_size
 from fastinfogan.data.decoders.pillow import LARGE, PillowDecoder
-from fastinfogan.data.headers import upright_size
-from fastinfogan.data.source import Encoded, Picture, Recipe
+from fastinfogan.data.image_set import CropResize, EncodedImageSet, ImageFile
 from fastinfogan.errors import InputError
 
 _AHEAD = 3  # batches that are read before DALI asks for them
@@ -73,7 +73,11 @@ class DaliDecoder(Decoder):
     """
 
     def __init__(
-        self, source: Encoded, device: str = "cpu", batch: int = 128, threads: int | None = None
+        self,
+        source: EncodedImageSet,
+        device: str = "cpu",
+        batch: int = 128,
+        threads: int | None = None,
     ) -> None:
         super().__init__(source)
         if batch < 1 or (threads is not None and threads < 1):
@@ -93,7 +97,7 @@ class DaliDecoder(Decoder):
         except _FAILURES as error:
             raise InputError(f"DALI does not work on {device}: {_reason(error)}") from error
 
-    def batches(self, wanted: Iterable[NDArray[np.int64]]) -> Generator[Decoded]:
+    def batches(self, wanted: Iterable[NDArray[np.int64]]) -> Generator[DecodedBatch]:
         """Decode batches, in the order in which they are wanted; see `Decoder`."""
         # Not by `with`: what is still read ahead is given up when the iterator is closed.
         readers = ThreadPoolExecutor(_READERS, thread_name_prefix="read pictures")
@@ -276,7 +280,7 @@ def _read_ahead(readers: ThreadPoolExecutor, prepare: Any, parts: Iterator[Any])
         yield waiting.popleft().result()
 
 
-def _read(picture: Picture) -> bytes:
+def _read(picture: ImageFile) -> bytes:
     """A picture's bytes; none where they cannot be read, of which Pillow tells the reason."""
     try:
         file = os.open(picture.file, os.O_RDONLY | os.O_CLOEXEC)
@@ -291,7 +295,7 @@ def _read(picture: Picture) -> bytes:
     return data if len(data) == picture.size else b""
 
 
-def _box(recipe: Recipe, height: int, width: int) -> Boxes | None:
+def _box(recipe: CropResize, height: int, width: int) -> Boxes | None:
     """What is cut out of a picture: top, left, height, width; None if it is too small for it."""
     if recipe.crop:
         down, across = recipe.crop
@@ -304,10 +308,10 @@ def _box(recipe: Recipe, height: int, width: int) -> Boxes | None:
     return np.array([(height - down) // 2, (width - across) // 2, down, across], np.int32)
 
 
-def _joined(parts: list[_Part]) -> Decoded:
+def _joined(parts: list[_Part]) -> DecodedBatch:
     if len(parts) == 1:
-        return Decoded(parts[0].index, parts[0].images, tuple(parts[0].bad))
-    return Decoded(
+        return DecodedBatch(parts[0].index, parts[0].images, tuple(parts[0].bad))
+    return DecodedBatch(
         np.concatenate([part.index for part in parts]),
         np.concatenate([part.images for part in parts]),
         tuple(bad for part in parts for bad in part.bad),

@@ -2,7 +2,7 @@
 
 from typing import Final, Literal
 
-from fastinfogan.data.source import ImageShape, Recipe
+from fastinfogan.data.image_set import CropResize, ImageShape
 
 RecipeName = Literal["celeba", "svhn", "chairs", "plain"]
 
@@ -19,12 +19,12 @@ CROPS: Final[dict[RecipeName, tuple[int, int] | None]] = {
 """Height and width of a box in the picture's centre; None for the largest that fits."""
 
 
-def recipe(name: RecipeName, shape: ImageShape) -> Recipe:
+def recipe(name: RecipeName, shape: ImageShape) -> CropResize:
     """A set's recipe for images of a shape."""
-    return Recipe(shape, CROPS[name])
+    return CropResize(shape, CROPS[name])
 
 
-def box(of: Recipe, height: int, width: int) -> tuple[int, int, int, int]:
+def box(of: CropResize, height: int, width: int) -> tuple[int, int, int, int]:
     """What a recipe cuts out of a picture: its top, left, height and width.
 
     Raises:

@@ -25,9 +25,9 @@ import PIL
 from numpy.typing import NDArray
 from PIL import Image
 
-from fastinfogan.data.decoders.base import BadImage, Decoded, Decoder
+from fastinfogan.data.decoders.base import BadImage, DecodedBatch, Decoder
 from fastinfogan.data.decoders.geometry import box
-from fastinfogan.data.source import Encoded, Picture, Recipe
+from fastinfogan.data.image_set import CropResize, EncodedImageSet, ImageFile
 from fastinfogan.errors import InputError
 
 MAX_PIXELS = 100_000_000
@@ -78,7 +78,7 @@ class PillowDecoder(Decoder):
 
     name = f"Pillow {PIL.__version__}"
 
-    def __init__(self, source: Encoded, threads: int | None = None) -> None:
+    def __init__(self, source: EncodedImageSet, threads: int | None = None) -> None:
         super().__init__(source)
         if threads is not None and threads < 1:
             raise InputError(f"pictures cannot be decoded by {threads} threads")
@@ -87,7 +87,7 @@ class PillowDecoder(Decoder):
         # Not around each picture: the filters are the process's, and threads would mix them up.
         warnings.filterwarnings("ignore", module=r"PIL\.")
 
-    def batches(self, wanted: Iterable[NDArray[np.int64]]) -> Generator[Decoded]:
+    def batches(self, wanted: Iterable[NDArray[np.int64]]) -> Generator[DecodedBatch]:
         """Decode batches, in the order in which they are wanted; see `Decoder`."""
         pool = ThreadPoolExecutor(self._threads, thread_name_prefix="decode pictures")
         waiting: deque[tuple[NDArray[np.int64], list[Future[list[NDArray[np.uint8] | BadImage]]]]]
@@ -119,7 +119,7 @@ class PillowDecoder(Decoder):
 
     def _gathered(
         self, index: NDArray[np.int64], parts: list[Future[list[NDArray[np.uint8] | BadImage]]]
-    ) -> Decoded:
+    ) -> DecodedBatch:
         images = np.zeros((len(index), *self.source.shape), np.uint8)
         bad = []
         for row, found in enumerate(each for part in parts for each in part.result()):
@@ -127,10 +127,10 @@ class PillowDecoder(Decoder):
                 bad.append(found)
             else:
                 images[row] = found
-        return Decoded(index, images, tuple(bad))
+        return DecodedBatch(index, images, tuple(bad))
 
 
-def read_bytes(picture: Picture) -> bytes:
+def read_bytes(picture: ImageFile) -> bytes:
     """A picture's bytes.
 
     Raises:
@@ -148,7 +148,7 @@ def read_bytes(picture: Picture) -> bytes:
     return data
 
 
-def opened(data: bytes, recipe: Recipe) -> Image.Image:
+def opened(data: bytes, recipe: CropResize) -> Image.Image:
     """Read a picture's header, and have a large JPEG decoded at less than its size.
 
     Raises:
@@ -167,7 +167,7 @@ def opened(data: bytes, recipe: Recipe) -> Image.Image:
     return picture
 
 
-def decoded(picture: Image.Image, recipe: Recipe) -> NDArray[np.uint8]:
+def decoded(picture: Image.Image, recipe: CropResize) -> NDArray[np.uint8]:
     """Decode a picture to uint8 (height, width, channels), as this module's head tells.
 
     Raises:

@@ -9,8 +9,8 @@ import numpy as np
 
 from fastinfogan.data.bad_images import OnBadImage
 from fastinfogan.data.decoders.geometry import recipe
-from fastinfogan.data.listing import pictures_below, printable
-from fastinfogan.data.source import Encoded, Factors, ImageShape
+from fastinfogan.data.image_set import EncodedImageSet, Factors, ImageShape
+from fastinfogan.data.listing import list_images, printable
 from fastinfogan.errors import InputError
 
 FOLDER = "rendered_chairs"
@@ -26,7 +26,7 @@ def find(path: Path) -> Path | None:
     return None
 
 
-def read(path: Path, shape: ImageShape, damaged: OnBadImage = "fail") -> Encoded:
+def read(path: Path, shape: ImageShape, damaged: OnBadImage = "fail") -> EncodedImageSet:
     """List the renders; which model, how high the camera and how far round are their factors.
 
     Args:
@@ -39,7 +39,7 @@ def read(path: Path, shape: ImageShape, damaged: OnBadImage = "fail") -> Encoded
         InputError: no renders, or a picture that is named otherwise.
     """
     folder = find(path) or path
-    every = pictures_below(folder, damaged)
+    every = list_images(folder, damaged)
     rows, models, angles = [], [], []
     for row, name in enumerate(every.names):
         parsed = _NAME.fullmatch(name)
@@ -60,4 +60,4 @@ def read(path: Path, shape: ImageShape, damaged: OnBadImage = "fail") -> Encoded
     factors = Factors(
         ("model", "elevation", "azimuth"), values, (len(names), None, None), (None, None, 360.0)
     )
-    return Encoded(str(path), every.take(rows), recipe("chairs", shape), factors=factors)
+    return EncodedImageSet(str(path), every.take(rows), recipe("chairs", shape), factors=factors)

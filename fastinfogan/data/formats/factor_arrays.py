@@ -16,10 +16,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from fastinfogan.data.arrays import Images, Member, read_slices
+from fastinfogan.data.arrays import Images, NpzArray, read_in_parts
 from fastinfogan.data.decoders.geometry import recipe
 from fastinfogan.data.formats.npz import UNREADABLE
-from fastinfogan.data.source import Factors, ImageShape, Source, as_labels, pixels
+from fastinfogan.data.image_set import Factors, ImageSet, ImageShape, as_labels, pixels
 from fastinfogan.errors import InputError
 
 HDF5_SUFFIXES: Final = frozenset({".h5", ".hdf5"})
@@ -59,7 +59,7 @@ _MPI3D = ("object colour", "object shape", "object size", "camera height", "back
 _AXES = ("horizontal axis", "vertical axis")
 
 
-def read_npz(path: Path, shape: ImageShape) -> Source | None:
+def read_npz(path: Path, shape: ImageShape) -> ImageSet | None:
     """Read dSprites or MPI3D; None if an archive is neither.
 
     Raises:
@@ -71,11 +71,11 @@ def read_npz(path: Path, shape: ImageShape) -> Source | None:
             if names >= _DSPRITES:
                 return _read_dsprites(archive, path, shape)
             if names == {"images.npy"}:
-                with closing(Member(archive, "images")) as member:
+                with closing(NpzArray(archive, "images")) as member:
                     factors = _grid(member.shape)
                     if factors:
                         images = _by_member(member, path, shape)
-                        return Source(str(path), images, factors=factors)
+                        return ImageSet(str(path), images, factors=factors)
     except InputError:
         raise
     except UNREADABLE as error:
@@ -83,10 +83,10 @@ def read_npz(path: Path, shape: ImageShape) -> Source | None:
     return None
 
 
-def _read_dsprites(archive: zipfile.ZipFile, path: Path, shape: ImageShape) -> Source:
+def _read_dsprites(archive: zipfile.ZipFile, path: Path, shape: ImageShape) -> ImageSet:
     columns = {}
     for name in ("latents_values", "latents_classes"):
-        with closing(Member(archive, name)) as member:
+        with closing(NpzArray(archive, name)) as member:
             if len(member.shape) != 2 or member.shape[1] != 6 or member.dtype.kind not in "iuf":
                 raise InputError(
                     f"{path}: {name} must be numbers (N, 6), it is {member.dtype} {member.shape}"
@@ -95,12 +95,12 @@ def _read_dsprites(archive: zipfile.ZipFile, path: Path, shape: ImageShape) -> S
     values = columns["latents_values"][:, 1:].astype(np.float32)
     values[:, 0] = columns["latents_classes"][:, 1]
     values[:, 2] = np.rad2deg(values[:, 2])
-    with closing(Member(archive, "imgs")) as member:
+    with closing(NpzArray(archive, "imgs")) as member:
         images = _by_member(member, path, shape, bits=True)
-    return Source(str(path), images, factors=_factors(_SPRITES, values))
+    return ImageSet(str(path), images, factors=_factors(_SPRITES, values))
 
 
-def _by_member(member: Member, path: Path, shape: ImageShape, *, bits: bool = False) -> Images:
+def _by_member(member: NpzArray, path: Path, shape: ImageShape, *, bits: bool = False) -> Images:
     def read(first: int, last: int) -> Images:
         part = pixels(member.next(last - first), path)
         if not bits:
@@ -110,10 +110,10 @@ def _by_member(member: Member, path: Path, shape: ImageShape, *, bits: bool = Fa
         return part * np.uint8(255)
 
     count = member.shape[0] if member.shape else 0
-    return read_slices(count, read, recipe("plain", shape), path)
+    return read_in_parts(count, read, recipe("plain", shape), path)
 
 
-def read_hdf5(path: Path, shape: ImageShape) -> Source:
+def read_hdf5(path: Path, shape: ImageShape) -> ImageSet:
     """Read images, and labels if there are any, of an HDF5 file.
 
     Six labels an image are 3D Shapes' factors; a number of images that is one of MPI3D's grids
@@ -146,7 +146,7 @@ def read_hdf5(path: Path, shape: ImageShape) -> Source:
         raise InputError(f"{path}: not a whole HDF5 file: {reason}") from error
 
 
-def _of_arrays(stored: Any, labels: Any, path: Path, shape: ImageShape) -> Source:  # noqa: ANN401
+def _of_arrays(stored: Any, labels: Any, path: Path, shape: ImageShape) -> ImageSet:  # noqa: ANN401
     count = stored.shape[0] if stored.shape else 0
     factors, classes = _grid(stored.shape), None
     if labels is not None:
@@ -155,10 +155,10 @@ def _of_arrays(stored: Any, labels: Any, path: Path, shape: ImageShape) -> Sourc
             factors = _factors(_SHAPES, values.astype(np.float32))
         else:
             classes = as_labels(values, path)
-    images = read_slices(
+    images = read_in_parts(
         count, lambda first, last: pixels(stored[first:last], path), recipe("plain", shape), path
     )
-    return Source(str(path), images, classes, factors=factors)
+    return ImageSet(str(path), images, classes, factors=factors)
 
 
 def _grid(shape: tuple[int, ...]) -> Factors | None:

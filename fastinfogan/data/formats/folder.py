@@ -4,8 +4,8 @@ from pathlib import Path
 
 from fastinfogan.data.bad_images import OnBadImage
 from fastinfogan.data.decoders.geometry import recipe
-from fastinfogan.data.listing import SUFFIXES, pictures_below
-from fastinfogan.data.source import Encoded, ImageShape
+from fastinfogan.data.image_set import EncodedImageSet, ImageShape
+from fastinfogan.data.listing import SUFFIXES, list_images
 from fastinfogan.errors import InputError
 
 
@@ -13,7 +13,7 @@ class NoPicturesError(InputError):
     """There are no pictures in a folder."""
 
 
-def read(path: Path, shape: ImageShape, damaged: OnBadImage = "fail") -> Encoded:
+def read(path: Path, shape: ImageShape, damaged: OnBadImage = "fail") -> EncodedImageSet:
     """List every picture: its largest centred box of the right proportions becomes the image.
 
     Args:
@@ -25,9 +25,9 @@ def read(path: Path, shape: ImageShape, damaged: OnBadImage = "fail") -> Encoded
         NoPicturesError: there are no pictures.
         InputError: a folder that cannot be read.
     """
-    pictures = pictures_below(path, damaged)
+    pictures = list_images(path, damaged)
     if not pictures:
         raise NoPicturesError(
             f"{path}: no pictures in this folder (looked for {', '.join(sorted(SUFFIXES))})"
         )
-    return Encoded(str(path), pictures, recipe("plain", shape))
+    return EncodedImageSet(str(path), pictures, recipe("plain", shape))

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fastinfogan.data.source import Source, as_labels, pixels
+from fastinfogan.data.image_set import ImageSet, as_labels, pixels
 from fastinfogan.errors import InputError
 
 _GZIP = b"\x1f\x8b"
@@ -70,7 +70,7 @@ def read_array(path: Path, rank: int) -> NDArray[np.uint8]:
     return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
 
 
-def read(path: Path) -> Source:
+def read(path: Path) -> ImageSet:
     """Read a file of images, with the labels beside it, or a folder of the usual four files.
 
     Raises:
@@ -82,15 +82,17 @@ def read(path: Path) -> Source:
             raise InputError(f"{path}: no train-images-idx3-ubyte, gzipped or not, in this folder")
         source = _read_one(train)
         held_out = _read_one(test) if test else None
-        return Source(str(path), source.images, source.labels, held_out)
+        return ImageSet(str(path), source.images, source.labels, held_out)
     return _read_one(path)
 
 
-def _read_one(images: Path) -> Source:
+def _read_one(images: Path) -> ImageSet:
     array = pixels(read_array(images, 3), images)
     name = images.name.replace("images", "labels").replace("idx3", "idx1")
     if name == images.name:
-        return Source(str(images), array)
+        return ImageSet(str(images), array)
     candidates = [images.with_name(n) for n in (name, name.removesuffix(".gz"), name + ".gz")]
     labels = next((c for c in candidates if c.is_file()), None)
-    return Source(str(images), array, as_labels(read_array(labels, 1), labels) if labels else None)
+    return ImageSet(
+        str(images), array, as_labels(read_array(labels, 1), labels) if labels else None
+    )

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fastinfogan.data.source import Source, as_labels, pixels
+from fastinfogan.data.image_set import ImageSet, as_labels, pixels
 from fastinfogan.errors import InputError
 
 # What np.load ends in on an archive that is damaged, or another's.
@@ -29,7 +29,7 @@ _LAYOUTS = (("images", "labels"), ("x_train", "y_train"))
 _TEST_LAYOUTS = (("test_images", "test_labels"), ("x_test", "y_test"))
 
 
-def read(path: Path) -> Source:
+def read(path: Path) -> ImageSet:
     """Read an .npz; pickled objects in it are refused.
 
     Raises:
@@ -46,23 +46,23 @@ def read(path: Path) -> Source:
     arrays = {name: array for name, array in every.items() if isinstance(array, np.ndarray)}
     source = _find(arrays, _LAYOUTS, path)
     if source is None and len(arrays) == 1:
-        source = Source(str(path), pixels(next(iter(arrays.values())), path))
+        source = ImageSet(str(path), pixels(next(iter(arrays.values())), path))
     if source is None:
         raise InputError(
             f"{path}: holds {', '.join(arrays) or 'nothing'}; images are looked for as 'images' "
             "or 'x_train', or as the only array"
         )
     test = _find(arrays, _TEST_LAYOUTS, path)
-    return Source(source.name, source.images, source.labels, test)
+    return ImageSet(source.name, source.images, source.labels, test)
 
 
 def _find(
     arrays: dict[str, NDArray[np.generic]], layouts: tuple[tuple[str, str], ...], path: Path
-) -> Source | None:
+) -> ImageSet | None:
     for images, labels in layouts:
         if images in arrays:
             found = arrays.get(labels)
-            return Source(
+            return ImageSet(
                 str(path),
                 pixels(arrays[images], path),
                 None if found is None else as_labels(found, path),

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fastinfogan.data.arrays import read_slices
+from fastinfogan.data.arrays import read_in_parts
 from fastinfogan.data.decoders.geometry import recipe
-from fastinfogan.data.source import ImageShape, Source, as_labels, pixels
+from fastinfogan.data.image_set import ImageSet, ImageShape, as_labels, pixels
 from fastinfogan.errors import InputError
 
 IN_FOLDER = ("train_32x32.mat", "extra_32x32.mat")
@@ -22,7 +22,7 @@ _COMPRESSED = 15
 _COMPLEX = 0x800
 
 
-def read(path: Path, shape: ImageShape) -> Source:
+def read(path: Path, shape: ImageShape) -> ImageSet:
     """Read a .mat file with X, uint8 (32, 32, 3, N), and y, (N, 1), in which 10 stands for 0.
 
     Args:
@@ -35,11 +35,11 @@ def read(path: Path, shape: ImageShape) -> Source:
     source = _read_one(path, shape)
     test = path.with_name(re.sub("train|extra", "test", path.name))
     if test != path and test.is_file():
-        return Source(source.name, source.images, source.labels, _read_one(test, shape))
+        return ImageSet(source.name, source.images, source.labels, _read_one(test, shape))
     return source
 
 
-def _read_one(path: Path, shape: ImageShape) -> Source:
+def _read_one(path: Path, shape: ImageShape) -> ImageSet:
     from scipy.io import loadmat
     from scipy.io.matlab import MatReadError
 
@@ -71,10 +71,10 @@ def _read_one(path: Path, shape: ImageShape) -> Source:
         labels = np.where(labels == 10, 0, labels)
     every = pixels(images.transpose(3, 0, 1, 2), path)
     if every.shape[1:] != shape:
-        every = read_slices(
+        every = read_in_parts(
             len(every), lambda first, last: every[first:last], recipe("svhn", shape), path
         )
-    return Source(str(path), every, labels)
+    return ImageSet(str(path), every, labels)
 
 
 def _require_known_types(path: Path) -> None:

@@ -16,8 +16,8 @@ import numpy as np
 
 from fastinfogan.data.bad_images import OnBadImage
 from fastinfogan.data.decoders.geometry import recipe
-from fastinfogan.data.listing import Listing, is_picture, printable
-from fastinfogan.data.source import Encoded, ImageShape
+from fastinfogan.data.image_set import EncodedImageSet, ImageShape
+from fastinfogan.data.listing import FileListing, is_picture, printable
 from fastinfogan.errors import InputError
 
 _BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
@@ -75,7 +75,9 @@ def shards(path: Path) -> list[Path] | None:
     return [Path("".join(parts)) for parts in itertools.product(*pieces)]
 
 
-def read(path: Path, files: list[Path], shape: ImageShape, damaged: OnBadImage = "fail") -> Encoded:
+def read(
+    path: Path, files: list[Path], shape: ImageShape, damaged: OnBadImage = "fail"
+) -> EncodedImageSet:
     """List the pictures of tars, and their labels if every one has its own.
 
     Args:
@@ -103,11 +105,11 @@ def read(path: Path, files: list[Path], shape: ImageShape, damaged: OnBadImage =
                 ) from error
     if not index.names:
         raise InputError(f"{path}: no pictures in {', '.join(f.name for f in files[:3])}")
-    pictures = Listing(path, index.names, index.sizes, files, index.holders, index.offsets)
+    pictures = FileListing(path, index.names, index.sizes, files, index.holders, index.offsets)
     labels = None
     if all(sample in index.labels for sample in index.samples):
         labels = np.array([index.labels[sample] for sample in index.samples], np.int64)
-    return Encoded(str(path), pictures, recipe("plain", shape), labels)
+    return EncodedImageSet(str(path), pictures, recipe("plain", shape), labels)
 
 
 def _index(file: Path, number: int, index: _Index) -> None:

@@ -10,7 +10,7 @@ from typing import Final
 
 import numpy as np
 
-from fastinfogan.data.source import Source
+from fastinfogan.data.image_set import ImageSet
 from fastinfogan.data.synthetic import kept
 from fastinfogan.data.synthetic.chairs import CHAIRS
 from fastinfogan.data.synthetic.faces import FACES
@@ -32,7 +32,7 @@ Progress = Callable[[int, int], None]
 
 def open(
     name: str, count: int | None = None, seed: int = 0, progress: Progress | None = None
-) -> Source:
+) -> ImageSet:
     """A rendered set, with its factors and a test part that is a tenth as large.
 
     An image is a function of the set, the seed and its number, and of nothing else: a larger set
@@ -61,7 +61,7 @@ def open(
     if images is None:
         images = kept.write(scene, seed, parts, _render(scene, np.concatenate(numbers), progress))
     learn, test = (
-        Source(
+        ImageSet(
             title if part == 0 else f"{title}, test",
             pixels,
             scene.labels(rows),
@@ -70,7 +70,7 @@ def open(
         )
         for part, (pixels, rows) in enumerate(zip(np.split(images, [count]), numbers, strict=True))
     )
-    return Source(title, learn.images, learn.labels, test, learn.factors)
+    return ImageSet(title, learn.images, learn.labels, test, learn.factors)
 
 
 def draw(scene: Scene, seed: int, rows: int, part: int = 0) -> Numbers:

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from fastinfogan.data.source import ImageShape
+from fastinfogan.data.image_set import ImageShape
 from fastinfogan.data.synthetic.scene import (
     Exact,
     Factor,

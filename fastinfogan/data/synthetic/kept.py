@@ -9,7 +9,7 @@ from typing import Final
 
 import numpy as np
 
-from fastinfogan.data.source import Source
+from fastinfogan.data.image_set import ImageSet
 from fastinfogan.data.synthetic.scene import Pixels, Scene
 from fastinfogan.paths import cache_directory
 
@@ -72,4 +72,4 @@ def _mapped(file: Path) -> Pixels:
 
 
 def _fingerprint(images: Pixels) -> dict[str, str]:
-    return Source("", images).fingerprint
+    return ImageSet("", images).fingerprint

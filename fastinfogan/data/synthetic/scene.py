@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fastinfogan.data.source import Factors, ImageShape
+from fastinfogan.data.image_set import Factors, ImageShape
 
 Numbers = NDArray[np.float32]
 Exact = NDArray[np.float64]

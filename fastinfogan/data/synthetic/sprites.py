@@ -9,7 +9,7 @@ from typing import Final
 
 import numpy as np
 
-from fastinfogan.data.source import ImageShape
+from fastinfogan.data.image_set import ImageShape
 from fastinfogan.data.synthetic.scene import Exact, Factor, Numbers, Pixels, Scene, turn, wide
 
 _SIDE: Final = 64

@@ -16,15 +16,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fastinfogan import experiments
-from fastinfogan.data import open_source
-from fastinfogan.data.decoders.base import Decoded
+from fastinfogan.data import open_image_set
+from fastinfogan.data.decoders.base import DecodedBatch
 from fastinfogan.data.decoders.pillow import MAX_PIXELS, PillowDecoder
-from fastinfogan.data.listing import pictures_below
-from fastinfogan.data.source import Encoded, ImageShape, Recipe
+from fastinfogan.data.image_set import CropResize, EncodedImageSet, ImageShape
+from fastinfogan.data.listing import list_images
 from fastinfogan.errors import InputError
 
 SVHN = experiments.get("svhn")
-COLOUR, GREY = Recipe(ImageShape(32, 32, 3)), Recipe(ImageShape(32, 32, 1))
+COLOUR, GREY = CropResize(ImageShape(32, 32, 3)), CropResize(ImageShape(32, 32, 1))
 RANDOM = np.random.default_rng(0)
 
 
@@ -39,21 +39,21 @@ def bytes_of(picture: Image.Image, kind: str, **options: object) -> bytes:
     return file.getvalue()
 
 
-def stored(files: dict[str, bytes], recipe: Recipe = COLOUR) -> Encoded:
+def stored(files: dict[str, bytes], recipe: CropResize = COLOUR) -> EncodedImageSet:
     folder = Path("pictures")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     for name, data in files.items():
         (folder / name).write_bytes(data)
-    return Encoded("pictures", pictures_below(folder), recipe)
+    return EncodedImageSet("pictures", list_images(folder), recipe)
 
 
-def decode(source: Encoded) -> Decoded:
+def decode(source: EncodedImageSet) -> DecodedBatch:
     (found,) = PillowDecoder(source, 2).batches([np.arange(len(source))])
     return found
 
 
-def image_of(data: bytes, recipe: Recipe = COLOUR) -> NDArray[np.uint8]:
+def image_of(data: bytes, recipe: CropResize = COLOUR) -> NDArray[np.uint8]:
     found = decode(stored({"one.png": data}, recipe))
     assert not found.bad
     return found.images[0]
@@ -161,7 +161,9 @@ def test_pictures_are_upright(tag: int) -> None:
 def test_one_pixel_and_one_row() -> None:
     assert (image_of(bytes_of(Image.new("RGB", (1, 1), (7, 8, 9)), "PNG")) == (7, 8, 9)).all()
     assert image_of(bytes_of(Image.new("RGB", (300, 1), "white"), "PNG")).min() == 255
-    cut = stored({"small.png": bytes_of(scene(20, 20), "PNG")}, Recipe(COLOUR.shape, (128, 128)))
+    cut = stored(
+        {"small.png": bytes_of(scene(20, 20), "PNG")}, CropResize(COLOUR.shape, (128, 128))
+    )
     assert decode(cut).bad[0].reason == "20x20, smaller than the 128x128 that are cut out"
 
 
@@ -205,9 +207,9 @@ def test_an_unreadable_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 
     monkeypatch.setattr(os, "scandir", refusing)
     with pytest.raises(InputError, match="b/: cannot be listed: Permission denied"):
-        open_source(tmp_path, SVHN)
-    source = open_source(tmp_path, SVHN, damaged="skip")
-    assert isinstance(source, Encoded)
+        open_image_set(tmp_path, SVHN)
+    source = open_image_set(tmp_path, SVHN, damaged="skip")
+    assert isinstance(source, EncodedImageSet)
     assert [p.name for p in source.pictures] == ["a/one.png"]
 
 
@@ -224,8 +226,8 @@ def test_links_and_names_of_any_bytes(tmp_path: Path) -> None:
     (tmp_path / "y").symlink_to(elsewhere)
     Path(os.fsdecode(bytes(tmp_path / "\udcff\n.png"))).write_bytes(b"")
     (tmp_path / "._a.png").write_bytes(b"left by macOS")
-    source = open_source(tmp_path, SVHN)
-    assert isinstance(source, Encoded)
+    source = open_image_set(tmp_path, SVHN)
+    assert isinstance(source, EncodedImageSet)
     found = [p.name for p in source.pictures]
     assert found == ["a/a.png", "b/b.png", "y/linked.png", "\\udcff\\n.png"]
     assert source.fingerprint["images"] == "4"

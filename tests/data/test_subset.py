@@ -5,12 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fastinfogan.data import Source
+from fastinfogan.data import ImageSet
 from fastinfogan.data.bad_images import BadImages
-from fastinfogan.data.cache.fill import fill_file
-from fastinfogan.data.sample import sample, some_of
-from fastinfogan.data.source import Encoded, Factors
-from tests.helpers.pictures import RawDecoder, encoded
+from fastinfogan.data.cache.fill import fill_cache_file
+from fastinfogan.data.image_set import EncodedImageSet, Factors
+from fastinfogan.data.subset import sample, subset_indices
+from tests.helpers.image_files import RawDecoder, encoded
 
 pytestmark = pytest.mark.usefixtures("empty_cache")
 
@@ -18,25 +18,25 @@ COUNT = 200
 
 
 @pytest.fixture
-def source() -> Encoded:
+def source() -> EncodedImageSet:
     """Each image, its label and its factor tell its number; its test part's are 100 more."""
 
-    def part(first: int, folder: str) -> Encoded:
+    def part(first: int, folder: str) -> EncodedImageSet:
         number = np.arange(first, first + COUNT)
         images = np.zeros((COUNT, 2, 2, 1), np.uint8) + (number % 256).reshape(-1, 1, 1, 1)
         values = number[:, None].astype(np.float32)
         known = Factors(("number",), values, (None,), (None,))
-        made = encoded(Source(folder, images.astype(np.uint8), number), folder)
+        made = encoded(ImageSet(folder, images.astype(np.uint8), number), folder)
         return replace(made, factors=known)
 
     return replace(part(0, "train"), test=part(100, "test"))
 
 
-def taken(source: Encoded, most: int, told: list[str]) -> Source:
+def taken(source: EncodedImageSet, most: int, told: list[str]) -> ImageSet:
     return sample(RawDecoder(source), RawDecoder, told.append, most)
 
 
-def check(found: Source, first: int) -> None:
+def check(found: ImageSet, first: int) -> None:
     assert found.labels is not None
     assert found.factors is not None
     assert np.array_equal(found.images[:, 0, 0, 0], found.labels % 256)
@@ -45,7 +45,7 @@ def check(found: Source, first: int) -> None:
     assert found.labels.max() < first + COUNT
 
 
-def test_some_of_a_set_with_what_is_known_of_them(source: Encoded) -> None:
+def test_some_of_a_set_with_what_is_known_of_them(source: EncodedImageSet) -> None:
     told: list[str] = []
     found = taken(source, 50, told)
     assert found.test is not None
@@ -59,10 +59,10 @@ def test_some_of_a_set_with_what_is_known_of_them(source: Encoded) -> None:
 
 
 @pytest.mark.parametrize("kept", [False, True])
-def test_a_bad_picture_is_not_evaluated_on(source: Encoded, kept: bool) -> None:
+def test_a_bad_picture_is_not_evaluated_on(source: EncodedImageSet, kept: bool) -> None:
     source.pictures[7].file.write_bytes(b"")
     if kept:
-        fill_file(RawDecoder(source), BadImages("train", COUNT, "skip"), pytest.fail)
+        fill_cache_file(RawDecoder(source), BadImages("train", COUNT, "skip"), pytest.fail)
     told: list[str] = []
     found = taken(source, COUNT, told)
     check(found, 0)
@@ -72,8 +72,8 @@ def test_a_bad_picture_is_not_evaluated_on(source: Encoded, kept: bool) -> None:
     assert any("1 of them cannot be decoded" in each for each in told)
 
 
-def test_all_of_a_set_that_is_kept(source: Encoded) -> None:
-    fill_file(RawDecoder(source), BadImages("train", COUNT, "fail"), pytest.fail)
+def test_all_of_a_set_that_is_kept(source: EncodedImageSet) -> None:
+    fill_cache_file(RawDecoder(source), BadImages("train", COUNT, "fail"), pytest.fail)
     found = taken(source, 50, [])
     assert len(found) == COUNT
     check(found, 0)
@@ -83,9 +83,9 @@ def test_all_of_a_set_that_is_kept(source: Encoded) -> None:
 def test_some_of_a_set_are_of_all_classes(labels: str) -> None:
     number = np.arange(100_000)
     classes = number % 10 if labels == "taking turns" else number // 10_000
-    chosen = some_of(len(number), 10_000)
+    chosen = subset_indices(len(number), 10_000)
     assert len(np.unique(chosen)) == 10_000
     met = np.bincount(classes[chosen])
     assert met.min() > 850
     assert met.max() < 1150
-    assert np.array_equal(some_of(5, 10), np.arange(5))
+    assert np.array_equal(subset_indices(5, 10), np.arange(5))

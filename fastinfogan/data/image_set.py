@@ -64,7 +64,7 @@ class Factors:
 
 
 @dataclass(frozen=True)
-class Source:
+class ImageSet:
     """A set of images, and of labels and factors where the format has them.
 
     Labels and factors are only ever used to evaluate.
@@ -83,7 +83,7 @@ class Source:
     name: str
     images: NDArray[np.uint8]
     labels: NDArray[np.int64] | None = None
-    test: "Source | None" = None
+    test: "ImageSet | None" = None
     factors: Factors | None = None
 
     def __post_init__(self) -> None:
@@ -119,7 +119,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class CropResize:
     """From a picture of any size to an image: cut out, make grey or RGB, resize.
 
     Attributes:
@@ -137,7 +137,7 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Picture:
+class ImageFile:
     """Where an encoded picture lies.
 
     Attributes:
@@ -154,21 +154,21 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedImageSet:
     """A set of pictures that are yet to be decoded; see `fastinfogan.data.decoders.base`.
 
     Attributes:
         name: what the user would call it.
         pictures: N of them, in an order that does not depend on the machine.
         recipe: what becomes of each.
-        labels, test, factors: as in `Source`.
+        labels, test, factors: as in `ImageSet`.
     """
 
     name: str
-    pictures: Sequence[Picture]
-    recipe: Recipe
+    pictures: Sequence[ImageFile]
+    recipe: CropResize
     labels: NDArray[np.int64] | None = None
-    test: "Encoded | None" = None
+    test: "EncodedImageSet | None" = None
     factors: Factors | None = None
 
     def __post_init__(self) -> None:

@@ -7,19 +7,21 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fastinfogan.data.decoders.base import BadImage, Decoded, Decoder
-from fastinfogan.data.source import Encoded, ImageShape, Picture, Recipe, Source
+from fastinfogan.data.decoders.base import BadImage, DecodedBatch, Decoder
+from fastinfogan.data.image_set import CropResize, EncodedImageSet, ImageFile, ImageSet, ImageShape
 
 
-def encoded(source: Source, folder: str = "pictures") -> Encoded:
+def encoded(source: ImageSet, folder: str = "pictures") -> EncodedImageSet:
     """Write a set's images to files of their own."""
     Path(folder).mkdir(exist_ok=True)
     pictures = []
     for i, image in enumerate(source.images):
         file = Path(folder, f"{i:04d}.raw")
         file.write_bytes(image.tobytes())
-        pictures.append(Picture(file.name, file, 0, image.nbytes))
-    return Encoded(folder, pictures, Recipe(ImageShape(*source.images.shape[1:])), source.labels)
+        pictures.append(ImageFile(file.name, file, 0, image.nbytes))
+    return EncodedImageSet(
+        folder, pictures, CropResize(ImageShape(*source.images.shape[1:])), source.labels
+    )
 
 
 class RawDecoder(Decoder):
@@ -33,13 +35,13 @@ class RawDecoder(Decoder):
 
     name = "raw 1"
 
-    def __init__(self, source: Encoded, delay: float = 0) -> None:
+    def __init__(self, source: EncodedImageSet, delay: float = 0) -> None:
         super().__init__(source)
         self.asked: list[int] = []
         self.closed = 0
         self.delay = delay
 
-    def batches(self, wanted: Iterable[NDArray[np.int64]]) -> Generator[Decoded]:
+    def batches(self, wanted: Iterable[NDArray[np.int64]]) -> Generator[DecodedBatch]:
         try:
             for index in wanted:
                 self.asked += index.tolist()
@@ -53,7 +55,7 @@ class RawDecoder(Decoder):
                         images[row] = data.reshape(self.source.shape)
                     else:
                         bad.append(BadImage(i, picture.name, "cut short"))
-                yield Decoded(index, images, tuple(bad))
+                yield DecodedBatch(index, images, tuple(bad))
         except GeneratorExit:
             self.closed += 1
             raise

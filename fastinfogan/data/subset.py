@@ -5,10 +5,10 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from fastinfogan.data.cache.fill import in_sequence
-from fastinfogan.data.cache.slots import Key, open_whole
+from fastinfogan.data.cache.fill import sequential_batches
+from fastinfogan.data.cache.storage import CacheKey, open_complete
 from fastinfogan.data.decoders.base import Decoder
-from fastinfogan.data.source import Encoded, Factors, Source
+from fastinfogan.data.image_set import EncodedImageSet, Factors, ImageSet
 from fastinfogan.errors import InputError
 from fastinfogan_kernels import shuffle
 from fastinfogan_kernels.philox import Stream
@@ -20,10 +20,10 @@ _ROWS = 128
 
 def sample(
     decoder: Decoder,
-    decoder_of: Callable[[Encoded], Decoder],
+    decoder_of: Callable[[EncodedImageSet], Decoder],
     tell: Callable[[str], object],
     most: int = MOST,
-) -> Source:
+) -> ImageSet:
     """A set's images with what is known of them: all if they are kept, else always the same few.
 
     Args:
@@ -39,15 +39,15 @@ def sample(
     test = None
     if source.test is not None:
         test = sample(decoder_of(source.test), decoder_of, tell, most)
-    whole = open_whole(Key.of(decoder), tell)
+    whole = open_complete(CacheKey.of(decoder), tell)
     if whole is not None and not whole.bad:
-        return Source(source.name, whole.images, source.labels, test, source.factors)
-    chosen = some_of(len(source), most)
+        return ImageSet(source.name, whole.images, source.labels, test, source.factors)
+    chosen = subset_indices(len(source), most)
     if whole is not None:
         # What stands in for a bad picture is not what is known of it.
         images, good = whole.images[chosen], ~np.isin(chosen, [bad.index for bad in whole.bad])
     else:
-        images, good = decode_some(decoder, chosen)
+        images, good = decode_subset(decoder, chosen)
     if not good.any():
         raise InputError(f"{source.name}: not one of {len(chosen):,} pictures can be decoded")
     if len(chosen) < len(source) or not good.all():
@@ -58,10 +58,10 @@ def sample(
     if known is not None:
         factors = Factors(known.names, known.values[kept], known.classes, known.periods)
     labels = None if source.labels is None else source.labels[kept]
-    return Source(source.name, images[good], labels, test, factors)
+    return ImageSet(source.name, images[good], labels, test, factors)
 
 
-def some_of(count: int, most: int) -> NDArray[np.int64]:
+def subset_indices(count: int, most: int) -> NDArray[np.int64]:
     """Numbers of some images of a set, always the same, in order: int64 (at most `most`,).
 
     By a shuffle: a set may be sorted by class, or its classes may take turns.
@@ -72,14 +72,14 @@ def some_of(count: int, most: int) -> NDArray[np.int64]:
     return np.sort(shuffle.permute(place, count, key))
 
 
-def decode_some(
+def decode_subset(
     decoder: Decoder, chosen: NDArray[np.int64]
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """Some images of a set, and which of them could be decoded."""
     images = np.empty((len(chosen), *decoder.source.shape), np.uint8)
     good = np.ones(len(chosen), np.bool_)
     done = 0
-    for batch in decoder.batches(chosen[rows] for rows in in_sequence(len(chosen), _ROWS)):
+    for batch in decoder.batches(chosen[rows] for rows in sequential_batches(len(chosen), _ROWS)):
         part = slice(done, done + len(batch.index))
         images[part] = batch.images
         good[part] = ~np.isin(batch.index, [bad.index for bad in batch.bad])
@@ -87,7 +87,7 @@ def decode_some(
     return images, good
 
 
-def is_known(source: Encoded) -> bool:
+def is_annotated(source: EncodedImageSet) -> bool:
     """Whether there are labels or factors that images could be evaluated by."""
     parts = (source, source.test)
     return any(p is not None and (p.labels is not None or p.factors is not None) for p in parts)

@@ -1,10 +1,10 @@
-"""Decoded images, kept: in memory, or in a file that later runs map and never decode again.
+"""DecodedBatch images, kept: in memory, or in a file that later runs map and never decode again.
 
 A set's file lies in the cache folder under the hash of what it is made of: the set's fingerprint,
 its decoder, and when its files were last written.
 
 HASH.u8           the images, uint8 (N, height, width, channels)
-HASH.json         written last: what they are, a checksum of every few MiB, the quarantine
+HASH.json         written last: what they are, a checksum of every few MiB, the bad_images
 HASH.XXXX.partial a fill that is going on, its owner holding a lock on it
 HASH.XXXX.sums    a checksum of each of its images, 0 for one that is not there yet
 
@@ -36,7 +36,7 @@ from fastinfogan.data.decoders.base import BadImage, Decoder
 from fastinfogan.paths import cache_directory
 
 IN_MEMORY = "decoded images stay in memory, and the next run decodes again"
-_FORMAT = 1
+_FORMAT = 2
 _CHUNK = 1 << 22  # bytes that share a checksum in a whole file
 _ABANDONED = 24 * 3600  # seconds after which what another set's dead fill left is swept
 _NO_RESERVE = 0x4000  # Linux's MAP_NORESERVE: a set may be larger than memory
@@ -50,14 +50,14 @@ def folder() -> Path:
     return cache_directory() / "images"
 
 
-def size_of(decoder: Decoder) -> int:
+def decoded_size(decoder: Decoder) -> int:
     """Bytes of a set's images."""
     height, width, channels = decoder.source.shape
     return len(decoder.source) * height * width * channels
 
 
 @dataclass(frozen=True)
-class Key:
+class CacheKey:
     """What a set's decoded images are made of.
 
     Attributes:
@@ -89,7 +89,7 @@ class Key:
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-class Slots:
+class ImageCache:
     """A set's images in memory, each in its place, filled one by one.
 
     Args:
@@ -114,15 +114,15 @@ class Slots:
         self.images[index] = images
         self.filled[index] = True
 
-    def finish(self, quarantine: BadImages) -> None:
+    def finish(self, bad_images: BadImages) -> None:
         """All are filled."""
 
     def close(self) -> None:
         """No more will be filled."""
 
 
-class Marked(Slots):
-    """Slots that lie elsewhere; here it is only kept which are filled."""
+class FilledMask(ImageCache):
+    """ImageCache that lie elsewhere; here it is only kept which are filled."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__((shape[0], 0))
@@ -132,7 +132,7 @@ class Marked(Slots):
         self.filled[index] = True
 
 
-class WholeFile(Slots):
+class CompleteFile(ImageCache):
     """A finished set, mapped."""
 
     def __init__(self, images: Images, bad: tuple[BadImage, ...]) -> None:
@@ -141,12 +141,14 @@ class WholeFile(Slots):
         self.bad = bad
 
 
-def open_whole(key: Key, warn: Callable[[str], object], *, check: bool = True) -> WholeFile | None:
+def open_complete(
+    key: CacheKey, warn: Callable[[str], object], *, check: bool = True
+) -> CompleteFile | None:
     """Map a finished set, after comparing every byte with its checksum.
 
     Args:
         key: which set.
-        warn: told if the file is damaged; it is removed then. Also if it cannot be read.
+        warn: format_size if the file is damaged; it is removed then. Also if it cannot be read.
         check: compare; a file that was just written need not be.
 
     Returns:
@@ -165,7 +167,7 @@ def open_whole(key: Key, warn: Callable[[str], object], *, check: bool = True) -
             raise ValueError("of another set")
         if check and found["crc32"] != checksums(flat):
             raise ValueError("a checksum is not its own")
-        bad = tuple(BadImage(**each) for each in found["quarantine"])
+        bad = tuple(BadImage(**each) for each in found["bad_images"])
     except FileNotFoundError:
         return None
     except OSError as error:  # no reason to throw it away
@@ -176,10 +178,10 @@ def open_whole(key: Key, warn: Callable[[str], object], *, check: bool = True) -
         for file_ in (described, data):
             _remove(file_)
         return None
-    return WholeFile(flat.reshape(key.shape), bad)
+    return CompleteFile(flat.reshape(key.shape), bad)
 
 
-def is_kept(key: Key) -> bool:
+def is_cached(key: CacheKey) -> bool:
     """Whether a set's finished file is there, be it damaged or not."""
     return (folder() / f"{key.hash}.json").exists()
 
@@ -191,7 +193,7 @@ def checksums(flat: Images) -> list[int]:
         return list(pool.map(zlib.crc32, parts))
 
 
-class FileSlots(Slots):
+class FileCache(ImageCache):
     """A set's images in a file that is being filled; one that a dead process left is gone on with.
 
     Written by write(2) and read through a mapping: a full disk is an error of the one and would be
@@ -204,7 +206,7 @@ class FileSlots(Slots):
         OSError: the folder is read-only, or the disk has no room for the whole set.
     """
 
-    def __init__(self, key: Key) -> None:
+    def __init__(self, key: CacheKey) -> None:
         self._key = key
         self._size = int(np.prod(key.shape))
         folder().mkdir(parents=True, exist_ok=True)
@@ -252,7 +254,7 @@ class FileSlots(Slots):
             if i not in bad:  # who goes on with this file is to know of them, too
                 _pwrite(self._sums_file, _sum(image).to_bytes(4, "little"), 4 * i)
 
-    def finish(self, quarantine: BadImages) -> None:
+    def finish(self, bad_images: BadImages) -> None:
         """Make it a whole file, for others to find; if it cannot be, that is a warning."""
         if self._file < 0:
             return
@@ -263,7 +265,7 @@ class FileSlots(Slots):
             "made of": self._key.made_of,
             "shape": self._key.shape,
             "crc32": checksums(self.images.reshape(-1)),
-            "quarantine": quarantine.records(),
+            "bad_images": bad_images.records(),
         }
         try:
             os.fsync(self._file)
