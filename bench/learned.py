@@ -39,9 +39,9 @@ def learned(path: Path, at: list[int]) -> dict[str, Any]:
         raise InputError(f"{path}: its metrics have no line for iteration {min(missing)}")
     return {
         "experiment": run.experiment.name,
-        "seed": run.settings.seed,
-        "precision": run.settings.precision,
-        "information": run.settings.information,
+        "seed": run.config.seed,
+        "precision": run.config.precision,
+        "information": run.config.information,
         "bounds": {
             step: {k: v for k, v in lines[step].items() if k.startswith("mi_")} for step in at
         },

@@ -154,7 +154,7 @@ def test_an_iteration_on_a_kept_set(
     def run(who: str) -> None:
         if not sides[who].feed.prepare(step[who], 1):
             raise MismatchError(f"{who} has no more images")
-        sides[who].runner.run(step[who], 1)
+        sides[who].execution.run(step[who], 1)
         step[who] += 1
 
     def check() -> None:

@@ -30,14 +30,14 @@ class Distributed:
 
     Attributes:
         rank: its number, from 0.
-        count: of all.
+        world_size: number of processes.
     """
 
     rank: int = 0
-    count: int = 1
+    world_size: int = 1
 
     @property
-    def writes(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this rank prints, and writes the run directory."""
         return self.rank == 0
 
@@ -47,25 +47,25 @@ class Distributed:
         Raises:
             InputError: the batch cannot be cut into equal parts of two rows or more.
         """
-        rows, rest = divmod(batch_size, self.count)
+        rows, rest = divmod(batch_size, self.world_size)
         if rest or rows < 2:
             raise InputError(
-                f"--batch-size {batch_size} cannot be shared equally by {self.count} ranks with 2 "
-                f"or more rows for each; take a multiple of {self.count}"
+                f"--batch-size {batch_size} cannot be shared equally by {self.world_size} "
+                f"ranks with 2 or more rows for each; take a multiple of {self.world_size}"
             )
         return range(self.rank * rows, (self.rank + 1) * rows)
 
-    def group(self, *, synchronised: bool) -> Group:
+    def batch_norm_group(self, *, synchronised: bool) -> Group:
         """With whom batch norm shares its statistics."""
-        return "world" if synchronised and self.count > 1 else None
+        return "world" if synchronised and self.world_size > 1 else None
 
-    def agree(self, *flags: bool) -> list[bool]:
+    def any_process(self, *flags: bool) -> list[bool]:
         """Which flags are set on any rank; waits for all of them.
 
         Raises:
             TrainingError: another rank is gone.
         """
-        if self.count == 1:
+        if self.world_size == 1:
             return list(flags)
         told = torch.tensor(flags, dtype=torch.int32)
         with reporting_lost_ranks():
@@ -73,25 +73,25 @@ class Distributed:
         return [bool(flag) for flag in told.tolist()]
 
     @contextmanager
-    def first(self) -> Iterator[None]:
+    def main_first(self) -> Iterator[None]:
         """Have rank 0 do something before the others do: what it makes, they find.
 
         Raises:
             TrainingError: another rank is gone.
         """
-        if not self.writes:
-            self.wait()
+        if not self.is_main:
+            self.barrier()
         yield
-        if self.writes:
-            self.wait()
+        if self.is_main:
+            self.barrier()
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Wait until every rank has come here.
 
         Raises:
             TrainingError: another rank is gone.
         """
-        self.agree(False)
+        self.any_process(False)
 
 
 SINGLE_PROCESS = Distributed()
@@ -103,7 +103,7 @@ def started_by_torchrun() -> bool:
 
 
 @contextmanager
-def joined(device_type: str) -> Iterator[Distributed]:
+def process_group(device_type: str) -> Iterator[Distributed]:
     """Join the processes that torchrun started, if it did.
 
     On GPUs each rank takes the one of its number on its node.
@@ -141,13 +141,15 @@ class GradientAllReduce:
     """One phase's gradients and measures, summed over all ranks in one flat collective; capturable.
 
     Args:
-        ranks: who shares.
+        distributed: the processes.
         gradients: tensors of the shapes, strides and device that will be shared.
         measures: how many numbers go with them.
     """
 
-    def __init__(self, ranks: Distributed, gradients: Sequence[Tensor], measures: int) -> None:
-        self._ranks = ranks
+    def __init__(
+        self, distributed: Distributed, gradients: Sequence[Tensor], measures: int
+    ) -> None:
+        self._distributed = distributed
         sizes = [g.numel() for g in gradients]
         # Every gradient begins where vectors load whole.
         padded = [-(-size // _ALIGNED) * _ALIGNED for size in sizes]
@@ -178,7 +180,7 @@ class GradientAllReduce:
             TrainingError: another rank is gone.
         """
         torch._foreach_copy_(self._gradients, list(gradients))
-        torch.div(measures, self._ranks.count, out=self._measures)
+        torch.div(measures, self._distributed.world_size, out=self._measures)
         self._rows.copy_(problems.bitwise_and(OVERFLOWED - 1))
         with reporting_lost_ranks():
             dist.all_reduce(self._flat)

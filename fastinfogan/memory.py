@@ -13,7 +13,7 @@ class OutOfMemoryError(InputError):
 
 
 @contextmanager
-def told_in_one_line(advice: str) -> Iterator[None]:
+def reporting_out_of_memory(advice: str) -> Iterator[None]:
     """Turn any allocator's error into one that says what to do.
 
     Raises:

@@ -17,7 +17,7 @@ import torch  # noqa: E402 - it settles on a folder when it is imported
 from bench.baselines.iteration import BestLoop, inputs_of  # noqa: E402
 from bench.cases.iteration import SEED, images_for, iteration_for  # noqa: E402
 from fastinfogan import experiments  # noqa: E402
-from fastinfogan.engine.execution import choose_runner  # noqa: E402
+from fastinfogan.engine.execution import choose_execution  # noqa: E402
 from fastinfogan.engine.precision import choose_precision  # noqa: E402
 
 BATCH = 128
@@ -25,14 +25,14 @@ BATCH = 128
 
 def main() -> None:
     """Run one iteration."""
-    who, *runner = sys.argv[1:]
+    who, *execution = sys.argv[1:]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     e = experiments.get("mnist")
     precision, _ = choose_precision("auto", device)
     images = images_for(e, 2 * BATCH, device)
     if who == "ours":
         iteration = iteration_for(e, precision.name, BATCH, images)
-        chosen, _ = choose_runner(runner[0], device)  # type: ignore[arg-type]
+        chosen, _ = choose_execution(execution[0], device)  # type: ignore[arg-type]
         chosen(iteration).run(0, 1)
         found = iteration.sums[:2].tolist()
     else:

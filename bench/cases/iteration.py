@@ -33,7 +33,7 @@ from bench.counting.iteration import count
 from bench.timing.clock import Run
 from fastinfogan import experiments
 from fastinfogan.engine import Iteration, TrainConfig
-from fastinfogan.engine.execution import EagerRunner, Runner, choose_runner
+from fastinfogan.engine.execution import EagerExecution, Execution, choose_execution
 from fastinfogan.engine.precision import PRECISIONS, ComputedIn
 from fastinfogan.experiments import Experiment
 from fastinfogan.networks import InfoGAN
@@ -156,9 +156,9 @@ def _iteration(
     forget_compiled()
     counts = count(replace(e, batch_size=batch), precision)
     images = images_for(e, max(SET, 2 * batch), device)
-    runner_class, _ = choose_runner("auto", device)
-    runner = runner_class(iteration_for(e, precision, batch, images))
-    at_once, how = runner.at_once, PRECISIONS[precision]
+    execution_class, _ = choose_execution("auto", device)
+    execution = execution_class(iteration_for(e, precision, batch, images))
+    at_once, how = execution.iterations_per_call, PRECISIONS[precision]
 
     def times(run: Run) -> Run:
         def several() -> None:
@@ -172,9 +172,9 @@ def _iteration(
     return Case(
         "iteration",
         title,
-        lambda: runner.run(next(firsts), at_once),
+        lambda: execution.run(next(firsts), at_once),
         others,
-        partial(check_parity, e, precision, batch, images, runner_class),
+        partial(check_parity, e, precision, batch, images, execution_class),
         e.name,
         precision,
         batch,
@@ -182,7 +182,7 @@ def _iteration(
         counts.bytes_minimum,
         "steady",
         at_once,
-        {"runner": runner_class.__name__, "left out": left_out, "launches": counts.launches},
+        {"runner": execution_class.__name__, "left out": left_out, "launches": counts.launches},
     )
 
 
@@ -204,13 +204,13 @@ def check_parity(
     precision: ComputedIn,
     batch: int,
     images: Tensor,
-    runner: type[Runner] = EagerRunner,
+    execution: type[Execution] = EagerExecution,
 ) -> None:
     """Check an iteration against the reference's, in fp64 for fp32 and in fp32 for 16 bits.
 
     Raises:
         MismatchError: losses, bounds or gradients are further off than torch's at the same
-            precision, an update is not Adam's, or the runner's iteration is not this one.
+            precision, an update is not Adam's, or the execution's iteration is not this one.
     """
     how = PRECISIONS[precision]
     with how.arithmetic():
@@ -232,8 +232,8 @@ def check_parity(
                 _of_peer(make(e, images, batch), ours, images, batch, names, narrow=narrow)
             )
         check_accuracy(sides[0], sides[1], sides[2], how.computed, kinks=True)
-        if runner is not EagerRunner:
-            _check_runner(runner, start, e, precision, batch, images)
+        if execution is not EagerExecution:
+            _check_execution(execution, start, e, precision, batch, images)
 
 
 def _networks(ours: Iteration) -> tuple[torch.nn.Module, ...]:
@@ -318,21 +318,21 @@ def _of_peer(
     return _named(names, found, measured, narrow=narrow)
 
 
-def _check_runner(
-    runner: type[Runner],
+def _check_execution(
+    execution: type[Execution],
     start: Sequence[Tensor],
     e: Experiment,
     precision: ComputedIn,
     batch: int,
     images: Tensor,
 ) -> None:
-    """What the runner does with the first iteration is what calls one by one do with it."""
+    """What the execution does with the first iteration is what calls one by one do with it."""
     both = []
-    for who in (EagerRunner, runner):
+    for who in (EagerExecution, execution):
         each = iteration_for(e, precision, batch, images)
         for parameter, value in zip(each.networks.parameters(), start, strict=True):
             parameter.data.copy_(value)
         each.restored()
         who(each).run(0, 1)
         both.append(each.state()["weights"])
-    check_same_bits(both[1], both[0], f"weights by {runner.__name__}")
+    check_same_bits(both[1], both[0], f"weights by {execution.__name__}")

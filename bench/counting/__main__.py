@@ -42,8 +42,8 @@ class Counts:
         experiment = replace(experiments.get(self.experiment), batch_size=self.batch_size)
         how = (self.precision, self.ranks, self.batch_norm)
         messages = collectives(experiment, *how)
-        with one_of(self.ranks) as ranks:
-            found = count(experiment, self.precision, ranks, self.batch_norm)
+        with one_of(self.ranks) as distributed:
+            found = count(experiment, self.precision, distributed, self.batch_norm)
         if self.json:
             told = {"collectives": [asdict(each) for each in messages]} if self.ranks > 1 else {}
             print(json.dumps(asdict(found) | told, indent=1))

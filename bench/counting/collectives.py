@@ -101,8 +101,9 @@ def collectives(
     Raises:
         InputError: the batch cannot be shared equally, or this process is one of several.
     """
-    with one_of(count) as ranks, recording(), torch.no_grad(), PRECISIONS[precision].arithmetic():
-        iteration = made(experiment, precision, ranks, batch_norm)
+    arithmetic = PRECISIONS[precision].arithmetic()
+    with one_of(count) as distributed, recording(), torch.no_grad(), arithmetic:
+        iteration = made(experiment, precision, distributed, batch_norm)
         iteration.program()  # the first one makes tables
         heard = _Heard()
         with heard:

@@ -119,7 +119,7 @@ class _Aten(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def count(
     experiment: Experiment,
     precision: ComputedIn = "bf16",
-    ranks: Distributed = SINGLE_PROCESS,
+    distributed: Distributed = SINGLE_PROCESS,
     batch_norm: BatchNorm = "synchronised",
 ) -> Counts:
     """Count one iteration, of one rank if there are several.
@@ -127,11 +127,11 @@ def count(
     Args:
         experiment: with its batch size, of all ranks together.
         precision: "bf16", "fp32", "tf32" or "fp16", which also looks for overflows.
-        ranks: who shares the batch, see `collectives.one_of`.
+        distributed: the processes that share the batch, see `collectives.one_of`.
         batch_norm: of several ranks.
     """
     with recording() as launches, PRECISIONS[precision].arithmetic():
-        iteration = made(experiment, precision, ranks, batch_norm)
+        iteration = made(experiment, precision, distributed, batch_norm)
         with torch.no_grad():
             with _Aten():
                 iteration.program()  # the first one makes tables
@@ -162,7 +162,7 @@ def count(
 def made(
     experiment: Experiment,
     precision: ComputedIn,
-    ranks: Distributed = SINGLE_PROCESS,
+    distributed: Distributed = SINGLE_PROCESS,
     batch_norm: BatchNorm = "synchronised",
 ) -> Iteration:
     """An iteration on tensors without storage, to be walked while launches are recorded."""
@@ -176,11 +176,11 @@ def made(
         data=None,
         data_fingerprint={},
         batch_norm=batch_norm,
-        ranks=ranks.count,
+        ranks=distributed.world_size,
     )
     with _META:
         images = torch.empty((e.batch_size, e.height, e.width, e.channels), dtype=torch.uint8)
-        return Iteration(e, settings, InfoGAN(e), images, ranks=ranks)
+        return Iteration(e, settings, InfoGAN(e), images, distributed=distributed)
 
 
 def _minimum(iteration: Iteration) -> int:

@@ -53,7 +53,7 @@ def noise_images(e: Experiment, device: torch.device, count: int = _SEEN) -> tor
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=source).to(device)
 
 
-def settings_of(
+def train_config(
     e: Experiment, precision: ComputedIn, fingerprint: dict[str, str] | None = None, seed: int = 1
 ) -> TrainConfig:
     """Of a run of an experiment as it is."""
@@ -77,7 +77,7 @@ def make_iteration(
     images: torch.Tensor | None = None,
 ) -> Iteration:
     """The product's iteration, on random images if none are given."""
-    settings = settings_of(e, precision)
+    settings = train_config(e, precision)
     with nowhere(device):
         networks = InfoGAN(e, settings.seed)
     if precision == "fp64":

@@ -39,7 +39,7 @@ class Parity:
     """As for train, a set that holds images (default: embedded digits, or rendered)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where both are trained."""
-    runner: Literal["auto", "eager", "compiled", "graph"] = "auto"
+    execution: Literal["auto", "eager", "compiled", "graph"] = "auto"
     """Who drives the engine's iterations, as for train."""
     out: Path | None = None
     """Folder for trajectories, parity.json and parity.png (default: a new one in runs/)."""
@@ -57,7 +57,7 @@ class Parity:
         from fastinfogan.engine import choose_precision
         from fastinfogan.engine.config import MAX_ITERATIONS
         from fastinfogan.engine.environment import choose_device
-        from fastinfogan.memory import told_in_one_line
+        from fastinfogan.memory import reporting_out_of_memory
 
         if not LEAST_SEEDS <= self.seeds <= _MAX_SEEDS:
             raise InputError(
@@ -87,12 +87,12 @@ class Parity:
             min(EARLY, self.iterations),
             precision,
             device,
-            self.runner,
+            self.execution,
         )
         out = self.out or free_name("parity")
         whole = self.seeds * sum(map(setup.length, setup.sides))
         try:
-            with _progress(whole) as told, told_in_one_line("give a smaller --batch-size"):
+            with _progress(whole) as told, reporting_out_of_memory("give a smaller --batch-size"):
                 found = compare(out, setup, self.seeds, told)
         except KeyboardInterrupt:
             print(f"fastinfogan: what was finished is kept; --out {out} goes on", file=sys.stderr)

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from fastinfogan.data import ImageSet
 from fastinfogan.data.transforms import to_network
-from fastinfogan.engine import Iteration, Precision, TrainConfig, choose_runner
+from fastinfogan.engine import Iteration, Precision, TrainConfig, choose_execution
 from fastinfogan.engine.environment import versions
-from fastinfogan.engine.execution import RunnerName
+from fastinfogan.engine.execution import ExecutionName
 from fastinfogan.engine.precision import FP32
 from fastinfogan.errors import TrainingError
 from fastinfogan.experiments import Experiment
@@ -40,7 +40,7 @@ _SHARED: Final = ("experiments", "latents.py", "philox.py", "shuffle.py")
 _REFERENCE: Final = (*_SHARED, "reference.py")
 _ENGINE: Final = (
     *_SHARED,
-    *(f"engine/{name}.py" for name in ("iteration", "passes", "precision", "runners", "update")),
+    *(f"engine/{name}.py" for name in ("iteration", "network_step", "precision", "execution")),
     "kernels", "nn", "networks.py", "objective.py", "optim.py",
 )  # fmt: skip
 
@@ -56,10 +56,10 @@ class Setup:
         early: of the first of them, which the other sides run, too.
         precision: the engine's. The reference's is fp32.
         device: of all sides.
-        runner: who drives the engine's iterations.
+        execution: who drives the engine's iterations.
 
     Raises:
-        InputError: a number is out of range, or there is no such runner on the device.
+        InputError: a number is out of range, or there is no such execution on the device.
     """
 
     experiment: Experiment
@@ -68,11 +68,11 @@ class Setup:
     early: int
     precision: Precision
     device: torch.device
-    runner: RunnerName = "auto"
+    execution: ExecutionName = "auto"
 
     def __post_init__(self) -> None:
         self.settings(0)
-        choose_runner(self.runner, self.device)
+        choose_execution(self.execution, self.device)
 
     @property
     def quantities(self) -> tuple[str, ...]:
@@ -124,7 +124,7 @@ class Setup:
             found["precision"] = self.computed(side).name
         of_engine = side in ("engine", "engine32")
         if of_engine:
-            found["runner"] = choose_runner(self.runner, self.device)[0].__name__
+            found["runner"] = choose_execution(self.execution, self.device)[0].__name__
         found["code"] = code(_ENGINE if of_engine else _REFERENCE)
         return found
 
@@ -177,12 +177,12 @@ def _engine(setup: Setup, seed: int, side: Side) -> Step:
     networks = InfoGAN(setup.experiment, seed).to(setup.device)
     images = torch.from_numpy(setup.source.images).to(setup.device)
     iteration = Iteration(setup.experiment, setup.settings(seed, side), networks.train(), images)
-    runner = choose_runner(setup.runner, setup.device)[0](iteration)
+    execution = choose_execution(setup.execution, setup.device)[0](iteration)
     if iteration.loss_scale:
         _settle(iteration)
 
     def run(step: int) -> Sequence[float]:
-        runner.run(step, 1)
+        execution.run(step, 1)
         try:
             found = iteration.read()
         except TrainingError:

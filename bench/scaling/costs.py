@@ -12,7 +12,7 @@ from bench.timing.interleaved import Interleaved
 from fastinfogan import experiments
 from fastinfogan.data.image_set import ImageSet
 from fastinfogan.engine import Iteration, TrainConfig
-from fastinfogan.engine.execution import choose_runner
+from fastinfogan.engine.execution import choose_execution
 from fastinfogan.engine.precision import ComputedIn
 from fastinfogan.experiments import Block, Experiment
 from fastinfogan.networks import InfoGAN
@@ -91,8 +91,8 @@ def _by_ranks(experiment: Experiment, precision: ComputedIn) -> Axis:
     launches, handed_in, told = [], [], []
     for number in RANKS:
         e = replace(experiment, batch_size=experiment.batch_size * number)
-        with one_of(number) as ranks:
-            launches.append(count(e, precision, ranks).launches)
+        with one_of(number) as distributed:
+            launches.append(count(e, precision, distributed).launches)
         messages = collectives(e, precision, number)
         handed_in.append(sum(each.bytes for each in messages))
         gathered = sum(each.bytes for each in messages if each.kind == "all_gather")
@@ -131,13 +131,13 @@ def timed(
         "width": (TIMED_WIDTHS, [widened(e, width) for width in TIMED_WIDTHS]),
         "codes": (TIMED_CODES, [coded(e, codes) for codes in TIMED_CODES]),
     }
-    kind, _ = choose_runner("auto", device)
-    at_once = kind.at_once
+    kind, _ = choose_execution("auto", device)
+    at_once = kind.iterations_per_call
     found, steps = {}, iter(range(0, 10**9, at_once))
 
     def one(each: Experiment) -> Run:
-        runner = kind(iteration_of(each, precision, device))
-        return lambda: runner.run(next(steps), at_once)
+        execution = kind(iteration_of(each, precision, device))
+        return lambda: execution.run(next(steps), at_once)
 
     for axis, (along, made) in sizes.items():
         sides = {str(size): one(each) for size, each in zip(along, made, strict=True)}

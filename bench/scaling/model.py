@@ -155,8 +155,8 @@ def predict(
     cluster, messages, here = Cluster(gpus, speeds), [], alone
     if gpus > 1:
         messages = collectives(e, precision, gpus, batch_norm)
-        with one_of(gpus) as ranks:
-            here = _parts(count(e, precision, ranks, batch_norm), speeds)
+        with one_of(gpus) as distributed:
+            here = _parts(count(e, precision, distributed, batch_norm), speeds)
     bound, computing, launching = here
     telling = cluster.told(messages)
     efficiency = sum(alone[1:]) / (computing + launching + telling)

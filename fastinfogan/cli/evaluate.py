@@ -39,7 +39,7 @@ class Evaluate:
         from fastinfogan.engine.environment import choose_device
         from fastinfogan.errors import InputError
         from fastinfogan.evaluation import evaluate
-        from fastinfogan.memory import told_in_one_line
+        from fastinfogan.memory import reporting_out_of_memory
         from fastinfogan.model import Model
 
         run = RunDirectory.open(self.run_directory)
@@ -52,14 +52,14 @@ class Evaluate:
                 raise
             source = str(error)  # the bound needs no images
         else:
-            if not self.data and source.fingerprint != run.settings.data_fingerprint:
+            if not self.data and source.fingerprint != run.config.data_fingerprint:
                 source = (
                     f"{name_of(source)}: not the images of the run any more; name others by --data"
                 )
-        with told_in_one_line("evaluate on fewer images"):
+        with reporting_out_of_memory("evaluate on fewer images"):
             known = source
             if not isinstance(known, str):
-                known = to_evaluate(known, run.plan, lambda told: print(told, file=sys.stderr))
+                known = to_evaluate(known, run.options, lambda told: print(told, file=sys.stderr))
             found = evaluate(trained, known, self.seed)
         if self.json:
             print(json.dumps(found.to_dict(), indent=1, allow_nan=False))

@@ -20,20 +20,20 @@ class Info:
     def run(self) -> int:
         """Do it; the exit code."""
         from fastinfogan.data.cache.storage import folder
-        from fastinfogan.engine import choose_precision, choose_runner, environment
+        from fastinfogan.engine import choose_execution, choose_precision, environment
         from fastinfogan.experiments import OURS, VARIANTS, to_train
         from fastinfogan.paths import cache_directory, compiled_folders
         from fastinfogan_kernels.runtime.backend import choose
 
         device = environment.choose_device("auto")
         precision, why = choose_precision("auto", device)
-        runner, because = choose_runner("auto", device)
+        execution, because = choose_execution("auto", device)
         facts = {
             **environment.versions(),
             **environment.hardware(),
             "device": device.type,
             "precision": f"{precision.name}: {why}",
-            "runner": f"{runner.__name__.removesuffix('Runner').lower()}: {because}",
+            "execution": f"{execution.name}: {because}",
             "blocks": OPERATIONS[choose("auto", device)],
             "codes drawn by": choose("auto", device),
             "cache": str(cache_directory()),

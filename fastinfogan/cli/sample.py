@@ -26,11 +26,11 @@ class Sample:
         """Do it; the exit code."""
         from fastinfogan.engine.environment import choose_device
         from fastinfogan.figures import draw_samples, samples_name
-        from fastinfogan.memory import told_in_one_line
+        from fastinfogan.memory import reporting_out_of_memory
         from fastinfogan.model import Model
 
         trained = Model.load(self.run_directory, choose_device(self.device))
         own = self.run_directory / "pictures" / samples_name(self.count, self.seed)
-        with told_in_one_line("take a smaller --count"):
+        with reporting_out_of_memory("take a smaller --count"):
             print(draw_samples(trained, self.out or own, self.count, self.seed))
         return 0

@@ -73,7 +73,7 @@ class Train:
     ] = None
     """maximise is InfoGAN; observe is a GAN with Q observing (Figure 1): D and Q are trained as in
     InfoGAN, the generator is not told what Q can read."""
-    runner: Literal["auto", "eager", "compiled", "graph"] = "auto"
+    execution: Literal["auto", "eager", "compiled", "graph"] = "auto"
     """Who drives the iteration, with the same numbers: auto replays CUDA graphs on a GPU and is
     eager on a CPU; compiled runs torch.compile's program."""
     batch_norm: Annotated[
@@ -109,7 +109,7 @@ class Train:
     def run(self) -> int:
         """Do it; the exit code."""
         from fastinfogan.cli import training
-        from fastinfogan.distributed import joined
+        from fastinfogan.distributed import process_group
         from fastinfogan.engine import RunDirectory
         from fastinfogan.engine.environment import choose_device
 
@@ -125,19 +125,19 @@ class Train:
             "on_bad_image": self.on_bad_image,
         }
         given: dict[str, Any] = {name: n for name, n in asked.items() if n is not None}
-        with joined(device) as ranks:
+        with process_group(device) as distributed:
             if self.resume:
                 run = RunDirectory.open(self.resume)
                 self._agree_with(run)
-                plan = replace(run.plan, device=device, **given)
-                trainer, source = training.go_on(run, plan, self.data, self.runner, ranks)
+                plan = replace(run.options, device=device, **given)
+                trainer, source = training.go_on(run, plan, self.data, self.execution, distributed)
             else:
-                trainer, source = self._start(device, given, ranks)
+                trainer, source = self._start(device, given, distributed)
             return training.train_with_progress(trainer, source, new=not self.resume)
 
     def _agree_with(self, run: "RunDirectory") -> None:
         """Refuse options that would make a resumed run another one."""
-        name, settings = run.experiment.name, run.settings
+        name, settings = run.experiment.name, run.config
         if self.experiment not in (None, name):
             raise InputError(f"{run.path} is a run of {name}, not of {self.experiment}")
         if self.out is not None:
@@ -165,7 +165,7 @@ class Train:
                 )
 
     def _start(
-        self, device: "Device", given: dict[str, Any], ranks: "Distributed"
+        self, device: "Device", given: dict[str, Any], distributed: "Distributed"
     ) -> "tuple[Trainer, ImageSet | Decoder]":
         from fastinfogan import checkpoint
         from fastinfogan.cli import training
@@ -195,6 +195,6 @@ class Train:
             information=self.information or "maximise",
             log_every=10 if self.log_every is None else self.log_every,
             batch_norm=self.batch_norm or "synchronised",
-            ranks=ranks,
+            distributed=distributed,
         )
-        return training.start(run, source, weights, self.runner, ranks), source
+        return training.start(run, source, weights, self.execution, distributed), source

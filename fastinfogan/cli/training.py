@@ -37,13 +37,13 @@ from fastinfogan.engine import (
     choose_precision,
 )
 from fastinfogan.engine.config import BatchNorm, Information
-from fastinfogan.engine.execution import RunnerName
+from fastinfogan.engine.execution import ExecutionName
 from fastinfogan.engine.precision import PrecisionName
 from fastinfogan.errors import InputError
 from fastinfogan.evaluation import evaluate
 from fastinfogan.experiments import Experiment
 from fastinfogan.figures import draw_all
-from fastinfogan.memory import told_in_one_line
+from fastinfogan.memory import reporting_out_of_memory
 from fastinfogan.model import Model
 from fastinfogan_kernels.inputs.real_images import Augmentation
 
@@ -62,7 +62,7 @@ def describe_run(
     information: Information,
     log_every: int,
     batch_norm: BatchNorm = "synchronised",
-    ranks: Distributed = SINGLE_PROCESS,
+    distributed: Distributed = SINGLE_PROCESS,
     free: bool = True,
 ) -> tuple[RunDirectory, ImageSet | Decoder]:
     """Settle what is left open of a run and open its images; nothing is written.
@@ -83,13 +83,13 @@ def describe_run(
         data_fingerprint={},
         log_every=log_every,
         batch_norm=batch_norm,
-        ranks=ranks.count,
+        ranks=distributed.world_size,
     )
-    ranks.rows(settings.batch_size)
+    distributed.rows(settings.batch_size)
     path = out or free_name(experiment.name)
-    if free and ranks.writes:
+    if free and distributed.is_main:
         RunDirectory(path, experiment, settings, plan).require_free()
-    with ranks.first():
+    with distributed.main_first():
         source = opened(data, experiment, plan)
     settings = replace(settings, data_fingerprint=source.fingerprint)
     return RunDirectory(path, experiment, settings, plan), source
@@ -99,8 +99,8 @@ def start(
     run: RunDirectory,
     source: ImageSet | Decoder,
     weights: SavedState | None = None,
-    runner: RunnerName = "auto",
-    ranks: Distributed = SINGLE_PROCESS,
+    execution: ExecutionName = "auto",
+    distributed: Distributed = SINGLE_PROCESS,
 ) -> Trainer:
     """Set a new run up, then make its folder; with weights, they are its first checkpoint.
 
@@ -110,11 +110,11 @@ def start(
         InputError: the weights do not fit, or it all does not fit into memory; no folder was made.
         OSError: the first checkpoint could not be written; no folder is left.
     """
-    with told_in_one_line("train on fewer images"):
-        trainer = _trainer(run, source, run.plan, runner, ranks)
+    with reporting_out_of_memory("train on fewer images"):
+        trainer = _trainer(run, source, run.options, execution, distributed)
     if weights:
         trainer.take_weights(weights)
-    if ranks.writes:
+    if distributed.is_main:
         run.make()
     if weights:
         try:
@@ -129,8 +129,8 @@ def go_on(
     run: RunDirectory,
     plan: RunOptions,
     data: Path | None = None,
-    runner: RunnerName = "auto",
-    ranks: Distributed = SINGLE_PROCESS,
+    execution: ExecutionName = "auto",
+    distributed: Distributed = SINGLE_PROCESS,
 ) -> tuple[Trainer, ImageSet | Decoder]:
     """Take a run up where its newest checkpoint is, or from its seed if it came to none.
 
@@ -138,40 +138,40 @@ def go_on(
         run: which.
         plan: what is asked of it from now on; recorded.
         data: where its images are now, if elsewhere; recorded.
-        runner: who drives its iterations.
-        ranks: who trains it; as many as before, if each has batch-norm statistics of its own.
+        execution: who drives its iterations.
+        distributed: the processes that train it; with per-rank batch norm as many as before.
 
     Raises:
         InputError: it cannot go on, or not to that iteration; nothing was changed.
     """
-    if run.settings.batch_norm == "per-rank" and run.settings.ranks != ranks.count:
+    if run.config.batch_norm == "per-rank" and run.config.ranks != distributed.world_size:
         raise InputError(
-            f"{run.path} was started with {run.settings.ranks} ranks, each with batch-norm "
-            f"statistics of its own; it cannot go on with {ranks.count}"
+            f"{run.path} was started with {run.config.ranks} ranks, each with batch-norm "
+            f"statistics of its own; it cannot go on with {distributed.world_size}"
         )
-    run.settings = replace(run.settings, ranks=ranks.count)
+    run.config = replace(run.config, ranks=distributed.world_size)
     saved = None
     if run.has_checkpoint():
         saved = run.read_checkpoint()
-    elif run.plan.init_from:
+    elif run.options.init_from:
         raise InputError(
-            f"{run.path}: was to start from the weights of {run.plan.init_from.run} and holds no "
-            "checkpoint; start it again"
+            f"{run.path}: was to start from the weights of {run.options.init_from.run} and "
+            "holds no checkpoint; start it again"
         )
     done = saved.iteration if saved else 0
     if plan.iterations < done:
         raise InputError(
             f"{run.path} has done {done} iterations; --iterations {plan.iterations} is less"
         )
-    with ranks.first():
+    with distributed.main_first():
         source = images_of(run, data, plan)
-    with told_in_one_line("this run was started on a larger machine"):
-        trainer = _trainer(run, source, plan, runner, ranks)
+    with reporting_out_of_memory("this run was started on a larger machine"):
+        trainer = _trainer(run, source, plan, execution, distributed)
     if saved:
         trainer.resume(saved)
-    ranks.wait()  # config.json is written when everybody has read it
-    if ranks.writes:
-        settings = run.settings
+    distributed.barrier()  # config.json is written when everybody has read it
+    if distributed.is_main:
+        settings = run.config
         run.update(replace(settings, data=str(data.absolute())) if data else settings, plan)
     return trainer, source
 
@@ -180,11 +180,11 @@ def _trainer(
     run: RunDirectory,
     source: ImageSet | Decoder,
     plan: RunOptions,
-    runner: RunnerName,
-    ranks: Distributed,
+    execution: ExecutionName,
+    distributed: Distributed,
 ) -> Trainer:
     device = torch.device(plan.device)
-    return Trainer(run, source, device, runner, ranks, plan.cache, plan.on_bad_image)
+    return Trainer(run, source, device, execution, distributed, plan.cache, plan.on_bad_image)
 
 
 def opened(data: Path | None, experiment: Experiment, plan: RunOptions) -> ImageSet | Decoder:
@@ -230,9 +230,9 @@ def images_of(
     run: RunDirectory, data: Path | None = None, plan: RunOptions | None = None
 ) -> ImageSet | Decoder:
     """The images a run was started with, from where they were or from where they are now."""
-    recorded = run.settings.data
+    recorded = run.config.data
     path = data or (Path(recorded) if recorded else None)
-    return opened(path, run.experiment, plan or run.plan)
+    return opened(path, run.experiment, plan or run.options)
 
 
 def to_evaluate(
@@ -263,12 +263,12 @@ def train_with_progress(
     Returns:
         The exit code.
     """
-    console = Console(highlight=False, quiet=not trainer.ranks.writes)
+    console = Console(highlight=False, quiet=not trainer.distributed.is_main)
     run = trainer.run
-    goal = run.plan.iterations
+    goal = run.options.iterations
     console.print(
         f"[bold]{run.experiment.name}[/bold] in {run.path}: iterations {trainer.done} to {goal}, "
-        f"batch {run.settings.batch_size}, {run.settings.precision} on {trainer.iteration.device}, "
+        f"batch {run.config.batch_size}, {run.config.precision} on {trainer.iteration.device}, "
         f"{len(source if isinstance(source, ImageSet) else source.source)} images"
     )
     console.print(f"images {trainer.feed.path}", soft_wrap=True)
@@ -283,8 +283,8 @@ def train_with_progress(
         _save_on_signal() as save_now,
     ):
         schedule = Schedule(
-            checkpoint_every=run.plan.checkpoint_every,
-            pictures_every=run.plan.pictures_every,
+            checkpoint_every=run.options.checkpoint_every,
+            pictures_every=run.options.pictures_every,
             on_metrics=show,
             on_pictures=draw,
             on_warning=lambda text: console.print(f"[yellow]{escape(text)}[/yellow]"),
@@ -292,14 +292,14 @@ def train_with_progress(
             save_now=save_now,
         )
         try:
-            with told_in_one_line("take a smaller --batch-size"):
+            with reporting_out_of_memory("take a smaller --batch-size"):
                 trainer.train(goal, schedule)
         except InputError:
-            if new and trainer.done == 0 and trainer.ranks.writes:
+            if new and trainer.done == 0 and trainer.distributed.is_main:
                 shutil.rmtree(run.path, ignore_errors=True)
             raise
         # A signal may have come to one rank alone; all have stopped.
-        came = trainer.ranks.agree(*(each in signals for each in _INTERRUPTED))
+        came = trainer.distributed.any_process(*(each in signals for each in _INTERRUPTED))
         signals += [each for each, seen in zip(_INTERRUPTED, came, strict=True) if seen]
     if signals:
         command = go_on_with or f"fastinfogan train --resume {run.path} --iterations {goal}"
@@ -308,10 +308,10 @@ def train_with_progress(
             soft_wrap=True,
         )
         return _INTERRUPTED[signals[0]]
-    if not trainer.ranks.writes:
+    if not trainer.distributed.is_main:
         return 0
     with Model.borrowed(run.experiment, trainer.networks, trainer.done) as trained:
-        known = to_evaluate(source, run.plan, lambda told: console.print(escape(told)))
+        known = to_evaluate(source, run.options, lambda told: console.print(escape(told)))
         print_evaluation(console, evaluate(trained, known))
     console.print(f"pictures     {run.pictures}")
     for file in sorted(run.pictures.glob("*.png")):

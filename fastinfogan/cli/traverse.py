@@ -35,7 +35,7 @@ class Traverse:
         from fastinfogan.engine.environment import choose_device
         from fastinfogan.errors import InputError
         from fastinfogan.figures import draw_traversal, traversal_name
-        from fastinfogan.memory import told_in_one_line
+        from fastinfogan.memory import reporting_out_of_memory
         from fastinfogan.model import Model
 
         if self.code is None and (self.low is not None or self.high is not None):
@@ -51,6 +51,6 @@ class Traverse:
                 "seed": self.seed,
             }
             file = folder / traversal_name(trained, code, **how)
-            with told_in_one_line("take fewer --rows or --steps"):
+            with reporting_out_of_memory("take fewer --rows or --steps"):
                 print(draw_traversal(trained, code, file, **how))
         return 0

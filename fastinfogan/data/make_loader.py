@@ -101,7 +101,7 @@ def describe_cache_plan(source: Decoder, device: torch.device, cache: CacheName 
 
 
 def fill_shared_cache(
-    ranks: Distributed, source: Decoder, cache: CacheName, on_bad_image: OnBadImage
+    distributed: Distributed, source: Decoder, cache: CacheName, on_bad_image: OnBadImage
 ) -> None:
     """Have rank 0 decode the whole set into its file, which all ranks map; they wait for it.
 
@@ -112,10 +112,10 @@ def fill_shared_cache(
         InputError: a picture cannot be decoded, or too many cannot.
         TrainingError: another rank is gone.
     """
-    if ranks.rank != 0:
+    if distributed.rank != 0:
         done = failed = False
         while not done:
-            done, failed = ranks.agree(False, False)
+            done, failed = distributed.any_process(False, False)
         if failed:
             raise InputError("rank 0 could not decode the images; its message says why")
         return
@@ -125,7 +125,7 @@ def fill_shared_cache(
         # A collective that is waited for too long fails, and decoding may take hours.
         nonlocal met
         if time.monotonic() - met >= _MEET_EVERY:
-            ranks.agree(False, False)
+            distributed.any_process(False, False)
             met = time.monotonic()
 
     bad_images = BadImages(source.source.name, len(source.source), on_bad_image)
@@ -137,9 +137,9 @@ def fill_shared_cache(
             with suppress(OSError):  # `make_loader` finds the same, and tells it
                 fill_cache_file(source, bad_images, lambda _: None, meet)
     except InputError:
-        ranks.agree(True, True)
+        distributed.any_process(True, True)
         raise
-    ranks.agree(True, False)
+    distributed.any_process(True, False)
 
 
 def _of_images(source: ImageSet, device: torch.device, order: Sampler, cache: CacheName) -> Loader:

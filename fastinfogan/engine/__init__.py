@@ -1,7 +1,7 @@
 """Training: one iteration, the loop around it, and the run directory it leaves behind."""
 
 from fastinfogan.engine.config import Origin, RunOptions, TrainConfig
-from fastinfogan.engine.execution import choose_runner
+from fastinfogan.engine.execution import choose_execution
 from fastinfogan.engine.iteration import Iteration
 from fastinfogan.engine.precision import Precision, choose_precision
 from fastinfogan.engine.run_directory import RunDirectory, SavedState
@@ -17,6 +17,6 @@ __all__ = [
     "Schedule",
     "TrainConfig",
     "Trainer",
+    "choose_execution",
     "choose_precision",
-    "choose_runner",
 ]

@@ -4,34 +4,35 @@ All run the same program and give the same numbers; they differ in what the host
 """
 
 from abc import ABC, abstractmethod
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 
 from fastinfogan.engine.iteration import Iteration
 from fastinfogan.errors import InputError
 
-RunnerName = Literal["auto", "eager", "compiled", "graph"]
+ExecutionName = Literal["auto", "eager", "compiled", "graph"]
 _PER_GRAPH = 10
 """Iterations of one replay, at the most."""
 
 
-class Runner(ABC):
+class Execution(ABC):
     """Runs iterations.
 
     Args:
         iteration: what is run.
 
     Attributes:
-        at_once: iterations that one call of `run` does without coming back to the host.
+        iterations_per_call: iterations that one call of `run` does without coming back to the host.
     """
 
-    at_once = 1
+    name: ClassVar[str]
+    iterations_per_call: ClassVar[int] = 1
 
     def __init__(self, iteration: Iteration) -> None:
         self.iteration = iteration
 
-    def get_ready(self) -> None:  # noqa: B027 - most have nothing to do
+    def prepare(self) -> None:  # noqa: B027 - most have nothing to do
         """Do beforehand what is better done while no other thread calls CUDA."""
 
     @abstractmethod
@@ -39,8 +40,10 @@ class Runner(ABC):
         """Run iterations first, first + 1, ..., `count` of them."""
 
 
-class EagerRunner(Runner):
+class EagerExecution(Execution):
     """Calls one operation after the other."""
+
+    name = "eager"
 
     def run(self, first: int, count: int) -> None:
         """See the base class."""
@@ -48,8 +51,10 @@ class EagerRunner(Runner):
             self.iteration.run(step)
 
 
-class CompiledRunner(Runner):
+class CompiledExecution(Execution):
     """Runs what torch.compile makes of the whole iteration: one graph, with no break in it."""
+
+    name = "compiled"
 
     def __init__(self, iteration: Iteration) -> None:
         super().__init__(iteration)
@@ -64,7 +69,7 @@ class CompiledRunner(Runner):
         self.iteration.count_batches(count)
 
 
-class GraphRunner(Runner):
+class CudaGraphExecution(Execution):
     """Replays CUDA graphs, of one iteration and of several.
 
     The program counts its own iterations on the device, so a replay needs nothing of the host. It
@@ -72,13 +77,14 @@ class GraphRunner(Runner):
     and fill tables of addresses, and train the networks, before they can be captured.
     """
 
-    at_once = _PER_GRAPH
+    name = "graph"
+    iterations_per_call = _PER_GRAPH
 
     def __init__(self, iteration: Iteration) -> None:
         super().__init__(iteration)
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
 
-    def get_ready(self) -> None:
+    def prepare(self) -> None:
         """Capture."""
         if not self._graphs:
             with self.iteration.precision.arithmetic():
@@ -86,7 +92,7 @@ class GraphRunner(Runner):
 
     def run(self, first: int, count: int) -> None:
         """See the base class."""
-        self.get_ready()
+        self.prepare()
         self.iteration.counter.fill_(first)
         self.iteration.count_batches(count)
         for size in sorted(self._graphs, reverse=True):
@@ -119,32 +125,32 @@ class GraphRunner(Runner):
         iteration.restored()
 
 
-def choose_runner(
-    name: RunnerName, device: torch.device, ranks: int = 1
-) -> tuple[type[Runner], str]:
-    """Settle a runner for a device and a number of ranks.
+def choose_execution(
+    name: ExecutionName, device: torch.device, ranks: int = 1
+) -> tuple[type[Execution], str]:
+    """Settle a execution for a device and a number of ranks.
 
     Returns:
-        The runner and, in a few words, why.
+        The execution and, in a few words, why.
 
     Raises:
-        InputError: no such runner, or it cannot work on this device.
+        InputError: no such execution, or it cannot work on this device.
     """
-    if name not in get_args(RunnerName):
-        known = ", ".join(get_args(RunnerName))
-        raise InputError(f"no runner {name!r}; there are {known}")
+    if name not in get_args(ExecutionName):
+        known = ", ".join(get_args(ExecutionName))
+        raise InputError(f"no execution {name!r}; there are {known}")
     if name == "compiled" and ranks > 1:
         raise InputError(
-            "--runner compiled: torch.compile makes no one graph of what ranks tell each other; "
+            "--execution compiled: torch.compile makes no one graph of what ranks tell each other; "
             "use eager, or graph on GPUs"
         )
     if name == "graph" and device.type != "cuda":
-        raise InputError(f"--runner graph replays CUDA graphs; this run is on {device.type}")
+        raise InputError(f"--execution graph replays CUDA graphs; this run is on {device.type}")
     if name == "auto":
         if device.type == "cuda":
-            return GraphRunner, "a GPU replays it with no host in the loop"
-        return EagerRunner, "on a CPU launches cost nothing that another runner would save"
-    runners: dict[str, type[Runner]] = {
-        "eager": EagerRunner, "compiled": CompiledRunner, "graph": GraphRunner,
+            return CudaGraphExecution, "a GPU replays it with no host in the loop"
+        return EagerExecution, "on a CPU launches cost nothing that another execution would save"
+    executions: dict[str, type[Execution]] = {
+        "eager": EagerExecution, "compiled": CompiledExecution, "graph": CudaGraphExecution,
     }  # fmt: skip
-    return runners[name], "asked for"
+    return executions[name], "asked for"

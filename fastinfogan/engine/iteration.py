@@ -81,7 +81,7 @@ class Iteration:
         images: uint8 (N, height, width, channels) on the same device; real images are gathered
             from it and scaled there.
         impl: who computes.
-        ranks: who shares the batch.
+        distributed: the processes that share the batch.
         in_order: `images` are this rank's rows of the batch alone, see `kernels.real_images`;
             somebody writes them before each iteration.
 
@@ -99,15 +99,15 @@ class Iteration:
         networks: InfoGAN,
         images: Tensor,
         impl: Implementation = "auto",
-        ranks: Distributed = SINGLE_PROCESS,
+        distributed: Distributed = SINGLE_PROCESS,
         *,
         in_order: bool = False,
     ) -> None:
         e = experiment
-        self.ranks = ranks
-        self.rows = ranks.rows(settings.batch_size)
+        self.distributed = distributed
+        self.rows = distributed.rows(settings.batch_size)
         self.experiment = e
-        self.settings = settings
+        self.config = settings
         self.networks = networks
         self.device = images.device
         self.precision = PRECISIONS[settings.precision]
@@ -122,8 +122,10 @@ class Iteration:
         self.real = self._both[:rows]
         self._codes = empty_codes(e.latents, 2 * rows, self.device, computed)
         computing, copies = narrowed(networks, computed)
-        synchronised = ranks.group(synchronised=settings.batch_norm == "synchronised")
-        arguments = (computing, e, rows, computed, impl, synchronised)
+        process_group = distributed.batch_norm_group(
+            synchronised=settings.batch_norm == "synchronised"
+        )
+        arguments = (computing, e, rows, computed, impl, process_group)
         self.passes = (Passes.of(*arguments, "D"), Passes.of(*arguments, "G"))
         betas = (e.beta1, e.beta2)
         self.d_adam = Adam(
@@ -142,7 +144,9 @@ class Iteration:
                     adam.keep_copy(parameter, copies[parameter])
         self.counter = torch.zeros((), dtype=torch.int64, device=self.device)
         # The objective is the adversarial loss less lambda times each bound, a mean over all rows.
-        weights = [weight / ranks.count for weight in (1.0, *(-each for each in lambdas(e)))]
+        weights = [
+            weight / distributed.world_size for weight in (1.0, *(-each for each in lambdas(e)))
+        ]
         self._weights: tuple[float | Tensor, list[float] | Tensor] = weights[0], weights[1:]
         self.loss_scale: LossScale | None = None
         if self.precision.scaled:
@@ -206,7 +210,7 @@ class Iteration:
 
     def draw(self, step: int | Tensor) -> None:
         """Write an iteration's real images, and both steps' noise and code, into their buffers."""
-        s = self.settings
+        s = self.config
         real_images(
             self._images,
             s.seed,
@@ -300,7 +304,7 @@ class Iteration:
         losses = p.d_head.losses(features, (_REAL,), self._weights[0], self._counted[1:3])
         values = self._log_likelihood(p.q_head, features, codes)
         gradient = p.d_head.backward()
-        if self.settings.information == "maximise":
+        if self.config.information == "maximise":
             gradient.add_(p.q_head.backward())
         p.generator.backward_to_weights(p.trunk.backward(gradient))
         gradients, (losses, values) = self._shared("G", p.generator.gradients, losses, values)
@@ -311,11 +315,11 @@ class Iteration:
         self, step: str, gradients: list[Tensor], *measured: Tensor
     ) -> tuple[list[Tensor], tuple[Tensor, ...]]:
         """All ranks' gradients and means of what was measured."""
-        if self.ranks.count == 1:
+        if self.distributed.world_size == 1:
             return gradients, measured
         sizes = [len(each) for each in measured]
         if step not in self._sharing:
-            self._sharing[step] = GradientAllReduce(self.ranks, gradients, sum(sizes))
+            self._sharing[step] = GradientAllReduce(self.distributed, gradients, sum(sizes))
         gradients, means = self._sharing[step](gradients, torch.cat(measured), self.problems)
         return gradients, torch.split(means, sizes)
 

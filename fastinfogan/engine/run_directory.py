@@ -56,32 +56,32 @@ class RunDirectory:
     Attributes:
         path: the folder.
         experiment: what is trained there.
-        settings: how.
-        plan: what was asked of it.
+        config: what decides its numbers.
+        options: what else was asked of it.
     """
 
     def __init__(
-        self, path: Path, experiment: Experiment, settings: TrainConfig, plan: RunOptions
+        self, path: Path, experiment: Experiment, config: TrainConfig, options: RunOptions
     ) -> None:
         self.path = path
         self.experiment = experiment
-        self.settings = settings
-        self.plan = plan
+        self.config = config
+        self.options = options
 
     @classmethod
     def create(
         cls,
         path: Path,
         experiment: Experiment,
-        settings: TrainConfig,
-        plan: RunOptions | None = None,
+        config: TrainConfig,
+        options: RunOptions | None = None,
     ) -> "RunDirectory":
         """Start a run in a folder that is new or empty; without a plan, to be trained by hand.
 
         Raises:
             InputError: something is there already, or the folder cannot be made.
         """
-        run = cls(path, experiment, settings, plan or RunOptions(experiment.iterations))
+        run = cls(path, experiment, config, options or RunOptions(experiment.iterations))
         run.make()
         return run
 
@@ -113,24 +113,24 @@ class RunDirectory:
         except OSError as error:
             raise InputError(f"{self.path}: a run cannot be kept here: {error}") from error
 
-    def update(self, settings: TrainConfig, plan: RunOptions) -> None:
+    def update(self, config: TrainConfig, options: RunOptions) -> None:
         """Record what a resume changes.
 
         Raises:
             OSError: config.json cannot be written; it is as it was.
         """
-        if (settings, plan) == (self.settings, self.plan):
+        if (config, options) == (self.config, self.options):
             return
         before = json.loads((self.path / "config.json").read_text())
-        self.settings, self.plan = settings, plan
+        self.config, self.options = config, options
         self._write_config({part: before[part] for part in ("versions", "hardware")})
 
     def _write_config(self, machine: dict[str, Any]) -> None:
         config = {
             "format": _FORMAT,
             "experiment": self.experiment.to_dict(),
-            "settings": self.settings.to_dict(),
-            "plan": self.plan.to_dict(),
+            "settings": self.config.to_dict(),
+            "plan": self.options.to_dict(),
             **machine,
         }
         _replace(self.path / "config.json", json.dumps(config, indent=1) + "\n")
@@ -219,7 +219,7 @@ class RunDirectory:
 
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must share with config.json: experiment, and settings by name."""
-        return {"experiment": self.experiment.to_dict(), "settings": self.settings.deciding()}
+        return {"experiment": self.experiment.to_dict(), "settings": self.config.deciding()}
 
     def metrics(self) -> Iterator[dict[str, Any]]:
         """The lines of metrics.jsonl, oldest first, without those that a crash or a disk ruined."""

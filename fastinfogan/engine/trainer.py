@@ -16,7 +16,7 @@ from fastinfogan.data.decoders.base import Decoder
 from fastinfogan.data.loader import Sampler
 from fastinfogan.data.make_loader import fill_shared_cache, make_loader
 from fastinfogan.distributed import SINGLE_PROCESS, Distributed
-from fastinfogan.engine.execution import RunnerName, choose_runner
+from fastinfogan.engine.execution import ExecutionName, choose_execution
 from fastinfogan.engine.iteration import Iteration
 from fastinfogan.engine.run_directory import MetricsLog, RunDirectory, SavedState
 from fastinfogan.errors import InputError, TrainingError
@@ -60,14 +60,14 @@ class Trainer:
         run: where it lives, or will live: nothing is written before `save` or `train`.
         source: the images, or a set that is yet to be decoded and who decodes it.
         device: where to train.
-        runner: who drives the iteration.
-        ranks: who trains together; all but one of them write nothing.
+        execution: who drives the iteration.
+        distributed: the processes that train together; one of them writes.
         cache: where decoded images are kept, see `data.place`.
         on_bad_image: what is done about pictures that cannot be decoded.
 
     Attributes:
         iteration: the two steps and their state.
-        runner: who drives it.
+        execution: who drives it.
         feed: has its images ready.
         done: how many iterations the state has seen.
         seconds_to_first: from making the trainer to the end of the first iterations that it ran,
@@ -82,45 +82,48 @@ class Trainer:
         run: RunDirectory,
         source: ImageSet | Decoder,
         device: torch.device,
-        runner: RunnerName = "auto",
-        ranks: Distributed = SINGLE_PROCESS,
+        execution: ExecutionName = "auto",
+        distributed: Distributed = SINGLE_PROCESS,
         cache: CacheName = "auto",
         on_bad_image: OnBadImage = "fail",
     ) -> None:
         images = source.source if isinstance(source, Decoder) else source
         made_at = time.perf_counter()
-        if differs := difference(source.fingerprint, run.settings.data_fingerprint):
+        if differs := difference(source.fingerprint, run.config.data_fingerprint):
             raise InputError(
                 f"{images.name}: these are not the images that {run.path} was started with; "
                 f"now and then: {differs}"
             )
-        if ranks.count != run.settings.ranks:
+        if distributed.world_size != run.config.ranks:
             raise InputError(
-                f"{run.path} is of {run.settings.ranks} ranks, {ranks.count} are training it"
+                f"{run.path} is of {run.config.ranks} processes, "
+                f"{distributed.world_size} are training it"
             )
         self.run = run
-        self.ranks = ranks
+        self.distributed = distributed
         self.done = 0
         self.seconds_to_first: float | None = None
         self._saved = -1
         self._made_at = made_at
-        networks = InfoGAN(run.experiment, run.settings.seed).to(device)
-        if run.settings.precision == "fp64":
+        networks = InfoGAN(run.experiment, run.config.seed).to(device)
+        if run.config.precision == "fp64":
             networks = networks.double()
-        seed, batch = run.settings.seed, run.settings.batch_size
-        order = Sampler(seed, len(images), batch, ranks.rows(batch))
-        if ranks.count > 1 and isinstance(source, Decoder) and cache in ("auto", "file"):
-            fill_shared_cache(ranks, source, cache, on_bad_image)
+        seed, batch = run.config.seed, run.config.batch_size
+        order = Sampler(seed, len(images), batch, distributed.rows(batch))
+        if distributed.world_size > 1 and isinstance(source, Decoder) and cache in ("auto", "file"):
+            fill_shared_cache(distributed, source, cache, on_bad_image)
         self.feed = make_loader(source, device, order, cache, on_bad_image)
         self.iteration = Iteration(
             run.experiment,
-            run.settings,
+            run.config,
             networks,
             self.feed.images,
-            ranks=ranks,
+            distributed=distributed,
             in_order=self.feed.in_order,
         )
-        self.runner = choose_runner(runner, device, ranks.count)[0](self.iteration)
+        self.execution = choose_execution(execution, device, distributed.world_size)[0](
+            self.iteration
+        )
 
     @property
     def networks(self) -> InfoGAN:
@@ -159,10 +162,10 @@ class Trainer:
             OSError: the last checkpoint could not be written.
             TrainingError: a loss or a weight is no longer finite; no checkpoint was written of it.
         """
-        settings = self.run.settings
-        log = MetricsLog(self.run, self.done) if self.ranks.writes else None
+        settings = self.run.config
+        log = MetricsLog(self.run, self.done) if self.distributed.is_main else None
         self.networks.train()
-        self.ranks.wait()  # nobody writes before everybody has read
+        self.distributed.barrier()  # nobody writes before everybody has read
         started, since = time.perf_counter(), self.done
         first: dict[str, float] = {}
 
@@ -192,7 +195,7 @@ class Trainer:
                 schedule.on_warning(f"no {what} at iteration {self.done}: {error}")
 
         # Several ranks stop at a boundary that they agree on.
-        stop_waiting = schedule.stop if self.ranks.count == 1 else lambda: False
+        stop_waiting = schedule.stop if self.distributed.world_size == 1 else lambda: False
 
         def prepare(count: int) -> bool:
             there, error = False, None
@@ -202,7 +205,7 @@ class Trainer:
                 error = found
             failed = error is not None
             if self.feed.seconds_waited is not None:  # ranks decode each their own pictures
-                (failed,) = self.ranks.agree(failed)
+                (failed,) = self.distributed.any_process(failed)
             if failed:
                 if self.done:
                     attempt("checkpoint", lambda: self.save(schedule.keep))
@@ -211,22 +214,22 @@ class Trainer:
             return there
 
         def tell() -> None:
-            for told in self.feed.messages(self.run.path if self.ranks.writes else None):
+            for told in self.feed.messages(self.run.path if self.distributed.is_main else None):
                 schedule.on_warning(told)
 
         def pictures() -> None:
-            if self.ranks.writes:
+            if self.distributed.is_main:
                 attempt("pictures", schedule.on_pictures)
 
         try:
             if self.done < until:
-                self.runner.get_ready()
-            stop, save_now = self.ranks.agree(schedule.stop(), False)
+                self.execution.prepare()
+            stop, save_now = self.distributed.any_process(schedule.stop(), False)
             while self.done < until and not stop:
                 count = self._to_next_boundary(until, schedule)
                 if not prepare(count):
                     break
-                self.runner.run(self.done, count)
+                self.execution.run(self.done, count)
                 self.done += count
                 if self.seconds_to_first is None:
                     self._wait_for_device()
@@ -238,7 +241,7 @@ class Trainer:
                 if self.done % settings.log_every == 0 or self.done == until:
                     write_metrics()
                 begun = time.perf_counter()
-                stop, save_now = self.ranks.agree(schedule.stop(), schedule.save_now())
+                stop, save_now = self.distributed.any_process(schedule.stop(), schedule.save_now())
                 if self.done % schedule.checkpoint_every == 0 or save_now:
                     attempt("checkpoint", lambda: self.save(schedule.keep))
                 if schedule.pictures_every and self.done % schedule.pictures_every == 0:
@@ -258,9 +261,9 @@ class Trainer:
 
     def _to_next_boundary(self, until: int, schedule: Schedule) -> int:
         """How many iterations may run before something is due."""
-        every = (self.run.settings.log_every, schedule.checkpoint_every, schedule.pictures_every)
+        every = (self.run.config.log_every, schedule.checkpoint_every, schedule.pictures_every)
         due = [n - self.done % n for n in every if n]
-        return min(self.runner.at_once, self.feed.at_once, until - self.done, *due)
+        return min(self.execution.iterations_per_call, self.feed.at_once, until - self.done, *due)
 
     def save(self, keep: int = 3) -> None:
         """Write a checkpoint of the present state, if there is none yet, and prune older ones.
@@ -278,7 +281,7 @@ class Trainer:
             for name, tensor in tensors.items():
                 if tensor.is_floating_point() and not tensor.isfinite().all():
                     self._diverged(f"{kind} {name} is not finite")
-        if self.ranks.writes:
+        if self.distributed.is_main:
             self.run.write_checkpoint(self.done, state, keep)
         self._saved = self.done
 

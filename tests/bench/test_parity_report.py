@@ -305,7 +305,7 @@ def test_two_processes_share_the_work(
         (["--iterations", "9"], "--iterations must be 10 to"),
         (["--batch-size", "1"], "--batch-size must be 2 or more"),
         (["--experiment", "mnst"], "mnst"),
-        (["--runner", "graph", "--device", "cpu"], "--runner graph replays CUDA graphs"),
+        (["--execution", "graph", "--device", "cpu"], "--execution graph replays CUDA graphs"),
         (["--data", "nowhere.npz"], "nowhere.npz: no such file or folder"),
         (["--data", "pictures"], "pictures that are yet to be decoded"),
         (["--out", "digits.npz"], "digits.npz: a file, where a folder is needed"),

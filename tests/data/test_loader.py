@@ -18,7 +18,7 @@ from fastinfogan.errors import InputError
 from fastinfogan.experiments import Experiment
 from fastinfogan_kernels import shuffle
 from tests.helpers.image_files import RawDecoder, encoded
-from tests.helpers.training import digest, made_up_images, settings_of
+from tests.helpers.training import digest, made_up_images, train_config
 
 CPU = torch.device("cpu")
 EPOCH = 8  # iterations of 8 of 64 images
@@ -26,8 +26,8 @@ EPOCH = 8  # iterations of 8 of 64 images
 
 def begin(tiny: Experiment, path: str, decoder: RawDecoder, **more: Any) -> Trainer:  # noqa: ANN401
     source = made_up_images(tiny)
-    fields = {**settings_of(source).to_dict(), "data_fingerprint": decoder.fingerprint}
-    settings = type(settings_of(source)).from_dict(fields)
+    fields = {**train_config(source).to_dict(), "data_fingerprint": decoder.fingerprint}
+    settings = type(train_config(source)).from_dict(fields)
     return Trainer(RunDirectory.create(Path(path), tiny, settings), decoder, CPU, **more)
 
 
@@ -35,7 +35,7 @@ def begin(tiny: Experiment, path: str, decoder: RawDecoder, **more: Any) -> Trai
 def in_memory(tiny: Experiment) -> str:
     """What a run comes to whose images are in memory from the start."""
     source = made_up_images(tiny)
-    whole = Trainer(RunDirectory.create(Path("memory"), tiny, settings_of(source)), source, CPU)
+    whole = Trainer(RunDirectory.create(Path("memory"), tiny, train_config(source)), source, CPU)
     whole.train(2 * EPOCH, Schedule())
     return digest(whole)
 
@@ -126,7 +126,7 @@ def test_a_bad_picture_ends_the_run_with_a_checkpoint_or_is_skipped(
     (line,) = Path("skip/bad_images.jsonl").read_text().splitlines()
     assert f'"name": "{late:04d}.raw", "reason": "cut short"' in line
     source.images[late] = source.images[(late + 1) % 64]
-    whole = Trainer(RunDirectory.create(Path("memory"), tiny, settings_of(source)), source, CPU)
+    whole = Trainer(RunDirectory.create(Path("memory"), tiny, train_config(source)), source, CPU)
     whole.train(2 * EPOCH, Schedule())
     assert digest(run) == digest(whole)
     if cache == "file":  # a later run is told, too, and one that is to fail does

@@ -24,18 +24,18 @@ from fastinfogan.engine.config import BatchNorm
 from fastinfogan.engine.precision import ComputedIn
 from fastinfogan.errors import InputError, TrainingError
 from tests.helpers.torchrun import MNIST, lines, torchrun
-from tests.helpers.training import made_up_images, make_iteration, narrowed, settings_of
+from tests.helpers.training import made_up_images, make_iteration, narrowed, train_config
 
 BATCH, ITERATIONS = 12, 3
 
 
 def trained(
-    ranks: Distributed, precision: ComputedIn, batch_norm: BatchNorm
+    distributed: Distributed, precision: ComputedIn, batch_norm: BatchNorm
 ) -> dict[str, torch.Tensor]:
     """The state of the tiny experiment after some iterations."""
     tiny = replace(narrowed(experiments.get("mnist"), 16), batch_size=BATCH)
     iteration = make_iteration(
-        tiny, batch_size=BATCH, precision=precision, ranks=ranks, batch_norm=batch_norm
+        tiny, batch_size=BATCH, precision=precision, distributed=distributed, batch_norm=batch_norm
     )
     if iteration.loss_scale:
         iteration.loss_scale.state[0] = 64.0
@@ -90,9 +90,9 @@ def shared_troubles(rank: int, folder: Path) -> None:
     dist.init_process_group(
         "gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2
     )
-    ranks = Distributed(rank, 2)
+    distributed = Distributed(rank, 2)
     tiny = replace(narrowed(experiments.get("mnist"), 16), batch_size=4)
-    iteration = make_iteration(tiny, batch_size=4, ranks=ranks)
+    iteration = make_iteration(tiny, batch_size=4, distributed=distributed)
     before = [p.clone() for p in iteration.networks.parameters()]
     for step in range(3):
         iteration.draw(step)
@@ -106,10 +106,10 @@ def shared_troubles(rank: int, folder: Path) -> None:
         assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
     source = made_up_images(tiny)
-    settings = replace(settings_of(source, batch_size=4), ranks=2)
+    settings = replace(train_config(source, batch_size=4), ranks=2)
     run = RunDirectory(folder / "run", tiny, settings, RunOptions(9))
-    trainer = Trainer(run, source, torch.device("cpu"), ranks=ranks)
-    if ranks.writes:
+    trainer = Trainer(run, source, torch.device("cpu"), distributed=distributed)
+    if distributed.is_main:
         run.make()
     trainer.feed.waited, trainer.feed.at_once = 0.0, 1
 

@@ -7,11 +7,11 @@ import torch
 from torch._dynamo.utils import counters
 
 from fastinfogan.engine.execution import (
-    CompiledRunner,
-    EagerRunner,
-    GraphRunner,
-    Runner,
-    choose_runner,
+    CompiledExecution,
+    CudaGraphExecution,
+    EagerExecution,
+    Execution,
+    choose_execution,
 )
 from fastinfogan.engine.precision import ComputedIn
 from fastinfogan.errors import InputError
@@ -21,14 +21,14 @@ from tests.helpers.training import make_iteration
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
-def left_by(kind: type[Runner], tiny: Experiment, **more: Any) -> dict[str, torch.Tensor]:  # noqa: ANN401
+def left_by(kind: type[Execution], tiny: Experiment, **more: Any) -> dict[str, torch.Tensor]:  # noqa: ANN401
     iteration = make_iteration(tiny, **more)
     if iteration.loss_scale:
         iteration.loss_scale.state[0] = 4096.0  # too large for the first iteration alone
         iteration.restored()
-    runner = kind(iteration)
-    runner.run(0, 2)
-    runner.run(2, 1)
+    execution = kind(iteration)
+    execution.run(0, 2)
+    execution.run(2, 1)
     return {n: t.clone() for kind in iteration.state().values() for n, t in kind.items()}
 
 
@@ -39,10 +39,10 @@ def test_a_compiled_iteration_is_the_eager_one_to_the_last_bit(
     torch._dynamo.reset()
     counters.clear()
     more = {"precision": precision, "augmentation": "affine"}
-    compiled = left_by(CompiledRunner, tiny, **more)
+    compiled = left_by(CompiledExecution, tiny, **more)
     assert counters["stats"]["unique_graphs"] == 1
     assert not counters["graph_break"]
-    eager = left_by(EagerRunner, tiny, **more)
+    eager = left_by(EagerExecution, tiny, **more)
     assert eager["tally"].tolist() == ([2, 1, 0] if precision == "fp16" else [3, 0, 0])
     assert eager.keys() == compiled.keys()
     for name, tensor in eager.items():
@@ -51,10 +51,10 @@ def test_a_compiled_iteration_is_the_eager_one_to_the_last_bit(
 
 def test_nothing_is_compiled_anew_after_the_first_iteration(tiny: Experiment) -> None:
     torch._dynamo.reset()
-    runner = CompiledRunner(make_iteration(tiny))
-    runner.run(0, 1)
+    execution = CompiledExecution(make_iteration(tiny))
+    execution.run(0, 1)
     with torch._dynamo.config.patch(error_on_recompile=True):
-        runner.run(1, 4)
+        execution.run(1, 4)
 
 
 class Replayed:
@@ -69,10 +69,10 @@ class Replayed:
 
 def test_graphs_of_several_iterations_are_replayed_first(tiny: Experiment) -> None:
     iteration = make_iteration(tiny)
-    runner = GraphRunner(iteration)
+    execution = CudaGraphExecution(iteration)
     one, ten = Replayed(), Replayed()
-    runner._graphs = {1: one, 10: ten}  # type: ignore[dict-item]
-    runner.run(5, 23)
+    execution._graphs = {1: one, 10: ten}  # type: ignore[dict-item]
+    execution.run(5, 23)
     assert (one.replays, ten.replays) == (3, 2)
     assert iteration.counter.item() == 5
 
@@ -80,7 +80,7 @@ def test_graphs_of_several_iterations_are_replayed_first(tiny: Experiment) -> No
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_a_captured_iteration_is_the_eager_one_to_the_last_bit(tiny: Experiment) -> None:
     more = {"precision": "bf16", "device": "cuda"}
-    graph, eager = (left_by(kind, tiny, **more) for kind in (GraphRunner, EagerRunner))
+    graph, eager = (left_by(kind, tiny, **more) for kind in (CudaGraphExecution, EagerExecution))
     for name, tensor in eager.items():
         assert torch.equal(tensor, graph[name]), name
 
@@ -88,21 +88,21 @@ def test_a_captured_iteration_is_the_eager_one_to_the_last_bit(tiny: Experiment)
 @pytest.mark.parametrize(
     ("name", "device", "expected"),
     [
-        ("auto", CPU, EagerRunner),
-        ("auto", CUDA, GraphRunner),
-        ("eager", CUDA, EagerRunner),
-        ("compiled", CPU, CompiledRunner),
-        ("graph", CUDA, GraphRunner),
+        ("auto", CPU, EagerExecution),
+        ("auto", CUDA, CudaGraphExecution),
+        ("eager", CUDA, EagerExecution),
+        ("compiled", CPU, CompiledExecution),
+        ("graph", CUDA, CudaGraphExecution),
     ],
 )
-def test_the_choice(name: Any, device: torch.device, expected: type[Runner]) -> None:  # noqa: ANN401
-    chosen, why = choose_runner(name, device)
+def test_the_choice(name: Any, device: torch.device, expected: type[Execution]) -> None:  # noqa: ANN401
+    chosen, why = choose_execution(name, device)
     assert chosen is expected
     assert why
 
 
 def test_what_cannot_work_says_why() -> None:
-    with pytest.raises(InputError, match="--runner graph replays CUDA graphs; this run is on cpu"):
-        choose_runner("graph", CPU)
-    with pytest.raises(InputError, match="no runner 'fast'"):
-        choose_runner("fast", CPU)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="--execution graph replays CUDA graphs; this"):
+        choose_execution("graph", CPU)
+    with pytest.raises(InputError, match="no execution 'fast'"):
+        choose_execution("fast", CPU)  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ from fastinfogan.errors import InputError, TrainingError
 from fastinfogan.experiments import Experiment
 from fastinfogan.model import Model
 from fastinfogan_kernels.inputs.real_images import Augmentation
-from tests.helpers.training import digest, made_up_images, settings_of
+from tests.helpers.training import digest, made_up_images, train_config
 
 CPU = torch.device("cpu")
 
@@ -29,7 +29,7 @@ def start(
     augmentation: Augmentation = "none",
 ) -> Trainer:
     source = made_up_images(experiment)
-    settings = settings_of(source, precision=precision, augmentation=augmentation)
+    settings = train_config(source, precision=precision, augmentation=augmentation)
     return Trainer(RunDirectory.create(path, experiment, settings), source, CPU)
 
 
@@ -271,7 +271,7 @@ def test_training_that_diverges_stops_and_saves_nothing_of_it(
     tiny: Experiment, log_every: int
 ) -> None:
     source = made_up_images(tiny)
-    settings = settings_of(source, log_every=log_every)
+    settings = train_config(source, log_every=log_every)
     trainer = Trainer(RunDirectory.create(Path("run"), tiny, settings), source, CPU)
 
     def poison() -> bool:
@@ -294,10 +294,10 @@ def test_the_plan_is_recorded_and_updated(tiny: Experiment) -> None:
     source = made_up_images(tiny)
     origin = Origin("/other", "iteration-000004", "ab" * 32)
     plan = RunOptions(70, origin, checkpoint_every=20, pictures_every=0)
-    run = RunDirectory.create(Path("run"), tiny, settings_of(source), plan)
+    run = RunDirectory.create(Path("run"), tiny, train_config(source), plan)
     before = json.loads(Path("run/config.json").read_text())
-    assert RunDirectory.open(Path("run")).plan == plan
-    run.update(replace(run.settings, data="/new"), replace(plan, iterations=90))
+    assert RunDirectory.open(Path("run")).options == plan
+    run.update(replace(run.config, data="/new"), replace(plan, iterations=90))
     after = json.loads(Path("run/config.json").read_text())
     assert after["plan"].pop("iterations") == 90
     assert after["settings"].pop("data") == "/new"
@@ -329,7 +329,7 @@ def test_the_plan_is_recorded_and_updated(tiny: Experiment) -> None:
 def test_a_config_with_nonsense_in_it_is_refused(
     tiny: Experiment, part: str, field: str, value: object
 ) -> None:
-    RunDirectory.create(Path("run"), tiny, settings_of(made_up_images(tiny)))
+    RunDirectory.create(Path("run"), tiny, train_config(made_up_images(tiny)))
     edit(part, field, value)
     with pytest.raises(InputError, match=r"config\.json: not the (settings|description)") as told:
         RunDirectory.open(Path("run"))

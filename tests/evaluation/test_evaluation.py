@@ -17,7 +17,7 @@ from fastinfogan.model import Model
 from fastinfogan.networks import InfoGAN
 from fastinfogan_kernels.inputs.draw import to_tensors
 from fastinfogan_kernels.philox import Stream
-from tests.helpers.training import made_up_images, settings_of
+from tests.helpers.training import made_up_images, train_config
 
 
 def test_matching_finds_the_permutation() -> None:
@@ -118,7 +118,7 @@ def test_what_is_not_finite_is_null_in_json() -> None:
 @pytest.fixture
 def trained_run(tiny: Experiment) -> RunDirectory:
     source = made_up_images(tiny)
-    run = RunDirectory.create(Path("run"), tiny, settings_of(source))
+    run = RunDirectory.create(Path("run"), tiny, train_config(source))
     Trainer(run, source, torch.device("cpu")).train(20, Schedule())
     return run
 
@@ -163,6 +163,6 @@ def test_borrowed_networks_are_given_back_in_training(tiny: Experiment) -> None:
 
 
 def test_a_run_without_checkpoint_says_so(tiny: Experiment) -> None:
-    RunDirectory.create(Path("run"), tiny, settings_of(made_up_images(tiny)))
+    RunDirectory.create(Path("run"), tiny, train_config(made_up_images(tiny)))
     with pytest.raises(InputError, match="no checkpoint yet"):
         Model.load(Path("run"), torch.device("cpu"))

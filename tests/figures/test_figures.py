@@ -23,7 +23,7 @@ from fastinfogan.figures import (
 from fastinfogan.model import Model
 from fastinfogan.networks import InfoGAN
 from fastinfogan_kernels.latents import Latents
-from tests.helpers.training import made_up_images, narrowed, settings_of
+from tests.helpers.training import made_up_images, narrowed, train_config
 
 
 class Recorder(Model):
@@ -160,7 +160,7 @@ def test_a_picture_that_cannot_be_written_leaves_nothing(
 def test_figure1_plots_both_runs(tiny: Experiment) -> None:
     runs = []
     for name in ("infogan", "gan"):
-        run = RunDirectory.create(Path(name), tiny, settings_of(made_up_images(tiny)))
+        run = RunDirectory.create(Path(name), tiny, train_config(made_up_images(tiny)))
         log = MetricsLog(run, 0)
         for iteration in range(1, 20):
             log.write({"iteration": iteration, "mi_bound": 2.3 - 2.0 / iteration})

@@ -20,7 +20,7 @@ def step_reference(
     Returns:
         Losses less their MI terms, bounds of the D step, bounds of the G step.
     """
-    e, s = reference.experiment, ours.settings
+    e, s = reference.experiment, ours.config
     images = made_up_images(e).images
     images = images[shuffle.indices(s.seed, step * s.batch_size, s.batch_size, len(images))]
     low, high = e.image_range

@@ -50,7 +50,7 @@ def made_up_images(experiment: Experiment, count: int = 64, seed: int = 5) -> Im
     return ImageSet("made-up images", images, labels)
 
 
-def settings_of(
+def train_config(
     source: ImageSet,
     *,
     seed: int = 3,
@@ -83,12 +83,12 @@ def make_iteration(
     information: Information = "maximise",
     device: str = "cpu",
     impl: Implementation = "auto",
-    ranks: Distributed = SINGLE_PROCESS,
+    distributed: Distributed = SINGLE_PROCESS,
     batch_norm: BatchNorm = "synchronised",
 ) -> Iteration:
     """The product's iteration on made-up images."""
     source = made_up_images(experiment)
-    settings = settings_of(
+    settings = train_config(
         source,
         seed=seed,
         batch_size=batch_size,
@@ -99,9 +99,9 @@ def make_iteration(
     networks = InfoGAN(experiment, seed)
     if precision == "fp64":
         networks = networks.double()
-    settings = replace(settings, batch_norm=batch_norm, ranks=ranks.count)
+    settings = replace(settings, batch_norm=batch_norm, ranks=distributed.world_size)
     images = torch.from_numpy(source.images).to(device)
-    return Iteration(experiment, settings, networks.to(device), images, impl, ranks)
+    return Iteration(experiment, settings, networks.to(device), images, impl, distributed)
 
 
 def watch_gradients(

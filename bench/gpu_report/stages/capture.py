@@ -14,9 +14,14 @@ from torch import Tensor
 
 from bench.gpu_report.judge import same_bits
 from bench.gpu_report.stage import Context, FailedError, main
-from bench.gpu_report.workload import FIVE, digits, experiment, make_iteration, settings_of
+from bench.gpu_report.workload import FIVE, digits, experiment, make_iteration, train_config
 from fastinfogan.engine import Iteration, RunDirectory, Schedule, Trainer
-from fastinfogan.engine.execution import CompiledRunner, EagerRunner, GraphRunner, Runner
+from fastinfogan.engine.execution import (
+    CompiledExecution,
+    CudaGraphExecution,
+    EagerExecution,
+    Execution,
+)
 from fastinfogan.engine.precision import ComputedIn
 from fastinfogan_kernels.runtime.backend import native_available
 
@@ -26,7 +31,7 @@ _STEPS = 23
 
 def stage(context: Context) -> None:
     """MNIST in all precisions, then the others in bf16."""
-    replayed: type[Runner] = EagerRunner if context.dry else GraphRunner
+    replayed: type[Execution] = EagerExecution if context.dry else CudaGraphExecution
     of: list[tuple[str, ComputedIn]] = [("mnist", "bf16")]
     if not context.dry:
         of += [(name, "bf16") for name in FIVE[1:]]
@@ -53,37 +58,37 @@ def _made(context: Context, name: str, precision: ComputedIn) -> Iteration:
     return make_iteration(experiment(name, dry=context.dry), precision, context.device)
 
 
-def left_by(iteration: Iteration, runner: Runner, parts: Sequence[int]) -> dict[str, Tensor]:
+def left_by(iteration: Iteration, execution: Execution, parts: Sequence[int]) -> dict[str, Tensor]:
     """The state after some iterations, in parts of so many."""
     done = 0
     for count in parts:
-        runner.run(done, count)
+        execution.run(done, count)
         done += count
     state = iteration.state()
     return {f"{k} {n}": t.detach().clone() for k, of in state.items() for n, t in of.items()}
 
 
 def _replays(
-    context: Context, name: str, precision: ComputedIn, replayed: type[Runner]
+    context: Context, name: str, precision: ComputedIn, replayed: type[Execution]
 ) -> Mapping[str, Any]:
     """Replay against call by call, a second run, and other cuts into graphs: all bit for bit."""
     steps = 5 if context.dry else _STEPS
-    sides: dict[str, tuple[type[Runner], Sequence[int]]] = {
+    sides: dict[str, tuple[type[Execution], Sequence[int]]] = {
         "replayed": (replayed, [steps]),
-        "call by call": (EagerRunner, [steps]),
+        "call by call": (EagerExecution, [steps]),
         "replayed again": (replayed, [steps]),
         "replayed one by one": (replayed, [1] * steps),
     }
     found, seconds = {}, 0.0
     for side, (kind, parts) in sides.items():
         iteration = _made(context, name, precision)
-        runner = kind(iteration)
+        execution = kind(iteration)
         begun = time.monotonic()
-        runner.get_ready()
+        execution.prepare()
         context.wait()
         if side == "replayed":
             seconds = time.monotonic() - begun
-        found[side] = left_by(iteration, runner, parts)
+        found[side] = left_by(iteration, execution, parts)
     told = {}
     for side in list(sides)[1:]:
         told = same_bits(found["replayed"], found[side], f"replayed and {side}")
@@ -93,12 +98,12 @@ def _replays(
     return {**told, "iterations": steps, "seconds to capture": round(seconds, 2)}
 
 
-def _untouched(context: Context, replayed: type[Runner]) -> Mapping[str, Any]:
+def _untouched(context: Context, replayed: type[Execution]) -> Mapping[str, Any]:
     iteration = _made(context, "mnist", "bf16")
-    before = left_by(iteration, EagerRunner(iteration), [])
-    runner = replayed(iteration)
-    runner.get_ready()
-    found = same_bits(before, left_by(iteration, runner, []), "before and after the capture")
+    before = left_by(iteration, EagerExecution(iteration), [])
+    execution = replayed(iteration)
+    execution.prepare()
+    found = same_bits(before, left_by(iteration, execution, []), "before and after the capture")
     if iteration.counter.item() != 0:
         raise FailedError(f"the counter is left at {iteration.counter.item()}", {})
     return found
@@ -109,7 +114,7 @@ def _resume(context: Context) -> Mapping[str, Any]:
     source, what = digits()
     e = experiment("mnist", dry=context.dry)
     settings = replace(
-        settings_of(e, "bf16", source.fingerprint), augmentation="affine", log_every=10
+        train_config(e, "bf16", source.fingerprint), augmentation="affine", log_every=10
     )
     first, until = (3, 6) if context.dry else (35, 80)
     states = []
@@ -120,7 +125,7 @@ def _resume(context: Context) -> Mapping[str, Any]:
             if i:
                 trainer.resume()
             trainer.train(part, Schedule(checkpoint_every=1000))
-        states.append(left_by(trainer.iteration, trainer.runner, []))
+        states.append(left_by(trainer.iteration, trainer.execution, []))
     kept = [{n: t for n, t in s.items() if not n.startswith("metrics")} for s in states]
     return {**same_bits(*kept, "a run and one resumed"), "images": what, "stopped at": first}
 
@@ -138,17 +143,17 @@ def _waits_are_errors(context: Context) -> Any:  # noqa: ANN401
         torch.cuda.set_sync_debug_mode("default")
 
 
-def _no_host(context: Context, replayed: type[Runner]) -> Mapping[str, Any]:
+def _no_host(context: Context, replayed: type[Execution]) -> Mapping[str, Any]:
     """Neither call by call nor replayed does the host wait, or the device allocate."""
     numbers: dict[str, Any] = {}
-    for side, kind in (("call by call", EagerRunner), ("replayed", replayed)):
+    for side, kind in (("call by call", EagerExecution), ("replayed", replayed)):
         iteration = _made(context, "mnist", "bf16")
-        runner = kind(iteration)
-        runner.run(0, 3)
+        execution = kind(iteration)
+        execution.run(0, 3)
         context.wait()
         before = _allocations(context)
         with _waits_are_errors(context):
-            runner.run(3, 10)
+            execution.run(3, 10)
         context.wait()
         numbers[f"allocations, {side}"] = _allocations(context) - before
     if numbers["allocations, replayed"]:
@@ -166,11 +171,11 @@ def _compiled(context: Context) -> Mapping[str, Any]:
     """torch.compile's program of the whole iteration, beside the eager one."""
     steps, begun = 3, time.monotonic()
     states = []
-    for kind in (CompiledRunner, EagerRunner):
+    for kind in (CompiledExecution, EagerExecution):
         iteration = _made(context, "mnist", "bf16")
         states.append(left_by(iteration, kind(iteration), [steps]))
         context.wait()
-        if kind is CompiledRunner:
+        if kind is CompiledExecution:
             seconds = time.monotonic() - begun
     return {**same_bits(*states, "compiled and call by call"), "seconds": round(seconds, 1)}
 

@@ -12,7 +12,7 @@ from bench.cases.iteration import images_for, iteration_for
 from bench.counting.saved import saved_bytes
 from bench.gpu_report.stage import Context, main
 from bench.gpu_report.workload import FIVE, experiment, fresh_memory
-from fastinfogan.engine.execution import EagerRunner, choose_runner
+from fastinfogan.engine.execution import EagerExecution, choose_execution
 from fastinfogan.engine.precision import narrowed
 from fastinfogan.experiments import Experiment
 from fastinfogan.networks import InfoGAN
@@ -52,7 +52,7 @@ def _peak(context: Context, e: Experiment, side: str) -> Mapping[str, Any]:
             for _ in range(3):
                 other.run()
         else:
-            kind = EagerRunner if side == "call by call" else choose_runner("auto", device)[0]
+            kind = EagerExecution if side == "call by call" else choose_execution("auto", device)[0]
             kind(iteration_for(e, "bf16", e.batch_size, images)).run(0, 3)
     found: dict[str, Any] = {"experiment": e.name, "batch": e.batch_size, "side": side}
     if device.type == "cuda":

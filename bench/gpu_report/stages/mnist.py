@@ -11,7 +11,7 @@ import torch
 
 from bench.gpu_report.png import as_text
 from bench.gpu_report.stage import Context, main
-from bench.gpu_report.workload import digits, experiment, settings_of
+from bench.gpu_report.workload import digits, experiment, train_config
 from fastinfogan.engine import RunDirectory, Schedule, Trainer, choose_precision
 from fastinfogan.evaluation import classify
 from fastinfogan.evaluation.information import fresh_information
@@ -37,7 +37,7 @@ def _train(context: Context, seed: int) -> Mapping[str, Any]:
     every = max(iterations // 50, 1)
     precision, _ = choose_precision("auto", context.device)
     settings = replace(
-        settings_of(e, precision.name, source.fingerprint, seed),
+        train_config(e, precision.name, source.fingerprint, seed),
         augmentation="affine",
         log_every=every,
     )

@@ -12,7 +12,7 @@ import torch
 from bench.cases.iteration import images_for, iteration_for
 from bench.gpu_report.stage import Context, FailedError, main
 from bench.gpu_report.workload import FIVE, experiment
-from fastinfogan.engine.execution import EagerRunner, Runner, choose_runner
+from fastinfogan.engine.execution import EagerExecution, Execution, choose_execution
 
 TRACES = {"as trained": "trace_as_trained.json.gz", "call by call": "trace_call_by_call.json.gz"}
 _ON_GPU = ("kernel", "gpu_memcpy", "gpu_memset")
@@ -23,25 +23,25 @@ _LARGEST = 12 << 20
 def stage(context: Context) -> None:
     """Replayed, as it is trained; MNIST also call by call, where the host's part shows."""
     for name in ("mnist",) if context.dry else FIVE:
-        kind, _ = choose_runner("auto", context.device)
+        kind, _ = choose_execution("auto", context.device)
         context.run(
             f"{name}, as trained",
             lambda name=name, kind=kind: _profile(context, name, kind, "as trained"),  # type: ignore[misc]
         )
     context.run(
-        "mnist, call by call", lambda: _profile(context, "mnist", EagerRunner, "call by call")
+        "mnist, call by call", lambda: _profile(context, "mnist", EagerExecution, "call by call")
     )
 
 
-def _profile(context: Context, name: str, kind: type[Runner], how: str) -> Mapping[str, Any]:
+def _profile(context: Context, name: str, kind: type[Execution], how: str) -> Mapping[str, Any]:
     e = experiment(name, dry=context.dry)
     images = images_for(e, 64 if context.dry else 4096, context.device)
-    runner = kind(iteration_for(e, "bf16", e.batch_size, images))
-    runner.run(0, 3)
+    execution = kind(iteration_for(e, "bf16", e.batch_size, images))
+    execution.run(0, 3)
     context.wait()
     file = context.work / f"profile-{name}.json"
     for step in (3, 4):  # the first one pays for the profiler's own start
-        events = _traced(context, runner, step, file)
+        events = _traced(context, execution, step, file)
     if name == "mnist":
         _keep(file, context.out / TRACES[how])
     category = _ON_GPU if context.device.type == "cuda" else ("cpu_op",)
@@ -62,12 +62,12 @@ def _profile(context: Context, name: str, kind: type[Runner], how: str) -> Mappi
     }
 
 
-def _traced(context: Context, runner: Runner, step: int, file: Path) -> list[dict[str, Any]]:
+def _traced(context: Context, execution: Execution, step: int, file: Path) -> list[dict[str, Any]]:
     activities = [torch.profiler.ProfilerActivity.CPU]
     if context.device.type == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
     with torch.profiler.profile(activities=activities) as profiler:
-        runner.run(step, 1)
+        execution.run(step, 1)
         context.wait()
     profiler.export_chrome_trace(str(file))
     events: list[dict[str, Any]] = json.loads(file.read_text())["traceEvents"]

@@ -13,7 +13,7 @@ from bench.gpu_report.stage import Context, main
 from bench.gpu_report.workload import FIVE, experiment, fresh_memory
 from bench.timing.clock import clock_for
 from bench.timing.interleaved import Interleaved
-from fastinfogan.engine.execution import choose_runner
+from fastinfogan.engine.execution import choose_execution
 
 _BATCHES = (32, 512, 4096, 128, 1024, 2048, 64, 256)
 """The ends and the middle first."""
@@ -51,14 +51,14 @@ def _time(context: Context, name: str, batch: int) -> Mapping[str, Any]:
     e = experiment(name, dry=context.dry, batch=batch)
     with fresh_memory(context.device):
         images = images_for(e, 64 if context.dry else _IMAGES, context.device)
-        kind, _ = choose_runner("auto", context.device)
-        runner = kind(iteration_for(e, "bf16", batch, images))
-        steps = iter(range(0, 1 << 30, runner.at_once))
+        kind, _ = choose_execution("auto", context.device)
+        execution = kind(iteration_for(e, "bf16", batch, images))
+        steps = iter(range(0, 1 << 30, execution.iterations_per_call))
         pair = Interleaved(
-            {"ours": lambda: runner.run(next(steps), runner.at_once)},
+            {"ours": lambda: execution.run(next(steps), execution.iterations_per_call)},
             clock_for(context.device),
             steady=True,
-            units=runner.at_once,
+            units=execution.iterations_per_call,
         )
         pair()
         pair.clear()
@@ -73,8 +73,8 @@ def _time(context: Context, name: str, batch: int) -> Mapping[str, Any]:
     }
     if context.device.type == "cuda":
         numbers["GiB at the peak"] = round(torch.cuda.max_memory_allocated() / 2**30, 3)
-    if runner.iteration.tally.tolist()[1]:
-        numbers["skipped"] = runner.iteration.tally.tolist()[1]
+    if execution.iteration.tally.tolist()[1]:
+        numbers["skipped"] = execution.iteration.tally.tolist()[1]
     pair.release()
     return numbers
 

@@ -11,7 +11,7 @@ from bench.gpu_report.stages.tuning import NAME
 from bench.gpu_report.workload import FIVE, experiment
 from bench.timing.clock import clock_for
 from bench.timing.interleaved import Interleaved
-from fastinfogan.engine.execution import Runner, choose_runner
+from fastinfogan.engine.execution import Execution, choose_execution
 from fastinfogan.experiments import Experiment
 from fastinfogan_kernels.conv_block.launch_table import TABLE, Choice, read_table, using_table
 
@@ -39,36 +39,36 @@ def _right(context: Context, case: chains.ChainCase, table: dict[str, Choice]) -
         return compare(case, "bf16", context.device)
 
 
-def _runner(context: Context, e: Experiment, table: dict[str, Choice]) -> Runner:
+def _execution(context: Context, e: Experiment, table: dict[str, Choice]) -> Execution:
     """Warmed up and captured by a table."""
     images = images_for(e, 64 if context.dry else 4096, context.device)
-    kind, _ = choose_runner("auto", context.device)
-    runner = kind(iteration_for(e, "bf16", e.batch_size, images))
+    kind, _ = choose_execution("auto", context.device)
+    execution = kind(iteration_for(e, "bf16", e.batch_size, images))
     with using_table(table):
-        runner.get_ready()
-        runner.run(0, runner.at_once)
+        execution.prepare()
+        execution.run(0, execution.iterations_per_call)
     context.wait()
-    return runner
+    return execution
 
 
 def _timed(context: Context, name: str, table: dict[str, Choice]) -> Mapping[str, Any]:
     e = experiment(name, dry=context.dry)
-    runners = {"tuned": _runner(context, e, table), "the rule": _runner(context, e, {})}
-    losses = {side: runner.iteration.read() for side, runner in runners.items()}
+    executions = {"tuned": _execution(context, e, table), "the rule": _execution(context, e, {})}
+    losses = {side: execution.iteration.read() for side, execution in executions.items()}
     for what in ("d_loss", "g_loss"):
-        one, other = (losses[side][what] for side in runners)
+        one, other = (losses[side][what] for side in executions)
         if not abs(one - other) <= 0.05 * max(1.0, abs(other)):
             raise FailedError(f"{what} is {one:.4f} by the table, {other:.4f} by the rule", {})
-    at_once = runners["tuned"].at_once
-    steps = {side: iter(range(at_once, 1 << 30, at_once)) for side in runners}
+    at_once = executions["tuned"].iterations_per_call
+    steps = {side: iter(range(at_once, 1 << 30, at_once)) for side in executions}
     tables = {"tuned": table, "the rule": {}}
 
     def run(side: str) -> None:
         with using_table(tables[side]):  # call by call it is looked up each time
-            runners[side].run(next(steps[side]), at_once)
+            executions[side].run(next(steps[side]), at_once)
 
     pair = Interleaved(
-        {side: (lambda side=side: run(side)) for side in runners},  # type: ignore[misc]
+        {side: (lambda side=side: run(side)) for side in executions},  # type: ignore[misc]
         clock_for(context.device),
         steady=True,
         units=at_once,
