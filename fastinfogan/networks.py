@@ -6,15 +6,14 @@ import torch
 from torch import nn
 from torch.nn.parameter import Parameter
 
-from fastinfogan.experiments import Block, Experiment
-from fastinfogan.nn import Block as Module
-from fastinfogan.nn import Chain, ConvBlock, LinearBlock, UpconvBlock
+from fastinfogan.experiments import BlockSpec, Experiment
+from fastinfogan.nn import Block, Chain, ConvBlock, LinearBlock, UpconvBlock
 
-_D_OUTPUT = Block("linear", 1, batch_norm=False, activation="none")
+_D_OUTPUT = BlockSpec("linear", 1, batch_norm=False, activation="none")
 
 
 def _chain(
-    blocks: tuple[Block, ...], shape: tuple[int, int, int], slope: float
+    blocks: tuple[BlockSpec, ...], shape: tuple[int, int, int], slope: float
 ) -> tuple[Chain, tuple[int, int, int]]:
     """Build a table's blocks for an input of shape (channels, height, width); height 0 is a row.
 
@@ -75,7 +74,7 @@ class InfoGAN(nn.Module):
         super().__init__()
         e = experiment
         spec = e.latents
-        q_output = Block("linear", spec.output_width, batch_norm=False, activation="none")
+        q_output = BlockSpec("linear", spec.output_width, batch_norm=False, activation="none")
         self.generator, _ = _chain(e.generator, (spec.input_width, 0, 0), e.slope)
         self.trunk, features = _chain(e.trunk, (e.channels, e.height, e.width), e.slope)
         self.d_head, _ = _chain((_D_OUTPUT,), features, e.slope)
@@ -83,7 +82,7 @@ class InfoGAN(nn.Module):
         source = torch.Generator().manual_seed(seed)
         for network in (self.generator, self.trunk, self.d_head, self.q_head):
             for block in network:
-                assert isinstance(block, Module)
+                assert isinstance(block, Block)
                 block.reset_parameters(source)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 

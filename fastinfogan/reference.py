@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastinfogan.experiments import Block, Experiment
+from fastinfogan.experiments import BlockSpec, Experiment
 from fastinfogan_kernels.latents import Categorical, Continuous, Latents, LatentSpec
 
 
@@ -28,7 +28,7 @@ class Flatten(nn.Module):
 class Unflatten(nn.Module):
     """(B, H * W * C) to (B, C, H, W), the inverse of `Flatten`."""
 
-    def __init__(self, block: Block) -> None:
+    def __init__(self, block: BlockSpec) -> None:
         super().__init__()
         self.shape = (-1, block.height, block.width, block.channels)
 
@@ -45,7 +45,7 @@ class SameUpconv(nn.ConvTranspose2d):
         return super().forward(x, output_size)[..., :-1, :-1]
 
 
-def layers(blocks: tuple[Block, ...], channels: int, side: int, slope: float) -> nn.Sequential:
+def layers(blocks: tuple[BlockSpec, ...], channels: int, side: int, slope: float) -> nn.Sequential:
     """The layers of a table of blocks, for an input of `channels` x side x side (side 0: a row)."""
     parts: list[nn.Module] = []
     for b in blocks:
@@ -136,8 +136,8 @@ class Reference:
         for block in e.trunk:
             side = 0 if block.kind == "linear" else side // block.stride
         last = e.trunk[-1]
-        head = (Block("linear", 1, batch_norm=False, activation="none"),)
-        output = Block("linear", spec.output_width, batch_norm=False, activation="none")
+        head = (BlockSpec("linear", 1, batch_norm=False, activation="none"),)
+        output = BlockSpec("linear", spec.output_width, batch_norm=False, activation="none")
         self.generator = layers(e.generator, spec.input_width, 0, e.slope)
         self.trunk = layers(e.trunk, e.channels, e.height, e.slope)
         self.d_head = layers(head, last.channels, side, e.slope)

@@ -14,7 +14,7 @@ from fastinfogan.data.formats.digits import embedded_digits
 from fastinfogan.engine import Iteration, TrainConfig
 from fastinfogan.engine.precision import ComputedIn
 from fastinfogan.errors import InputError
-from fastinfogan.experiments import Block, Experiment
+from fastinfogan.experiments import BlockSpec, Experiment
 from fastinfogan.networks import InfoGAN
 from fastinfogan_kernels.runtime.backend import Implementation
 
@@ -33,7 +33,7 @@ def experiment(name: str, *, dry: bool, batch: int | None = None) -> Experiment:
 
 
 def _narrow(e: Experiment) -> Experiment:
-    def narrow(blocks: tuple[Block, ...]) -> tuple[Block, ...]:
+    def narrow(blocks: tuple[BlockSpec, ...]) -> tuple[BlockSpec, ...]:
         return tuple(replace(b, channels=max(b.channels // _DRY_WIDTH, 1)) for b in blocks)
 
     return replace(

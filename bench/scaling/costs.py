@@ -14,7 +14,7 @@ from fastinfogan.data.image_set import ImageSet
 from fastinfogan.engine import Iteration, TrainConfig
 from fastinfogan.engine.execution import choose_execution
 from fastinfogan.engine.precision import ComputedIn
-from fastinfogan.experiments import Block, Experiment
+from fastinfogan.experiments import BlockSpec, Experiment
 from fastinfogan.networks import InfoGAN
 from fastinfogan_kernels.latents import Categorical
 
@@ -46,7 +46,7 @@ class Axis:
 def widened(experiment: Experiment, width: float) -> Experiment:
     """The same networks with every hidden width multiplied."""
 
-    def wide(blocks: tuple[Block, ...]) -> tuple[Block, ...]:
+    def wide(blocks: tuple[BlockSpec, ...]) -> tuple[BlockSpec, ...]:
         return tuple(replace(b, channels=max(round(b.channels * width), 1)) for b in blocks)
 
     return replace(

@@ -3,7 +3,7 @@
 Floor 0: plain data.
 """
 
-from fastinfogan.experiments.tables import BASES, Activation, Block, Experiment
+from fastinfogan.experiments.tables import BASES, Activation, BlockSpec, Experiment
 from fastinfogan.experiments.variants import OURS, VARIANTS, Variant, get, to_train
 
 __all__ = [
@@ -11,7 +11,7 @@ __all__ = [
     "OURS",
     "VARIANTS",
     "Activation",
-    "Block",
+    "BlockSpec",
     "Experiment",
     "Variant",
     "get",

@@ -11,7 +11,7 @@ Activation = Literal["none", "relu", "leaky_relu", "sigmoid", "tanh"]
 
 
 @dataclass(frozen=True)
-class Block:
+class BlockSpec:
     """One line of a network table: a linear map, batch norm or not, an activation.
 
     Attributes:
@@ -74,9 +74,9 @@ class Experiment:
     width: int
     channels: int
     latents: LatentSpec
-    trunk: tuple[Block, ...]
-    q_head: tuple[Block, ...]
-    generator: tuple[Block, ...]
+    trunk: tuple[BlockSpec, ...]
+    q_head: tuple[BlockSpec, ...]
+    generator: tuple[BlockSpec, ...]
     variants: tuple[str, ...] = ()
     slope: float = 0.1
     learning_rate_d: float = 2e-4
@@ -115,7 +115,7 @@ class Experiment:
                 for code in latents["codes"]
             )
             tables = {
-                part: tuple(Block(**block) for block in fields[part])
+                part: tuple(BlockSpec(**block) for block in fields[part])
                 for part in ("trunk", "q_head", "generator")
             }
             experiment = cls(
@@ -135,21 +135,21 @@ class Experiment:
         return experiment
 
 
-def _conv(channels: int, stride: int = 2, *, batch_norm: bool = True) -> Block:
-    return Block("conv", channels, 4, stride, batch_norm)
+def _conv(channels: int, stride: int = 2, *, batch_norm: bool = True) -> BlockSpec:
+    return BlockSpec("conv", channels, 4, stride, batch_norm)
 
 
 def _upconv(
     channels: int, stride: int = 2, *, batch_norm: bool = True, activation: Activation = "relu"
-) -> Block:
-    return Block("upconv", channels, 4, stride, batch_norm, activation)
+) -> BlockSpec:
+    return BlockSpec("upconv", channels, 4, stride, batch_norm, activation)
 
 
-def _linear(channels: int, activation: Activation, height: int = 0, width: int = 0) -> Block:
-    return Block("linear", channels, activation=activation, height=height, width=width)
+def _linear(channels: int, activation: Activation, height: int = 0, width: int = 0) -> BlockSpec:
+    return BlockSpec("linear", channels, activation=activation, height=height, width=width)
 
 
-def _image(channels: int, activation: Activation) -> Block:
+def _image(channels: int, activation: Activation) -> BlockSpec:
     return _upconv(channels, batch_norm=False, activation=activation)
 
 

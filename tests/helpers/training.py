@@ -15,7 +15,7 @@ from fastinfogan.distributed import SINGLE_PROCESS, Distributed
 from fastinfogan.engine import Iteration, TrainConfig, Trainer
 from fastinfogan.engine.config import BatchNorm, Information
 from fastinfogan.engine.precision import ComputedIn
-from fastinfogan.experiments import Block, Experiment
+from fastinfogan.experiments import BlockSpec, Experiment
 from fastinfogan.networks import InfoGAN
 from fastinfogan_kernels import philox
 from fastinfogan_kernels.inputs.real_images import Augmentation
@@ -27,7 +27,7 @@ QUICK = ["--batch-size", "4", "--precision", "fp32"]
 def narrowed(experiment: Experiment, divisor: int) -> Experiment:
     """The same experiment with every hidden width divided."""
 
-    def narrow(blocks: tuple[Block, ...]) -> tuple[Block, ...]:
+    def narrow(blocks: tuple[BlockSpec, ...]) -> tuple[BlockSpec, ...]:
         return tuple(replace(b, channels=max(b.channels // divisor, 1)) for b in blocks)
 
     return replace(
