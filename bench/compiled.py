@@ -2,19 +2,25 @@
 
     python -m bench.compiled --target sm_90 [--experiment mnist] [--json]
 
-The experiments' networks, and what an iteration launches around them, are walked on tensors without
+An iteration of each experiment, and its networks as modules, are recorded on tensors without
 storage; each launch is compiled with the specialization it would have, for sm_80, sm_90, sm_100 or
 gfx942, and its registers, stack, shared memory and instructions are read from the binary.
 """
 
 import argparse
+import importlib
 import json
+import multiprocessing
+import os
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,27 +29,21 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
+from bench.counting.iteration import made
 from fastinfogan import experiments
+from fastinfogan.engine.iteration import Iteration
+from fastinfogan.engine.precision import PRECISIONS, ComputedIn, narrowed
 from fastinfogan.errors import InputError
 from fastinfogan.experiments import Experiment
 from fastinfogan.networks import InfoGAN
 from fastinfogan.nn import Chain
 from fastinfogan.nn.run import describe
-from fastinfogan_kernels.adam.adam import OneLaunch, Rates, Scaling
-from fastinfogan_kernels.adam.loss_scale import LossScale
-from fastinfogan_kernels.adam.multi_tensor import Slot
 from fastinfogan_kernels.conv_block.autograd import fused_chain
-from fastinfogan_kernels.conv_block.image_conv import Images
-from fastinfogan_kernels.inputs.draw import draw_codes
-from fastinfogan_kernels.inputs.real_images import real_images
-from fastinfogan_kernels.objective.heads import objective_launches
-from fastinfogan_kernels.objective.metrics import accumulate
-from fastinfogan_kernels.philox import Stream
 from fastinfogan_kernels.runtime.launch import Launch, recording
-from fastinfogan_kernels.runtime.machine import MACHINES, assuming
+from fastinfogan_kernels.runtime.machine import MACHINES, Machine, assuming
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 META = torch.device("meta")
+AROUND = "around"
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Compiled:
 
     Attributes:
         kernel: its name.
-        variant: the constexpr arguments that tell it from its siblings.
+        variant: the constexpr arguments that distinguish it from its siblings.
         target: what it was compiled for.
         registers: of a thread.
         stack: bytes of a thread, spilled or indexed.
@@ -60,7 +60,8 @@ class Compiled:
         matrix: matrix instructions by name (wgmma, tcgen05, mma, mfma), those that occur.
         async_copies: cp.async and TMA copies.
         f64: double-precision instructions.
-        launches: how often the walk launches it.
+        launches: how often it is launched by what was recorded.
+        assembly: PTX or AMDGCN.
     """
 
     kernel: str
@@ -73,6 +74,100 @@ class Compiled:
     async_copies: int
     f64: int
     launches: int
+    assembly: str = ""
+
+
+def record(e: Experiment, precision: ComputedIn = "bf16") -> dict[str, list[Launch]]:
+    """Record the launches of one iteration, without running them.
+
+    Args:
+        e: with its batch size.
+        precision: of the iteration.
+
+    Returns:
+        By step and network, "D step trunk" for one; the rest, real images, codes, metrics and Adam,
+        by "around".
+    """
+    found: dict[str, list[Launch]] = {}
+    with recording() as launches, PRECISIONS[precision].arithmetic(), torch.no_grad():
+        iteration = made(e, precision)
+        iteration.program()  # the first one makes tables
+        launches.clear()
+        _attribute(iteration, launches, found)
+        iteration.program()
+    found[AROUND] = launches
+    return found
+
+
+def _attribute(
+    iteration: Iteration, launches: list[Launch], found: dict[str, list[Launch]]
+) -> None:
+    """Have each network's methods move what they launch from `launches` to `found`."""
+    for step, networks in zip("DG", iteration.passes, strict=True):
+        for name, network in vars(networks).items():
+            of_network = found.setdefault(f"{step} step {name}", [])
+            for method in dir(type(network)):
+                call = getattr(network, method)
+                if not method.startswith("_") and callable(call):
+                    setattr(network, method, partial(_moving, call, launches, of_network))
+
+
+def _moving(
+    call: Callable[..., Any], launches: list[Launch], to: list[Launch], *args: Any, **kwargs: Any
+) -> Any:
+    before = len(launches)
+    result = call(*args, **kwargs)
+    to += launches[before:]
+    del launches[before:]
+    return result
+
+
+def record_inputs(e: Experiment, precision: ComputedIn = "bf16") -> list[Launch]:
+    """Record real images and codes drawn in every way: augmented, in order, by the host's step."""
+    launches: list[Launch] = []
+    with torch.no_grad():
+        for augmentation in ("none", "affine"):
+            for in_order in (False, True):
+                with recording() as found:
+                    iteration = made(e, precision)
+                    iteration.settings = replace(iteration.settings, augmentation=augmentation)
+                    iteration._in_order = in_order
+                    for step in (0, iteration.counter):
+                        iteration.draw(step)
+                launches += found
+    return launches
+
+
+def record_modules(
+    e: Experiment, precision: ComputedIn = "bf16", *, training: bool = False
+) -> list[Launch]:
+    """Record the networks as modules: evaluation's forward, or forward and backward by autograd."""
+    dtype, batch = PRECISIONS[precision].computed, e.batch_size
+    with recording() as launches, torch.set_grad_enabled(training), META:
+        networks, _ = narrowed(InfoGAN(e).train(training), dtype)
+        image = torch.empty((batch, e.channels, e.height, e.width), dtype=dtype)
+        image = image.to(memory_format=torch.channels_last).requires_grad_(training)
+        features = _run(networks.trunk, image)
+        codes = torch.empty((batch, e.latents.input_width), dtype=dtype)
+        inputs = ((networks.d_head, features), (networks.q_head, features))
+        results = [_run(*each) for each in (*inputs, (networks.generator, codes))]
+        if training:
+            torch.autograd.backward(results, [torch.empty_like(each) for each in results])
+    return launches
+
+
+def _run(chain: Chain, x: torch.Tensor) -> torch.Tensor:
+    """Run a chain's kernels; the chain itself asks for autocast, which "meta" tensors lack."""
+    return fused_chain(x, *describe(chain.stages(), tuple(x.shape[1:]), len(x), 1), 1)
+
+
+def record_all(e: Experiment, precision: ComputedIn = "bf16") -> list[Launch]:
+    """Record all that an experiment launches, in training and in evaluation."""
+    found = [launch for part in record(e, precision).values() for launch in part]
+    found += record_inputs(e, precision)
+    for training in (True, False):
+        found += record_modules(e, precision, training=training)
+    return found
 
 
 class _NoDevice:
@@ -101,106 +196,6 @@ class _NoDevice:
         return True
 
 
-def walk(
-    name: str, dtype: torch.dtype = torch.bfloat16, batch: int = 128, *, training: bool = True
-) -> dict[str, list[Launch]]:
-    """The launches of an experiment's networks, without running them.
-
-    Args:
-        name: of the experiment.
-        dtype: of the maps; weights are fp32.
-        batch: images in a step.
-        training: forward and backward; else evaluation's forward.
-
-    Returns:
-        By part: "trunk" (D step: real images as uint8, and generated ones, as two groups),
-        "trunk of G" (G step: with the images' gradient), "generator", "q_head", "d_head"; and in
-        training "around": real images, codes, objective, measures and Adam.
-    """
-    e = experiments.get(name)
-    with torch.device(META):
-        networks = InfoGAN(e).train(training)
-    pixels = torch.empty((2 * batch, e.height, e.width, e.channels), dtype=torch.uint8, device=META)
-    index = torch.empty(2 * batch, dtype=torch.int64, device=META)
-    real = Images(pixels, index, 1 / 255, 0.0, dtype)
-    codes = torch.empty((batch, e.latents.input_width), dtype=dtype, device=META)
-    image = torch.empty((batch, e.height, e.width, e.channels), dtype=dtype, device=META).permute(
-        0, 3, 1, 2
-    )
-    parts: dict[str, tuple[Chain, Any, int]] = {
-        "trunk": (networks.trunk, real, 2),
-        "trunk of G": (networks.trunk, image.requires_grad_(training), 1),
-        "generator": (networks.generator, codes, 1),
-    }
-    found = {part: _launches(*arguments, training) for part, arguments in parts.items()}
-    with recording():
-        features = fused_chain(image, *_described(networks.trunk, image, 1), 1)
-    features = features.detach().requires_grad_(training)
-    for part, chain in (("d_head", networks.d_head), ("q_head", networks.q_head)):
-        found[part] = _launches(chain, features, 1, training)
-    if training:
-        found["around"] = _around(e, networks, pixels, dtype, batch)
-    return found
-
-
-def _around(
-    e: Experiment, networks: InfoGAN, pixels: torch.Tensor, dtype: torch.dtype, batch: int
-) -> list[Launch]:
-    """What an iteration launches beside its networks' blocks."""
-    spec, codes = e.latents, len(e.latents.codes)
-
-    def empty(*shape: int, of: torch.dtype = torch.float32) -> torch.Tensor:
-        return torch.empty(shape, dtype=of, device=META)
-
-    counter = empty(of=torch.int64)
-    trunk = describe(networks.trunk.stages(), (e.channels, e.height, e.width), batch, 1)[1]
-    # The heads' last layers stand at their ends: a weight, then a bias.
-    of_d, of_q = (
-        list(head.parameters())[-2].shape[1] for head in (networks.d_head, networks.q_head)
-    )
-    out = empty(batch, *pixels.shape[1:], of=dtype)
-    with recording() as launches:
-        for augmentation in ("none", "affine"):
-            real_images(pixels, 0, counter, out, augmentation=augmentation)
-            real_images(pixels, 0, counter, out, augmentation=augmentation, in_order=True)
-        draw_codes(spec, 0, counter, Stream.D_STEP, batch, streams=2, device=META, dtype=dtype)
-        slots = []
-        for weight in (layer.weight for layer in trunk):
-            like = torch.empty_like(weight)
-            narrow = None if dtype == torch.float32 else torch.empty_like(weight, dtype=dtype)
-            gradient = like if narrow is None else narrow
-            slots.append(Slot(weight, gradient, like, like, empty(), narrow))
-        scaled = LossScale([0.0] * (1 + codes), META) if dtype == torch.float16 else None
-        problems = empty(1, of=torch.int32)
-        adam = OneLaunch(META)
-        if scaled:
-            adam.find_overflow(slots, problems)
-        scaling = Scaling(problems, scaled.divisor if scaled else None)
-        adam.update(slots, Rates(1e-3, 0.5, 0.999, 1e-8), scaling)
-        accumulate(
-            empty(2), empty(1), empty(codes), empty(codes), problems, empty(2 + codes),
-            empty(3, of=torch.int32), scaled, by_triton=True,
-        )  # fmt: skip
-    return launches + objective_launches(spec, dtype, batch, (of_q, of_d))
-
-
-def _described(chain: Chain, x: Any, groups: int) -> tuple[Any, Any]:  # noqa: ANN401
-    if isinstance(x, Images):
-        shape: tuple[int, ...] = (x.data.shape[3], *x.data.shape[1:3])
-        batch = x.count
-    else:
-        shape, batch = tuple(x.shape[1:]), x.shape[0]
-    return describe(chain.stages(), shape, batch, groups)
-
-
-def _launches(chain: Chain, x: Any, groups: int, training: bool) -> list[Launch]:  # noqa: ANN401
-    with recording() as launches, torch.set_grad_enabled(training):
-        out = fused_chain(x, *_described(chain, x, groups), groups)
-        if training:
-            torch.autograd.backward(out, torch.empty_like(out))
-    return launches
-
-
 def compile_launches(launches: Iterable[Launch], target: str) -> list[Compiled]:
     """Compile launches, each distinct specialization once.
 
@@ -212,13 +207,8 @@ def compile_launches(launches: Iterable[Launch], target: str) -> list[Compiled]:
     if triton.knobs.runtime.interpret:
         raise InputError("a process under TRITON_INTERPRET=1 cannot compile; unset it")
     hip = target.startswith("gfx")
-    driver.set_active(
-        _NoDevice(
-            GPUTarget("hip", target, 64)
-            if hip
-            else GPUTarget("cuda", int(target.removeprefix("sm_")), 32)
-        )
-    )
+    gpu = ("hip", target, 64) if hip else ("cuda", int(target.removeprefix("sm_")), 32)
+    driver.set_active(_NoDevice(GPUTarget(*gpu)))
     compiled: dict[Any, tuple[Launch, Any, int]] = {}
     for launch in launches:
         kernel = launch.kernel.warmup(*launch.arguments, grid=launch.grid, **launch.parameters)
@@ -227,7 +217,7 @@ def compile_launches(launches: Iterable[Launch], target: str) -> list[Compiled]:
     return [_read(launch, kernel, target, n) for launch, kernel, n in compiled.values()]
 
 
-def _read(launch: Launch, kernel: Any, target: str, launches: int) -> Compiled:  # noqa: ANN401
+def _read(launch: Launch, kernel: Any, target: str, launches: int) -> Compiled:
     variant = ", ".join(
         f"{key.lower()} {value}"
         for key, value in launch.parameters.items()
@@ -240,29 +230,19 @@ def _read(launch: Launch, kernel: Any, target: str, launches: int) -> Compiled: 
             for field in ("vgpr_count", "private_segment_fixed_size")
         )
         if not re.search(r"\bscratch_(load|store)", text):
-            stack = 0  # words reserved for scalars that are kept in lanes of vectors after all
+            stack = 0  # words reserved for scalars that end in lanes of vectors after all
         matrix = {"mfma": text.count("v_mfma")}
         copies, f64 = text.count("buffer_load"), len(re.findall(r"v_\w+_f64", text))
     else:
         text = kernel.asm["ptx"]
         registers, stack = _resources(kernel.asm["cubin"])
-        matrix = {
-            "wgmma": text.count("wgmma.mma_async"),
-            "tcgen05": text.count("tcgen05.mma"),
-            "mma": text.count("mma.sync"),
-        }
+        instructions = {"wgmma": "wgmma.mma_async", "tcgen05": "tcgen05.mma", "mma": "mma.sync"}
+        matrix = {name: text.count(each) for name, each in instructions.items()}
         copies, f64 = text.count("cp.async"), text.count(".f64")
+    used = {name: count for name, count in matrix.items() if count}
+    shared = int(kernel.metadata.shared)
     return Compiled(
-        launch.name,
-        variant,
-        target,
-        registers,
-        stack,
-        int(kernel.metadata.shared),
-        {name: count for name, count in matrix.items() if count},
-        copies,
-        f64,
-        launches,
+        launch.name, variant, target, registers, stack, shared, used, copies, f64, launches, text
     )
 
 
@@ -272,39 +252,134 @@ def _resources(cubin: bytes) -> tuple[int, int]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        told = subprocess.run(
+        printed = subprocess.run(
             [tool, "-res-usage", file.name], check=True, capture_output=True, text=True
         ).stdout
-    found = re.search(r"REG:(\d+) STACK:(\d+)", told)
+    found = re.search(r"REG:(\d+) STACK:(\d+)", printed)
     if found is None:
-        raise InputError(f"{tool}: told no resources: {told.strip() or 'nothing'}")
+        raise InputError(f"{tool}: no resources in its output: {printed.strip() or 'nothing'}")
     return int(found[1]), int(found[2])
 
 
+@dataclass(frozen=True)
+class Share:
+    """One worker's part of what is compiled in parallel, and where it writes what it found.
+
+    Attributes:
+        target: see `compile_launches`.
+        machine: by which tiles are chosen.
+        part: of this worker.
+        parts: of all.
+        deadline: by `time.time`; nothing is begun after it, but the first launch.
+        file: a JSON line for each kernel: `Compiled` without its assembly, "wave", and "refused"
+            instead where the compiler failed.
+    """
+
+    target: str
+    machine: Machine
+    part: int
+    parts: int
+    deadline: float
+    file: Path
+
+
+Waves = Callable[[], Iterable[tuple[str, Sequence[Launch]]]]
+
+
+def compile_share(waves: Waves, share: Share) -> None:
+    """Compile every `parts`-th distinct launch of each wave; the body of a worker process."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    torch.set_num_threads(1)
+    seen: set[Any] = set()
+    with assuming(share.machine), share.file.open("a", buffering=1) as out:
+        for wave, launches in waves():
+            new = {signature(launch): launch for launch in launches}
+            new = {key: launch for key, launch in new.items() if key not in seen}
+            seen |= new.keys()
+            for launch in list(new.values())[share.part :: share.parts]:
+                if time.time() > share.deadline and out.tell():
+                    return
+                for found in _compiled_or_refused(launch, share.target):
+                    out.write(json.dumps({"wave": wave, **found}) + "\n")
+
+
+def _compiled_or_refused(launch: Launch, target: str) -> Iterator[dict[str, Any]]:
+    try:
+        for each in compile_launches([launch], target):
+            yield {**asdict(each), "assembly": ""}
+    except Exception as error:  # one that the compiler refuses costs itself alone
+        yield {"kernel": launch.name, "refused": f"{type(error).__name__}: {error}"[:300]}
+
+
+def signature(launch: Launch) -> tuple[Any, ...]:
+    """Identify the specialization of a launch, about as Triton does, without compiling it."""
+    found: list[Any] = []
+    for argument in launch.arguments:
+        if isinstance(argument, torch.Tensor):
+            found.append((argument.dtype, argument.data_ptr() % 16 == 0))
+        elif isinstance(argument, int):
+            found.append((argument == 1, argument % 16 == 0, abs(argument) >> 31 != 0))
+        else:
+            found.append(type(argument))
+    return launch.name, tuple(found), tuple(sorted(map(str, launch.parameters.items())))
+
+
+def start_workers(
+    body: Callable[..., None], arguments: Sequence[Any], shares: Sequence[Share]
+) -> list[Any]:
+    """Start `body(*arguments, share)` in a process for each share, which ends with this one."""
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=body, args=(*arguments, s), daemon=True) for s in shares]
+    for worker in workers:
+        worker.start()
+    return workers
+
+
+def read_lines(shares: Iterable[Share]) -> list[dict[str, Any]]:
+    """Read what workers have written so far; a line that was cut off is left out."""
+    found = []
+    for share in shares:
+        for line in share.file.read_text().splitlines() if share.file.exists() else ():
+            with suppress(ValueError):
+                found.append(json.loads(line))
+    return found
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """The command; the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m bench.compiled", description=__doc__)
+    """Run the command; return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.compiled", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     parser.add_argument("--target", choices=[*MACHINES], default="sm_90")
     parser.add_argument("--experiment", choices=[*experiments.BASES], action="append")
-    parser.add_argument("--dtype", choices=[*DTYPES], default="bf16")
+    parser.add_argument("--precision", choices=["bf16", "fp16", "fp32"], default="bf16")
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--json", action="store_true")
-    asked = parser.parse_args(arguments)
+    parser.add_argument("--launches", metavar="MODULE:FUNCTION", help="instead of an experiment's: "
+                        "those that a function records and returns")  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print all columns as JSON")
+    parser.add_argument("--assembly", action="store_true", help="with --json also PTX or AMDGCN")
+    args = parser.parse_args(arguments)
     launches: list[Launch] = []
     try:
-        with assuming(MACHINES[asked.target]):
-            for name in asked.experiment or experiments.BASES:
-                for training in (True, False):
-                    parts = walk(name, DTYPES[asked.dtype], asked.batch_size, training=training)
-                    launches += [launch for part in parts.values() for launch in part]
-        compiled = compile_launches(launches, asked.target)
+        with assuming(MACHINES[args.target]):
+            if args.launches:
+                module, _, function = args.launches.partition(":")
+                launches += getattr(importlib.import_module(module), function)()
+            for name in () if args.launches else args.experiment or experiments.BASES:
+                e = replace(experiments.get(name), batch_size=args.batch_size)
+                launches += record_all(e, args.precision)
+            compiled = compile_launches(launches, args.target)
     except InputError as error:
-        print(f"inspect: {error}", file=sys.stderr)
+        print(f"compiled: {error}", file=sys.stderr)
         return 2
-    if asked.json:
-        print(json.dumps([asdict(each) for each in compiled], indent=1))
+    if args.json:
+        rows = [asdict(each) for each in compiled]
+        for row in () if args.assembly else rows:
+            del row["assembly"]
+        print(json.dumps(rows, indent=1))
         return 0
-    print(f"{len(compiled)} kernels for {asked.target}, from {len(launches)} launches")
+    print(f"{len(compiled)} kernels for {args.target}, from {len(launches)} launches")
     print("registers  stack  shared  copies  f64  matrix     kernel")
     for c in sorted(compiled, key=lambda each: (each.kernel, -each.registers)):
         matrix = " ".join(f"{name} {count}" for name, count in c.matrix.items()) or "-"

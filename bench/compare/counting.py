@@ -5,6 +5,7 @@ counts that the code cannot give is told, not fatal.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 GROUPS = ("iteration", "saved", "kernels")
@@ -140,16 +141,14 @@ def _kept_by(chain: Any, x: Any, groups: int = 1) -> tuple[Any, int]:  # noqa: A
 
 def _kernels() -> Iterator[tuple[str, int]]:
     """Of each kernel the most of all launches, and the registers of each of its variants."""
-    from bench.compiled import compile_launches, walk
+    from bench.compiled import compile_launches, record_all
     from fastinfogan import experiments
     from fastinfogan_kernels.runtime.machine import MACHINES, assuming
 
     launches = []
     with assuming(MACHINES[TARGET]):
         for name in experiments.BASES:
-            for training in (True, False):
-                for part in walk(name, training=training).values():
-                    launches += part
+            launches += record_all(replace(experiments.get(name), batch_size=_BATCH["meta"]))
     for each in compile_launches(launches, TARGET):
         kernel = each.kernel.removesuffix("_kernel")
         numbers = {

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from bench.compiled import walk
+from bench.compiled import record
 from bench.counting.iteration import count
 from bench.scaling.costs import Axis, counted, timed
 from bench.scaling.fits import exponent
@@ -59,8 +59,8 @@ def report(device: torch.device, rounds: int) -> dict[str, Any]:
 
 def _counted(name: str) -> dict[str, Any]:
     """One iteration, and the trunk of its D step: real and generated images as two groups."""
-    found = asdict(count(experiments.get(name)))
-    return found | {"trunk_launches": len(walk(name)["trunk"])}
+    e = experiments.get(name)
+    return asdict(count(e)) | {"trunk_launches": len(record(e)["D step trunk"])}
 
 
 def main() -> None:

@@ -1,14 +1,19 @@
-"""Every kernel that the five experiments launch, compiled ahead of time, within its budget."""
+"""Every kernel that the experiments launch, compiled ahead of time, within its budget."""
 
-import json
 import os
 import subprocess
 import sys
+import time
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bench.compiled import Share, compile_share, read_lines, record_inputs
+from fastinfogan import experiments
 from fastinfogan_kernels.runtime.machine import MACHINES
+from tests.helpers import ahead
 
 PRODUCTS = {
     "implicit_gemm_kernel",
@@ -16,18 +21,6 @@ PRODUCTS = {
     "image_block_kernel",
     "image_weight_gradient_kernel",
 }
-
-
-def inspected(*arguments: str) -> list[dict[str, Any]]:
-    done = subprocess.run(
-        [sys.executable, "-m", "bench.compiled", "--json", *arguments],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "TRITON_INTERPRET": "0"},
-    )
-    found: list[dict[str, Any]] = json.loads(done.stdout)
-    return found
 
 
 def check_budget(found: list[dict[str, Any]], target: str, *, matrix: bool = True) -> None:
@@ -43,22 +36,48 @@ def check_budget(found: list[dict[str, Any]], target: str, *, matrix: bool = Tru
             assert each["matrix"], what
 
 
+def check_order(kernel: str, order: str) -> int:
+    """Check what the interpreter, one program after another, cannot show of a launch that merges.
+
+    Returns:
+        How many arrivals there are; each stands behind a barrier, and partial results are read past
+        the first cache after it.
+    """
+    before, *behind = order.split(" barrier arrival barrier barrier ")
+    assert "arrival" not in before, kernel
+    assert "merge" not in before, kernel
+    for after in behind:
+        assert before.split()[-1] == "part", kernel
+        assert "arrival" not in after, kernel
+        assert after.split()[0] == "part", "the counter is set back"
+        assert "merge" in after, kernel
+        before = after
+    return len(behind)
+
+
 def test_sm_90_of_the_papers_experiments() -> None:
     names = ("mnist", "svhn", "celeba", "faces", "chairs")
-    found = inspected("--target", "sm_90", *(f"--experiment={name}" for name in names))
+    found = ahead.run("--target", "sm_90", *(f"--experiment={name}" for name in names))
     check_budget(found, "sm_90")
     around = {"real_images", "draw_codes", "d_head", "q_head", "accumulate", "adam"}
     assert {each["kernel"] for each in found} > {f"{name}_kernel" for name in around}
+    arrivals: dict[str, set[int]] = {}
     for each in found:
         if each["kernel"] in PRODUCTS:
             assert each["matrix"].get("wgmma"), (each["kernel"], each["variant"])
+        if each["kernel"] in PRODUCTS | {"tile_statistics_kernel", "act_backward_reduce_kernel"}:
+            number = check_order(each["kernel"], " ".join(ahead.order(each["assembly"])))
+            arrivals.setdefault(each["kernel"], set()).add(number)
+    assert arrivals.pop("implicit_gemm_kernel") == {0, 1, 2}
+    assert arrivals.pop("weight_gradient_kernel") == {0, 1}
+    assert {number for numbers in arrivals.values() for number in numbers} == {0, 1}
 
 
 @pytest.mark.parametrize(
     ("target", "instruction"), [("sm_80", "mma"), ("sm_100", "tcgen05"), ("gfx942", "mfma")]
 )
 def test_other_targets(target: str, instruction: str) -> None:
-    found = inspected("--target", target, "--experiment", "mnist")
+    found = ahead.run("--target", target, "--experiment", "mnist")
     check_budget(found, target)
     used = [each for each in found if each["kernel"] in PRODUCTS and instruction in each["matrix"]]
     assert len(used) > 10
@@ -66,55 +85,11 @@ def test_other_targets(target: str, instruction: str) -> None:
 
 def test_fp32() -> None:
     """Products in IEEE arithmetic, which no matrix instruction has."""
-    found = inspected("--target", "sm_90", "--experiment", "svhn", "--dtype", "fp32")
+    found = ahead.run("--target", "sm_90", "--experiment", "svhn", "--precision", "fp32")
     check_budget(found, "sm_90", matrix=False)
 
 
-ORDER = """
-from bench.compiled import compile_launches, walk
-parts = walk("mnist")
-del parts["around"]  # the objective's and Adam's orders have tests of their own
-for launches in parts.values():
-    for launch in launches:
-        compile_launches([launch], "sm_90")
-        kernel = launch.kernel.warmup(*launch.arguments, grid=launch.grid, **launch.parameters)
-        kinds = {"st.global": "part", "bar.sync": "barrier"}
-        kinds |= {"acq_rel.add": "ticket", "ld.global.cg": "merge"}
-        lines = kernel.asm["ptx"].splitlines()
-        found = (kind for line in lines for text, kind in kinds.items() if text in line)
-        print(launch.name, *found)
-"""
-
-
-def test_tickets_are_taken_behind_a_barrier_and_parts_read_past_the_first_cache() -> None:
-    """What the interpreter, one program after another, cannot show of a launch that merges."""
-    done = subprocess.run(
-        [sys.executable, "-c", ORDER],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "TRITON_INTERPRET": "0"},
-    )
-    arrival_counters = {}
-    for line in done.stdout.splitlines():
-        name, _, order = line.partition(" ")
-        before, *behind = order.split(" barrier ticket barrier barrier ")
-        assert "ticket" not in before, line
-        arrival_counters.setdefault(name, set()).add(len(behind))
-        written = before
-        for after in behind:
-            assert written.split()[-1] == "part", line
-            assert "ticket" not in after, line
-            assert after.split()[0] == "part", "the ticket goes back"
-            assert "merge" in after, line
-            written = after
-        assert "merge" not in before, line
-    assert arrival_counters.pop("implicit_gemm_kernel") == {0, 1, 2}
-    assert arrival_counters.pop("weight_gradient_kernel") == {0, 1}
-    assert {number for numbers in arrival_counters.values() for number in numbers} == {0, 1}
-
-
-def test_nonsense_is_told_in_one_line() -> None:
+def test_a_process_that_interprets_is_refused_in_one_line() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "bench.compiled", "--experiment", "mnist"],
         capture_output=True,
@@ -123,5 +98,30 @@ def test_nonsense_is_told_in_one_line() -> None:
         env={**os.environ, "TRITON_INTERPRET": "1"},
     )
     assert done.returncode == 2
-    assert done.stderr.startswith("inspect: a process under TRITON_INTERPRET=1 cannot compile")
+    assert done.stderr.startswith("compiled: a process under TRITON_INTERPRET=1 cannot compile")
     assert done.stderr.count("\n") == 1
+
+
+def waves() -> list[tuple[str, list[Any]]]:
+    launches = record_inputs(replace(experiments.get("mnist"), batch_size=8))
+    return [("inputs", launches), ("again", launches)]
+
+
+def test_shares_of_the_work(tmp_path: Path) -> None:
+    """Each worker compiles its part, each specialization once; one that is late compiles one."""
+    shares = [
+        Share("sm_90", MACHINES["sm_90"], part, 2, time.time() + wait, tmp_path / str(part))
+        for part, wait in ((0, 60.0), (1, -1.0))
+    ]
+    for share in shares:
+        compile_share(waves, share)
+    late = read_lines(shares[1:])
+    assert len(late) == 1
+    found = read_lines(shares)
+    assert len(found) > 2
+    assert {each["wave"] for each in found} == {"inputs"}
+    assert {each["kernel"] for each in found} == {"real_images_kernel", "draw_codes_kernel"}
+    assert not any("refused" in each for each in found)
+    with shares[0].file.open("a") as file:
+        file.write('{"kernel": "cut o')
+    assert read_lines(shares) == found

@@ -1,9 +1,5 @@
-"""Compile recorded launches ahead of time in a process of their own, and read what they became.
+"""Compile what a test module records, in a process of its own, and count in the assembly."""
 
-Usage: python ahead.py TARGET MODULE FUNCTION, where FUNCTION records launches on "meta" tensors.
-"""
-
-import importlib
 import json
 import os
 import re
@@ -12,8 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).parents[2]
 TARGETS = ["sm_80", "sm_90", "sm_100", "gfx942"]
-# What the tests count in the assembly; of gfx942 only double precision.
+# What the tests count in PTX; of gfx942 only double precision.
 PATTERNS = {
     "fma": r"\bfma\.",
     "sloppy": r"\b(?:add|sub|mul)\.f32|sqrt\.approx",
@@ -23,15 +20,36 @@ PATTERNS = {
     "store_v4": r"\bst\.global\S*\.v4\.b32",
     "bf16": r"\bcvt\.rn\.bf16",
 }
+# Of a launch whose last block merges what the others left: in which order that happens.
+ORDER = {
+    "st.global": "part",
+    "bar.sync": "barrier",
+    "acq_rel.add": "arrival",
+    "ld.global.cg": "merge",
+}
 
 
 def compiled(target: str, module: str, function: str) -> list[dict[str, Any]]:
-    """What a test module's launches became: the fields of `inspect.Compiled`, and counts."""
+    """Compile the launches that a function of a module in tests/kernels records and returns.
+
+    Returns:
+        The fields of `bench.compiled.Compiled`, and how often each of `PATTERNS` is found.
+    """
+    found = run("--target", target, "--launches", f"tests.kernels.{module}:{function}")
+    for each in found:
+        text = "" if target.startswith("gfx") else each["assembly"]
+        each |= {name: len(re.findall(pattern, text)) for name, pattern in PATTERNS.items()}
+    return found
+
+
+def run(*arguments: str) -> list[dict[str, Any]]:
+    """Run `python -m bench.compiled`; the fields of `bench.compiled.Compiled`."""
     done = subprocess.run(
-        [sys.executable, __file__, target, module, function],
+        [sys.executable, "-m", "bench.compiled", "--json", "--assembly", *arguments],
         capture_output=True,
         text=True,
         check=False,
+        cwd=ROOT,
         env={**os.environ, "TRITON_INTERPRET": "0"},
     )
     assert done.returncode == 0, (done.returncode, done.stderr)
@@ -39,24 +57,7 @@ def compiled(target: str, module: str, function: str) -> list[dict[str, Any]]:
     return found
 
 
-def main(target: str, module: str, function: str) -> None:
-    from dataclasses import asdict
-
-    from bench.compiled import compile_launches
-    from fastinfogan_kernels.runtime.machine import MACHINES, assuming
-
-    sys.path.insert(0, str(Path(__file__).parents[2]))
-    with assuming(MACHINES[target]):
-        launches = getattr(importlib.import_module(module), function)()
-    found = []
-    for launch in launches:
-        told = asdict(compile_launches([launch], target)[0])
-        kernel = launch.kernel.warmup(*launch.arguments, grid=launch.grid, **launch.parameters)
-        text = kernel.asm.get("ptx", "") if not target.startswith("gfx") else ""
-        counts = {name: len(re.findall(pattern, text)) for name, pattern in PATTERNS.items()}
-        found.append(told | counts)
-    print(json.dumps(found))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+def order(assembly: str) -> list[str]:
+    """Stores, barriers, arrivals and merging loads of PTX, in their order."""
+    lines = assembly.splitlines()
+    return [kind for line in lines for text, kind in ORDER.items() if text in line]
