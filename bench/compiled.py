@@ -196,16 +196,20 @@ class _NoDevice:
         return True
 
 
+def _require_compiler(target: str) -> None:
+    if target not in MACHINES:
+        raise InputError(f"no target {target!r}; there are {', '.join(MACHINES)}")
+    if triton.knobs.runtime.interpret:
+        raise InputError("a process under TRITON_INTERPRET=1 cannot compile; unset it")
+
+
 def compile_launches(launches: Iterable[Launch], target: str) -> list[Compiled]:
     """Compile launches, each distinct specialization once.
 
     Raises:
         InputError: no such target, or this process interprets kernels.
     """
-    if target not in MACHINES:
-        raise InputError(f"no target {target!r}; there are {', '.join(MACHINES)}")
-    if triton.knobs.runtime.interpret:
-        raise InputError("a process under TRITON_INTERPRET=1 cannot compile; unset it")
+    _require_compiler(target)
     hip = target.startswith("gfx")
     gpu = ("hip", target, 64) if hip else ("cuda", int(target.removeprefix("sm_")), 32)
     driver.set_active(_NoDevice(GPUTarget(*gpu)))
@@ -362,6 +366,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     launches: list[Launch] = []
     try:
+        _require_compiler(args.target)
         with assuming(MACHINES[args.target]):
             if args.launches:
                 module, _, function = args.launches.partition(":")
