@@ -8,7 +8,6 @@ checkpoints/      iteration-000500, ...
 """
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from fastinfogan import checkpoint
+from fastinfogan.atomic_io import write_json, write_text
 from fastinfogan.checkpoint import Checkpoint
 from fastinfogan.engine import environment
 from fastinfogan.engine.config import RunOptions, TrainConfig
@@ -133,7 +133,7 @@ class RunDirectory:
             "plan": self.options.to_dict(),
             **machine,
         }
-        _replace(self.path / "config.json", json.dumps(config, indent=1) + "\n")
+        write_json(self.path / "config.json", config)
 
     @classmethod
     def open(cls, path: Path) -> "RunDirectory":
@@ -236,20 +236,6 @@ class RunDirectory:
                 yield found
 
 
-def _replace(file: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    partial = file.with_name(f"{file.name}.partial")
-    try:
-        with partial.open("w") as opened:
-            opened.write(text)
-            opened.flush()
-            os.fsync(opened.fileno())
-        os.replace(partial, file)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
-
-
 class MetricsLog:
     """Appends metrics to metrics.jsonl and to TensorBoard's events.
 
@@ -266,7 +252,7 @@ class MetricsLog:
         kept = [line for line in run.metrics() if line["iteration"] <= iteration]
         self._file = run.path / "metrics.jsonl"
         self._torn = False
-        _replace(self._file, "".join(json.dumps(line) + "\n" for line in kept))
+        write_text(self._file, "".join(json.dumps(line) + "\n" for line in kept))
         try:
             from torch.utils.tensorboard.writer import SummaryWriter
         except ImportError:
