@@ -1,6 +1,5 @@
-"""One commit against another on this machine: `make bench-compare BASE=<commit>`.
+"""One commit against the working tree on this machine: `make bench-compare BASE=<commit>`.
 
-tree: both sides' sources. native: their C++ parts. worker: a process that holds one side, commanded
-by side. counting: what a side's program asks of a GPU. counts: whether any of it grew. timing: both
-sides by turns. decide: whether one is slower. report: what is told.
+trees: the commit's files. worker: a process that times one tree's cases. times: both processes,
+round by round. paired: whether the paired times differ.
 """

@@ -1,0 +1,200 @@
+"""Compare what this tree counts with bench/results/counts.json: whatever grew fails.
+
+python -m bench.counting.committed            # make test runs it
+python -m bench.counting.committed --write    # record counts that grew on purpose
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from bench.timing.rows import RESULTS
+from fastinfogan.errors import InputError
+from fastinfogan.paths import keep_compiled
+
+FILE: Final = RESULTS / "counts.json"
+COMMAND: Final = "python -m bench.counting.committed --write"
+TARGET: Final = "sm_90"
+PRECISIONS: Final = ("bf16", "fp16", "fp32", "tf32")
+_COMPILERS: Final = ("torch", "triton")  # which decide registers
+_SHOWN: Final = 40  # lines of a table
+
+Counts = dict[str, int]
+
+
+def count_all() -> Counts:
+    """Count launches, bytes, FLOPs, saved bytes and registers of all experiments, by name."""
+    from bench.counting.saved import chains
+
+    found: Counts = {}
+    for counts in (_iterations(), chains(), _kernels()):
+        for name, number in counts:
+            found[name] = max(number, found.get(name, 0))
+    return found
+
+
+def _iterations() -> Iterator[tuple[str, int]]:
+    from bench.counting.iteration import count
+    from fastinfogan import experiments
+
+    fields = {
+        "launches": "launches",
+        "bytes moved": "bytes",
+        "FLOPs": "flops",
+        "host waits": "host_syncs",
+        "allocations": "allocations",
+    }
+    for name in experiments.BASES:
+        for precision in PRECISIONS:
+            found = count(experiments.get(name), precision)  # type: ignore[arg-type]
+            for what, field in fields.items():
+                yield f"{what} of {name} in {precision}", getattr(found, field)
+
+
+def _kernels() -> Iterator[tuple[str, int]]:
+    """Count registers, stack and fp64 of each kernel, and registers of each of its variants."""
+    from bench.compiled import compile_launches, record_all
+    from fastinfogan import experiments
+    from fastinfogan_kernels.runtime.machine import MACHINES, assuming
+
+    launches = []
+    with assuming(MACHINES[TARGET]):
+        for name in experiments.BASES:
+            launches += record_all(replace(experiments.get(name), batch_size=128))
+    for each in compile_launches(launches, TARGET):
+        kernel = each.kernel.removesuffix("_kernel")
+        yield f"registers of {kernel} for {TARGET}", each.registers
+        yield f"stack bytes of {kernel} for {TARGET}", each.stack
+        yield f"double-precision instructions of {kernel} for {TARGET}", each.f64
+        yield f"registers of {kernel} for {TARGET}: {each.variant}", each.registers
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two sets of counts.
+
+    Attributes:
+        equal: how many counts are the same.
+        grown: (before, now) by name.
+        fallen: the same.
+        only_before: names that only the first set has.
+        only_now: names that only the second set has.
+    """
+
+    equal: int
+    grown: Mapping[str, tuple[int, int]]
+    fallen: Mapping[str, tuple[int, int]]
+    only_before: Sequence[str]
+    only_now: Sequence[str]
+
+    def lines(self) -> list[str]:
+        """Write it as a table."""
+        rows = [
+            f"{before:14,} {now:14,}  {name}{verdict}"
+            for counts, verdict in ((self.grown, "  GREW"), (self.fallen, ""))
+            for name, (before, now) in counts.items()
+        ]
+        lines = [f"{'before':>14} {'now':>14}  count", *rows[:_SHOWN]] if rows else []
+        if len(rows) > _SHOWN:
+            lines.append(f"... and {len(rows) - _SHOWN} more that differ")
+        for when, names in (("before", self.only_before), ("now", self.only_now)):
+            if names:
+                lines.append(f"{len(names)} counts only {when}, {names[0]} for one")
+        summary = f"{self.equal} counts are equal, {len(self.grown)} grew, {len(self.fallen)} fell"
+        return [*lines, summary]
+
+
+def compare(before: Mapping[str, int], now: Mapping[str, int]) -> Comparison:
+    """Compare counts exactly.
+
+    Args:
+        before: counts by name.
+        now: counts by name.
+    """
+    both = {name: (number, now[name]) for name, number in sorted(before.items()) if name in now}
+    return Comparison(
+        sum(old == new for old, new in both.values()),
+        {name: pair for name, pair in both.items() if pair[1] > pair[0]},
+        {name: pair for name, pair in both.items() if pair[1] < pair[0]},
+        sorted(before.keys() - now.keys()),
+        sorted(now.keys() - before.keys()),
+    )
+
+
+def compare_with(text: str, now: Mapping[str, int], where: str) -> tuple[Comparison, list[str]]:
+    """Compare committed counts with this tree's.
+
+    Args:
+        text: of a counts.json.
+        now: this tree's counts.
+        where: the text is from, for the error.
+
+    Returns:
+        The comparison, and lines about registers, which other compilers allocate differently.
+
+    Raises:
+        InputError: the text holds no counts.
+    """
+    try:
+        document: dict[str, Any] = json.loads(text)
+        before = {str(name): int(number) for name, number in document["counts"].items()}
+        compilers = dict(document["versions"])
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{where}: no counts: {error}; {COMMAND}") from error
+    others = [f"{name} {compilers.get(name)}" for name, version in _versions().items()
+              if compilers.get(name) != version]  # fmt: skip
+    if not others:
+        return compare(before, now), []
+    before, now = (
+        {name: n for name, n in counts.items() if not name.startswith("registers")}
+        for counts in (before, now)
+    )
+    note = f"registers are not compared: {where} was written with {', '.join(others)}"
+    return compare(before, now), [note]
+
+
+def _versions() -> dict[str, str]:
+    from fastinfogan.engine.environment import versions
+
+    found = versions()
+    return {name: str(found[name]).partition("+")[0] for name in _COMPILERS}
+
+
+def write(counts: Mapping[str, int], file: Path = FILE) -> None:
+    """Write the committed counts."""
+    document = {"versions": _versions(), "counts": dict(sorted(counts.items()))}
+    file.write_text(json.dumps(document, indent=0) + "\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; the exit code, 1 if a count grew."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.counting.committed", description=str(__doc__).partition("\n")[0]
+    )
+    parser.add_argument("--write", action="store_true", help="write the committed counts anew")
+    parser.add_argument("--file", type=Path, default=FILE)
+    options = parser.parse_args(arguments)
+    keep_compiled()
+    if options.write:
+        counts = count_all()
+        write(counts, options.file)
+        print(f"{options.file}: {len(counts)} counts")
+        return 0
+    try:
+        text = options.file.read_text()
+        comparison, notes = compare_with(text, count_all(), options.file.name)
+    except (OSError, InputError) as error:
+        print(f"counts: {error}", file=sys.stderr)
+        return 2
+    print("\n".join([*comparison.lines(), *notes]))
+    if comparison.grown or comparison.fallen or comparison.only_before or comparison.only_now:
+        print(f"if that is meant: {COMMAND}, and commit the file")
+    return 1 if comparison.grown else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
