@@ -70,7 +70,6 @@ class Adam(torch.optim.Optimizer):
         self._copies: dict[Tensor, Tensor] = {}
         self._launches: dict[tuple[int, torch.device], OneLaunch] = {}
         self._skipped = 0
-        self._in_epilogue: set[Tensor] = set()
         defaults = {"lr": lr, "betas": betas, "eps": eps, **_REFUSED, **_CARRIED}
         super().__init__(params, defaults)
         for parameter, copy in (copies or {}).items():
@@ -173,21 +172,15 @@ class Adam(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         scaling = Scaling(getattr(self, "found_inf", None), getattr(self, "grad_scale", None))
-        if self._in_epilogue and any(t is not None for t in scaling):
-            raise InputError(
-                "an update in a weight gradient's epilogue comes before anybody can tell whether "
-                "gradients overflowed; use it without a gradient scaler"
-            )
         counted = True
         for number, group in enumerate(self.param_groups):
             found = [(p, self._gradient(p)) for p in group["params"]]
-            updated = [(p, g) for p, g in found if g is not None or p in self._in_epilogue]
+            updated = [(p, g) for p, g in found if g is not None]
             if updated:
                 self._seat([p for p, _ in updated])
                 slots = [self._slot(p, g) for p, g in updated]
                 self._update(slots, number, scaling, counted)
                 counted = False
-        self._in_epilogue.clear()
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -198,29 +191,6 @@ class Adam(torch.optim.Optimizer):
                 copy.grad = None
             elif copy.grad is not None:
                 copy.grad.detach_().zero_()
-
-    def epilogue_of(self, parameter: Tensor) -> tuple[Slot, Rates]:
-        """What `kernels.weight_gradient` needs to update a parameter in its epilogue.
-
-        The next step() counts that update and makes none; the parameter must have no gradient.
-
-        Raises:
-            InputError: the parameter is none of this optimizer's, or has a gradient.
-        """
-        for group in self.param_groups:
-            if any(parameter is p for p in group["params"]):
-                if self._gradient(parameter) is not None:
-                    raise InputError(
-                        f"a parameter of shape {tuple(parameter.shape)} has a gradient, by which "
-                        "step() would update it once more; clear it"
-                    )
-                self._seat([parameter])
-                slot = self._slot(parameter, None)
-                self._in_epilogue.add(parameter)
-                return slot, _rates(group, parameter.device)
-        raise InputError(
-            f"a tensor of shape {tuple(parameter.shape)} is none of this optimizer's parameters"
-        )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load the state of an Adam, this one's or torch's.
@@ -241,7 +211,7 @@ class Adam(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if not hasattr(self, "_launches"):
-            self._launches, self._in_epilogue = {}, set()
+            self._launches = {}
         for group in self.param_groups:
             for key, value in (_REFUSED | _CARRIED).items():
                 group.setdefault(key, value)
@@ -249,10 +219,10 @@ class Adam(torch.optim.Optimizer):
     def _gradient(self, parameter: Tensor) -> Tensor | None:
         copy = self._copies.get(parameter)
         gradients = [t.grad for t in (parameter, copy) if t is not None and t.grad is not None]
-        if len(gradients) + (parameter in self._in_epilogue) > 1:
+        if len(gradients) > 1:
             raise InputError(
-                f"a parameter of shape {tuple(parameter.shape)} has more than one of these: a "
-                "gradient, a gradient of its copy, an update in an epilogue; leave one"
+                f"a parameter of shape {tuple(parameter.shape)} has a gradient, and its copy "
+                "has one; leave one"
             )
         return gradients[0] if gradients else None
 

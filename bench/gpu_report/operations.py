@@ -15,8 +15,6 @@ from fastinfogan.optim import Adam
 from fastinfogan_kernels.adam.adam import OVERFLOWED, OneLaunch
 from fastinfogan_kernels.adam.multi_tensor import CHUNK, Slot
 from fastinfogan_kernels.conv_block.deferred import Deferred
-from fastinfogan_kernels.conv_block.geometry import LINEAR, ConvGeometry, Window
-from fastinfogan_kernels.conv_block.weight_grad import weight_gradient, weight_update
 from fastinfogan_kernels.inputs.draw import draw_codes
 from fastinfogan_kernels.inputs.real_images import real_images
 from fastinfogan_kernels.latents import Categorical, Continuous, LatentSpec, Noise
@@ -58,8 +56,6 @@ def checks(
             yield f"real images, {augmentation}, {of}", _real_images(augmentation, dtype)
         yield f"Adam, gradients in {of}", _adam(dtype)
         yield f"overflow in {of}", _overflow(dtype)
-        for layer in ("linear", "convolution", "transposed"):
-            yield f"Adam in the epilogue, {layer}, {of}", _epilogue(layer, dtype)
     yield "measures", _measures
 
 
@@ -80,7 +76,7 @@ def _q_head(spec: LatentSpec, depth: int, rows: int, dtype: torch.dtype) -> Chec
         weight = (normal((width, depth), 3) / depth**0.5).to(device, dtype)
         bias = 0.1 * normal((width,), 4).to(device)
 
-        def run(computed: torch.dtype, impl: Any) -> dict[str, Tensor]:  # noqa: ANN401
+        def run(computed: torch.dtype, impl: Any) -> dict[str, Tensor]:
             wide = torch.promote_types(computed, torch.float32)
             found = q_head_objective(
                 Deferred(y.to(computed), params.to(wide), 0.1), weight.to(computed), bias.to(wide),
@@ -103,7 +99,7 @@ def _d_head(depth: int, rows: int, dtype: torch.dtype) -> Check:
         weight = (normal((1, depth), 3) / depth**0.5).to(device, dtype)
         bias = 0.1 * normal((1,), 4).to(device)
 
-        def run(computed: torch.dtype, impl: Any) -> dict[str, Tensor]:  # noqa: ANN401
+        def run(computed: torch.dtype, impl: Any) -> dict[str, Tensor]:
             wide = torch.promote_types(computed, torch.float32)
             found = d_head_objective(
                 Deferred(y.to(computed), params.to(wide), 0.1), weight.to(computed), bias.to(wide),
@@ -123,7 +119,7 @@ def _likelihood(spec: LatentSpec, rows: int, dtype: torch.dtype) -> Check:
         classes, continuous = (t.to(device) for t in _drawn(spec, rows))
         output = (1.5 * normal((rows, spec.output_width), 5)).to(device, dtype)
 
-        def run(computed: torch.dtype, impl: Any) -> dict[str, Tensor]:  # noqa: ANN401
+        def run(computed: torch.dtype, impl: Any) -> dict[str, Tensor]:
             found = {}
             for reduction in REDUCTIONS:
                 values, gradient = likelihood_with_gradient(
@@ -146,7 +142,7 @@ def _losses(dtype: torch.dtype) -> Check:
     def check(device: torch.device) -> dict[str, Any]:
         logits = (5 * normal((2 * 301,), 6)).to(device, dtype)
 
-        def run(computed: torch.dtype, impl: Any) -> dict[str, Tensor]:  # noqa: ANN401
+        def run(computed: torch.dtype, impl: Any) -> dict[str, Tensor]:
             losses, gradient = losses_with_gradient(logits.to(computed), (1, 0), 2.0, impl=impl)
             return {"losses": losses, "gradient": gradient}
 
@@ -185,13 +181,13 @@ def _draw(spec: LatentSpec, rows: int, dtype: torch.dtype) -> Check:
     return check
 
 
-def _real_images(augmentation: Any, dtype: torch.dtype) -> Check:  # noqa: ANN401
+def _real_images(augmentation: Any, dtype: torch.dtype) -> Check:
     def check(device: torch.device) -> dict[str, Any]:
         source = torch.Generator().manual_seed(8)
         images = torch.randint(0, 256, (41, 20, 33, 3), dtype=torch.uint8, generator=source)
         images = images.to(device)
 
-        def run(computed: torch.dtype, impl: Any) -> dict[str, Tensor]:  # noqa: ANN401
+        def run(computed: torch.dtype, impl: Any) -> dict[str, Tensor]:
             out = torch.full((7, *images.shape[1:]), -7.0, dtype=computed, device=device)
             step = torch.tensor(9, device=device) if impl == "triton" else 9
             real_images(
@@ -288,56 +284,6 @@ def _overflow(dtype: torch.dtype) -> Check:
         return {}
 
     return check
-
-
-def _epilogue(layer: str, dtype: torch.dtype) -> Check:
-    """The weight's gradient with Adam behind it, and the two apart, bit for bit."""
-
-    def check(device: torch.device) -> dict[str, Any]:
-        operand, gradient, weight, gather = _layer(layer, dtype, device)
-        sides = [Parameter(weight.clone()), Parameter(weight.clone())]
-        adams = []
-        for p in sides:
-            copies = {} if dtype == torch.float32 else {p: torch.empty_like(p, dtype=dtype)}
-            other = Parameter(torch.ones(3, device=device))
-            adam = Adam([p, other], 1e-2, BETAS, copies=copies, impl="triton")
-            adams.append(adam)
-            for _ in range(3):
-                other.grad = torch.ones_like(other)
-                if p is sides[0]:
-                    p.grad = weight_gradient(operand, gradient, p, gather, 2)
-                else:
-                    weight_update(operand, gradient, *adam.epilogue_of(p), gather, 2)
-                adam.step()
-        states = [
-            {"weight": p.detach(), **{k: v for k, v in a.state[p].items() if k != "copy"}}
-            for a, p in zip(adams, sides, strict=True)
-        ]
-        if torch.equal(states[0]["weight"], weight):
-            raise FailedError("three updates moved nothing", {})
-        return same_bits(states[1], states[0], "Adam in the epilogue and behind it")
-
-    return check
-
-
-def _layer(
-    kind: str, dtype: torch.dtype, device: torch.device
-) -> tuple[Deferred, Deferred, Tensor, ConvGeometry]:
-    def draw(*shape: int, seed: int, of: torch.dtype = torch.float32) -> Tensor:
-        return normal(shape, seed).to(device, of)
-
-    if kind == "linear":
-        x, g = draw(64, 1, 1, 37, seed=1, of=dtype), draw(64, 1, 1, 20, seed=2, of=dtype)
-        params = draw(2, 3, 37, seed=3)
-        return Deferred(x, params, 0.1), Deferred(g), draw(20, 37, seed=4), LINEAR
-    gather = ConvGeometry(Window(6, 6, 4, 2, 1, 1), kind == "transposed")
-    (height, width), (rows, columns) = gather.source, gather.result
-    x = draw(4, height, width, 5, seed=1, of=dtype)
-    g, y = (draw(4, rows, columns, 7, seed=s, of=dtype) for s in (2, 5))
-    shape = (5, 7, 4, 4) if gather.transposed else (7, 5, 4, 4)
-    weight = draw(*shape, seed=4).to(memory_format=torch.channels_last)
-    formed = Deferred(g, draw(2, 3, 7, seed=6), 1.0, y)
-    return Deferred(x, draw(2, 3, 5, seed=3), 0.2), formed, weight, gather
 
 
 def _measures(device: torch.device) -> dict[str, Any]:

@@ -4,16 +4,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from torch.nn import Parameter
 
-from fastinfogan.errors import InputError
 from fastinfogan.optim import Adam
-from fastinfogan_kernels.adam.adam import Rates
 from fastinfogan_kernels.adam.multi_tensor import AddressTable, Slot
-from fastinfogan_kernels.conv_block.deferred import Deferred
-from fastinfogan_kernels.conv_block.geometry import LINEAR, ConvGeometry, Window
-from fastinfogan_kernels.conv_block.weight_grad import weight_gradient, weight_update
 from fastinfogan_kernels.runtime.launch import Launch, recording
 from tests.helpers import ahead
 
@@ -62,76 +56,6 @@ def test_the_launch_is_within_its_budget(target: str) -> None:
         if target != "gfx942":
             assert each["load_v4"] >= 4 * 4 + 2 * 2
             assert each["store_v4"] >= 3 * 4 + 2 * 2
-
-
-def a_layer(
-    rows: int, columns: int, kernel: int = 1
-) -> tuple[Deferred, Deferred, Tensor, ConvGeometry]:
-    """256 images in two groups: 128 real, 128 generated; bf16 maps, fp32 weight."""
-    side = 14 if kernel > 1 else 1
-    out = side // 2 if kernel > 1 else 1
-    x = torch.empty((256, side, side, columns), dtype=torch.bfloat16, **META)
-    y = torch.empty((256, out, out, rows), dtype=torch.bfloat16, **META)
-    operand = Deferred(x, torch.empty((2, 3, columns), **META), 0.1)
-    gradient = Deferred(y, torch.empty((2, 3, rows), **META), 1.0, torch.empty_like(y))
-    if kernel == 1:
-        return operand, gradient, torch.empty((rows, columns), **META), LINEAR
-    weight = torch.empty((rows, columns, kernel, kernel), **META)
-    gather = ConvGeometry(Window(side, side, kernel, 2, 1, 1), False)
-    return operand, gradient, weight.to(memory_format=torch.channels_last), gather
-
-
-def record_updates() -> list[Launch]:
-    """Updates in the epilogues of MNIST's largest layer and, by split sums, of a convolution."""
-    with recording() as launches:
-        for operand, gradient, weight, gather in (a_layer(1024, 6272), a_layer(128, 64, 4)):
-            p = Parameter(weight)
-            adam = Adam([p], copies={p: torch.empty_like(p, dtype=torch.bfloat16)})
-            weight_update(operand, gradient, *adam.epilogue_of(p), gather, 2)
-    return launches
-
-
-def test_bytes_that_an_epilogue_saves() -> None:
-    """The gradient, fp32, is neither written nor read: 51 MB of 223 in MNIST's largest layer."""
-    operand, gradient, weight, gather = a_layer(1024, 6272)
-    p = Parameter(weight)
-    adam = Adam([p], copies={p: torch.empty_like(p, dtype=torch.bfloat16)})
-    with recording() as apart:
-        p.grad = weight_gradient(operand, gradient, weight, gather, 2)
-        adam.step()
-    apart_bytes = sum(launch.read + launch.written for launch in apart)
-    together = record_updates()[0]
-    assert together.name == "weight_gradient_kernel"
-    table = apart[1].arguments[0].nbytes + 2 * 4
-    assert apart_bytes - together.read - together.written == 2 * 4 * weight.numel() + table
-    assert 0.22 < 1 - (together.read + together.written) / apart_bytes < 0.24
-
-
-@pytest.mark.parametrize("target", ahead.TARGETS)
-def test_epilogues_are_within_their_budget(target: str) -> None:
-    found = ahead.compiled(target, "test_adam_launches", "record_updates")
-    assert [each["kernel"] for each in found] == [
-        "weight_gradient_kernel", "weight_gradient_kernel",
-    ]  # fmt: skip
-    for each in found:
-        assert each["stack"] == each["f64"] == each["ftz"] == 0
-        assert each["registers"] <= 255
-        if target != "gfx942":
-            assert each["load_v4"] > 0
-
-
-def test_an_epilogue_asks_for_a_weight_in_memory_order() -> None:
-    operand, gradient, weight, gather = a_layer(128, 64, 4)
-    moments = torch.empty_like(weight)
-    step = torch.empty((), **META)
-    plain = weight.contiguous()
-    for slot in (
-        Slot(plain, None, torch.empty_like(plain), torch.empty_like(plain), step),
-        Slot(weight, None, moments, torch.empty_like(plain), step),
-        Slot(weight.double(), None, moments, moments, step),
-    ):
-        with pytest.raises(InputError, match=r"a (weight|parameter) of shape .* cannot be updated"):
-            weight_update(operand, gradient, slot, Rates(1e-3, 0.9, 0.999, 1e-8), gather, 2)
 
 
 def test_tables_that_a_graph_reads_are_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

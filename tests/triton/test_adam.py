@@ -1,6 +1,4 @@
-"""Adam's kernel under the interpreter, and Adam in the epilogue of the weight gradient."""
-
-from collections.abc import Callable
+"""Adam's kernel under the interpreter."""
 
 import pytest
 import torch
@@ -14,12 +12,6 @@ from fastinfogan.optim import Adam
 from fastinfogan_kernels.adam.adam import OVERFLOWED, OneLaunch, Rates, Scaling
 from fastinfogan_kernels.adam.adam_kernels import expm1
 from fastinfogan_kernels.adam.multi_tensor import CHUNK, AddressTable, Slot
-from fastinfogan_kernels.conv_block.deferred import Deferred
-from fastinfogan_kernels.conv_block.geometry import LINEAR, ConvGeometry
-from fastinfogan_kernels.conv_block.launch_table import GemmTile
-from fastinfogan_kernels.conv_block.weight_grad import weight_gradient, weight_update
-from fastinfogan_kernels.runtime.launch import recording
-from tests.helpers.chain_cases import conv, upconv
 
 BETAS = (0.5, 0.999)
 
@@ -172,73 +164,6 @@ def test_expm1_against_fp64() -> None:
     _expm1_kernel[(1,)](x, out, 4096)
     truth = torch.expm1(x.double())
     assert ((out - truth) / truth).abs().max() < 3e-7
-
-
-def linear(rows: int, columns: int, batch: int) -> tuple[Deferred, Deferred, Tensor, ConvGeometry]:
-    x, g = torch.randn(batch, 1, 1, columns), torch.randn(batch, 1, 1, rows)
-    return (
-        Deferred(x, torch.randn(2, 3, columns), 0.1),
-        Deferred(g),
-        torch.randn(rows, columns),
-        LINEAR,
-    )
-
-
-def convolution(gather: ConvGeometry) -> tuple[Deferred, Deferred, Tensor, ConvGeometry]:
-    height, width = gather.source
-    out_height, out_width = gather.result
-    x, g = torch.randn(4, height, width, 5), torch.randn(4, out_height, out_width, 7)
-    shape = (5, 7, 4, 4) if gather.transposed else (7, 5, 4, 4)
-    weight = torch.randn(shape).to(memory_format=torch.channels_last)
-    formed = Deferred(g, torch.randn(2, 3, 7), 1.0, torch.randn_like(g))
-    return Deferred(x, torch.randn(2, 3, 5), 0.2), formed, weight, gather
-
-
-LAYERS: dict[str, Callable[[], tuple[Deferred, Deferred, Tensor, ConvGeometry]]] = {
-    "linear": lambda: linear(20, 37, 64),
-    "convolution": lambda: convolution(conv(6)),
-    "transposed": lambda: convolution(upconv(3)),
-}
-
-
-@pytest.mark.parametrize("splits", [1, 3])
-@pytest.mark.parametrize("name", LAYERS)
-def test_an_epilogue_is_the_gradient_and_then_adam_bit_for_bit(name: str, splits: int) -> None:
-    torch.manual_seed(5)
-    operand, gradient, weight, gather = LAYERS[name]()
-    tile = GemmTile(16, 16, 16, splits=splits)
-    apart, together = Parameter(weight.clone()), Parameter(weight.clone())
-    adams = []
-    for p in (apart, together):
-        other = Parameter(torch.ones(3))
-        adam = Adam([p, other], 1e-2, BETAS, impl="triton",
-                    copies={p: torch.empty_like(p, dtype=torch.float16)})  # fmt: skip
-        adams.append(adam)
-        for _ in range(3):
-            other.grad = torch.ones(3)
-            if p is apart:
-                p.grad = weight_gradient(operand, gradient, p, gather, 2, tile=tile)
-            else:
-                with recording(run=True) as launches:
-                    weight_update(operand, gradient, *adam.epilogue_of(p), gather, 2, tile=tile)
-                assert len(launches) == 1
-            adam.step()
-    assert not torch.equal(apart.detach(), weight)
-    assert torch.equal(apart, together)
-    assert torch.equal(adams[0]._copies[apart], adams[1]._copies[together])
-    for key, value in adams[0].state[apart].items():
-        assert torch.equal(value, adams[1].state[together][key])
-
-
-def test_all_updates_in_epilogues_leave_one_launch_to_count_them() -> None:
-    operand, gradient, weight, gather = linear(20, 37, 64)
-    p = Parameter(weight)
-    adam = Adam([p], impl="triton")
-    weight_update(operand, gradient, *adam.epilogue_of(p), gather, 2)
-    with recording(run=True) as launches:
-        adam.step()
-    assert [launch.grid for launch in launches] == [(1,)]
-    assert adam.state[p]["step"] == 1
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), None])

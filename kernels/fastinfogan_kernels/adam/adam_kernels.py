@@ -42,27 +42,6 @@ def updated(p, g, m, v, rate, root, beta1, rest1, beta2, rest2, eps):
 
 
 @triton.jit
-def update_in_place(
-    p_ptr, m_ptr, v_ptr,  # fp32, of one layout
-    copy_ptr,  # bf16 or fp16, likewise, or None
-    at, ok, g,
-    step_ptr, lr, beta1, rest1, log_beta1, beta2, rest2, log_beta2, eps,
-    LR_ON_DEVICE: tl.constexpr,
-):  # fmt: skip
-    """Update the elements `at` by their gradient g, fp32, in whichever kernel has it."""
-    rate, root = corrections(step_ptr, lr, log_beta1, log_beta2, LR_ON_DEVICE)
-    p, m, v = updated(
-        tl.load(p_ptr + at, mask=ok, other=0.0), g, tl.load(m_ptr + at, mask=ok, other=0.0),
-        tl.load(v_ptr + at, mask=ok, other=0.0), rate, root, beta1, rest1, beta2, rest2, eps,
-    )  # fmt: skip
-    tl.store(p_ptr + at, p, mask=ok)
-    tl.store(m_ptr + at, m, mask=ok)
-    tl.store(v_ptr + at, v, mask=ok)
-    if copy_ptr is not None:
-        tl.store(copy_ptr + at, p.to(copy_ptr.dtype.element_ty), mask=ok)
-
-
-@triton.jit
 def _load(address, at, elements, TYPE: tl.constexpr, WHOLE: tl.constexpr):
     """A chunk as fp32. WHOLE: all of it is there, and the address is one of 16 bytes.
 

@@ -10,12 +10,8 @@ gathered channels), is torch's weight in channels_last memory.
 The positions are walked in steps of BLOCK_K, none of which straddles two statistics groups; the
 steps are cut into splits, whose partial sums in fp32 the last program of a tile adds in order, so
 the result is the same at every run.
-
-Whoever has the sum may make Adam's update of the weight there and then: the gradient is never
-written, nor read.
 """
 
-from fastinfogan_kernels.adam.adam_kernels import update_in_place
 from fastinfogan_kernels.conv_block.implicit_gemm_kernel import rectify
 from fastinfogan_kernels.runtime.lang import tl, triton
 from fastinfogan_kernels.runtime.reduce import add_splits, is_last
@@ -56,13 +52,11 @@ def weight_gradient_kernel(
     out_ptr,  # (CD, KERNEL, KERNEL, CG)
     partial_ptr,  # fp32 (splits, CD, KERNEL, KERNEL, CG), scratch, or None without splits
     tickets_ptr,  # int32 (taps, tiles)
-    m_ptr, v_ptr, copy_ptr,  # Adam's, of one layout with out_ptr, then the weight; or None
-    step_ptr, lr, beta1, rest1, log_beta1, beta2, rest2, log_beta2, eps,  # or None
     IMAGES, P, Q, CD, H, W, CG, PAD, SIZE, GROUP_STEPS, STEPS, CHUNK, D_FEATURES, G_FEATURES,
     STRIDE: tl.constexpr, KERNEL: tl.constexpr,
     D_PROLOGUE: tl.constexpr, D_NORM: tl.constexpr, D_SLOPE: tl.constexpr, D_PIXEL: tl.constexpr,
     G_PROLOGUE: tl.constexpr, G_NORM: tl.constexpr, G_SLOPE: tl.constexpr, G_PIXEL: tl.constexpr,
-    PRECISION: tl.constexpr, LR_ON_DEVICE: tl.constexpr,
+    PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """See the module. Grid: (direct tiles * gathered tiles, taps, splits).
@@ -129,10 +123,4 @@ def weight_gradient_kernel(
             total = add_splits(partial_ptr, at, ok, tl.num_programs(2), SIZE, 1)
         else:
             total = acc
-        if m_ptr is not None:
-            update_in_place(
-                out_ptr, m_ptr, v_ptr, copy_ptr, at, ok, total, step_ptr, lr,
-                beta1, rest1, log_beta1, beta2, rest2, log_beta2, eps, LR_ON_DEVICE,
-            )  # fmt: skip
-        else:
-            tl.store(out_ptr + at, total.to(out_ptr.dtype.element_ty), mask=ok)
+        tl.store(out_ptr + at, total.to(out_ptr.dtype.element_ty), mask=ok)
