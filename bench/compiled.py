@@ -130,7 +130,7 @@ def record_inputs(e: Experiment, precision: ComputedIn = "bf16") -> list[Launch]
             for in_order in (False, True):
                 with recording() as found:
                     iteration = made(e, precision)
-                    iteration.settings = replace(iteration.settings, augmentation=augmentation)
+                    iteration.config = replace(iteration.config, augmentation=augmentation)
                     iteration._in_order = in_order
                     for step in (0, iteration.counter):
                         iteration.draw(step)
