@@ -205,7 +205,7 @@ def model() -> str:
 
 
 def parity() -> str:
-    """The engine's trajectories and the reference's."""
+    """Write the engine's trajectories and the reference's, and the verdict."""
     found = _read("parity/parity.json")
     settings, rows = found["settings"], []
     for d in found["whole"]:
@@ -215,17 +215,17 @@ def parity() -> str:
             for e in found["early"]
             if e["quantity"] == d["quantity"] and e["precision"] == settings["precision"]
         )
-        numbers = (f"{d[side]:.3f}" for side in ("reference", "engine"))
-        rows.append((d["quantity"], *numbers, difference, f"{d['seen_from']:.3f}", f"{early:.2f}"))
+        numbers = (f"{d[config]:.3f}" for config in ("reference", "engine"))
+        rows.append((d["quantity"], *numbers, difference, f"{d['detectable']:.3f}", f"{early:.2f}"))
     head = (
-        "nats, mean of the run", "reference", "engine", "difference (95 %)", "would be found from",
+        "nats, mean of the run", "reference", "engine", "difference (95 %)", "detectable from",
         "early, of rounding",
     )  # fmt: skip
-    told = (
+    summary = (
         f"{settings['experiment']} in {settings['precision']}, {len(settings['seeds'])} seeds of "
         f"{settings['iterations']:,} iterations; verdict: {found['verdict']}."
     )
-    return f"{table(head, rows)}\n\n{told}"
+    return f"{table(head, rows)}\n\n{summary}"
 
 
 def learned() -> str:

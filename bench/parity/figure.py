@@ -1,4 +1,4 @@
-"""Trajectories of two sides, each over several seeds, one panel a quantity."""
+"""Draw the trajectories of two configurations over several seeds, a panel a quantity."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from fastinfogan.atomic_io import replacing
 
 _COLOURS = ("#c65a11", "#1f5fa8")
 _COLUMNS = 2
@@ -18,17 +20,17 @@ class Panel:
 
     Attributes:
         title: the quantity.
-        sides: (seeds, iterations) by the side's name; the same two sides in all panels.
+        values: (seeds, iterations) by configuration; the same two in all panels.
         limit: a level to draw, H(c) of a code; None for none.
     """
 
     title: str
-    sides: Mapping[str, NDArray[np.float64]]
+    values: Mapping[str, NDArray[np.float64]]
     limit: float | None = None
 
 
 def draw_parity(panels: Sequence[Panel], file: Path) -> Path:
-    """Draw each side's mean over seeds as a line and its least and greatest as a band.
+    """Draw each configuration's mean over seeds as a line and its least and greatest as a band.
 
     Args:
         panels: from left to right, then down; in nats.
@@ -45,7 +47,7 @@ def draw_parity(panels: Sequence[Panel], file: Path) -> Path:
     for axes, panel in zip(grid.flat, panels, strict=False):
         low, high = np.inf, -np.inf
         for (name, values), colour, style in zip(
-            panel.sides.items(), _COLOURS, ("-", (0, (4, 2))), strict=True
+            panel.values.items(), _COLOURS, ("-", (0, (4, 2))), strict=True
         ):
             places, means = _smooth(values)
             axes.fill_between(
@@ -70,9 +72,8 @@ def draw_parity(panels: Sequence[Panel], file: Path) -> Path:
         axes.set_axis_off()
     for axes in grid[-1]:
         axes.set_xlabel("iteration")
-    partial = file.with_name(f".{file.name}.partial")
-    figure.savefig(partial, dpi=110, format="png")
-    partial.replace(file)
+    with replacing(file) as partial:
+        figure.savefig(partial, dpi=110, format="png")
     return file
 
 

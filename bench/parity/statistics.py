@@ -1,34 +1,34 @@
-"""Whether two sets of trajectories agree, from nothing but their numbers.
+"""Whether two sets of trajectories differ, from nothing but their numbers.
 
-Both sides start from the same weights and see the same images, codes and noise, so at first they
-differ by rounding alone. Adam's first updates are the learning rate times a gradient's sign, which
-rounding decides where a gradient is small; training then multiplies what differs, and after some
-tens of iterations two correct programs are as far apart as two runs with different noise. So there
-are two questions.
+Both configurations start from the same weights and see the same images, codes and noise, so at
+first they differ by rounding alone. Adam's first updates are the learning rate times a gradient's
+sign, which rounding decides where a gradient is small; training then multiplies the difference, and
+after some tens of iterations two correct programs are as far apart as two runs with different
+noise. So there are two questions.
 
-Early, iteration by iteration: does the engine depart from the reference by more than rounding
-does? The yardstick is the reference itself, rounded as PyTorch has it in the engine's precision
-(for fp32: the reference in fp64). What is tested is whether engine - reference is, by its root mean
-square, more than `TOLERANCE` times rounded - reference: a t test of the seeds' logarithms of that
-ratio, for each quantity, and for all together in each of the phases that double in length.
-Logarithms, and capped, as rounding is now and then a thousand times larger in one seed, on one
-side, where it moved an activation across a kink; a wrong gradient shows in all, and by how much
-is beside the point. In fp32, with MNIST and five seeds, errors of 5 % planted in a gradient are
-some 200 times rounding in the first iteration and found, of 1 % about 60 times and not always; in
-bf16, which rounds more, 20 % were not. So where the precision is another, the engine is run in
-fp32, too, for as long as that tells.
+Early, iteration by iteration: does the engine depart from the reference by more than rounding does?
+The yardstick is the reference itself, rounded as PyTorch does in the engine's precision (for fp32:
+the reference in fp64). The hypothesis is that the root mean square of engine - reference is at most
+`TOLERANCE` times that of rounded - reference: a t test of the seeds' logarithms of that ratio, for
+each quantity, and for all together in each of the phases that double in length. Logarithms, and
+capped, because rounding is now and then a thousand times larger in one seed of one configuration,
+where it moved an activation across a kink; a wrong gradient shows in all seeds, however large. In
+fp32, with MNIST and five seeds, errors of 5 % planted in a gradient are some 200 times rounding in
+the first iteration and detected, errors of 1 % about 60 times and not always; in bf16, which rounds
+more, errors of 20 % were not. So where the precision is another, the engine runs in fp32, too, for
+these iterations.
 
 Late, in distribution: per quantity, the means over the whole run and over each of ten windows,
-engine less reference, paired by seed: t tests of whether the true difference is above `NO_MATTER`,
-which no two precisions need to keep to and no reader of a curve sees. The seed is what is
-independent, so n seeds leave n - 1 degrees of freedom, however long the run. Five seeds are few:
-a window's difference is only found if it is several times its standard error, and `seen_from` says
-how large that is. So that no difference was found is one statement; that there is none above
-`MARGIN` is another one, made only where the whole 95 % confidence interval lies within it. Neither
-says anything of what is not recorded: the images, or the weights.
+engine less reference, paired by seed: t tests of whether the true difference exceeds `NEGLIGIBLE`,
+which no two precisions keep to and no reader of a curve sees. The seed is the independent unit, so
+n seeds leave n - 1 degrees of freedom, however long the run. Five seeds are few: a difference is
+detected only if it is several times its standard error; `detectable` says how large that is. That
+no difference was detected is therefore one statement; equivalence within `MARGIN` is another one,
+made only where the whole 95 % confidence interval lies within it, which is stricter than two
+one-sided tests at 5 %. Neither says anything of what is not recorded: images, or weights.
 
 Each of the three families of tests (early, whole, windows) has a third of `ALPHA` and is corrected
-by Holm's method, so that a correct engine is told to differ in at most `ALPHA` of all reports.
+by Holm's method, so that a correct engine is reported as different in at most `ALPHA` of all cases.
 """
 
 import math
@@ -45,10 +45,10 @@ from fastinfogan.errors import InputError
 ALPHA: Final = 0.05
 TOLERANCE: Final = 2.0
 """How many times PyTorch's own rounding errors the engine may have, early."""
-NO_MATTER: Final = 0.01
-"""Nats; a mean difference up to this is none."""
+NEGLIGIBLE: Final = 0.01
+"""Nats; a mean difference up to this is not tested for."""
 MARGIN: Final = 0.05
-"""Nats; what an equivalence is stated within: of a code of ten classes' 2.30 about 2 %."""
+"""Nats; of an equivalence. About 2 % of the 2.30 of a code of ten classes."""
 LEAST_SEEDS: Final = 3
 WINDOWS: Final = 10
 EARLY: Final = 16
@@ -72,7 +72,7 @@ class Departure:
         engine: root mean square of engine - reference, over seeds and iterations.
         rounding: the same of the rounded reference.
         ratio: of the two, the geometric mean over seeds, phases and quantities.
-        p: adjusted p-value of its being above `TOLERANCE`, NaN where nothing was finite.
+        p: adjusted p-value of a ratio above `TOLERANCE`; NaN where nothing was finite.
     """
 
     precision: str
@@ -98,9 +98,9 @@ class Difference:
         difference: of the two, paired by seed.
         low: of its 95 % confidence interval.
         high: of the same.
-        seeds_differ: standard deviation of the reference from seed to seed.
-        seen_from: a difference of this size is found, whatever the other tests say.
-        p: adjusted p-value of its being above `NO_MATTER`, NaN where nothing was finite.
+        seed_deviation: standard deviation of the reference from seed to seed.
+        detectable: a difference of this size is detected, whatever the other tests show.
+        p: adjusted p-value of a difference above `NEGLIGIBLE`; NaN where nothing was finite.
     """
 
     quantity: str
@@ -111,48 +111,56 @@ class Difference:
     difference: float
     low: float
     high: float
-    seeds_differ: float
-    seen_from: float
+    seed_deviation: float
+    detectable: float
     p: float
 
     @property
-    def within(self) -> bool:
-        """Whether the confidence interval lies within `MARGIN`."""
+    def equivalent(self) -> bool:
+        """Whether the confidence interval lies within `MARGIN` on either side of 0."""
         return max(-self.low, self.high) < MARGIN
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """What was found.
+class Analysis:
+    """What the trajectories show.
 
     Attributes:
         early: of each quantity, then of all together by phase.
         whole: by quantity, over the whole run.
         windows: by quantity, then by window.
-        skipped: iterations that were not finite, by side.
-        reasons: why the sides differ, each in a few words; none if they agree.
+        skipped: iterations that were not finite, by configuration.
+        differences: that were detected, each in a few words.
     """
 
     early: tuple[Departure, ...]
     whole: tuple[Difference, ...]
     windows: tuple[Difference, ...]
     skipped: dict[str, int]
-    reasons: tuple[str, ...]
+    differences: tuple[str, ...]
+
+    @property
+    def equivalent(self) -> list[str]:
+        """Quantities whose means over the whole run are shown to be equivalent."""
+        return [d.quantity for d in self.whole if d.equivalent]
 
     @property
     def verdict(self) -> str:
-        """That they agree, or how they differ."""
-        return f"differ: {'; '.join(self.reasons)}" if self.reasons else "agree"
+        """State the differences that were detected, or the equivalences that are shown."""
+        if self.differences:
+            return f"difference detected: {'; '.join(self.differences)}"
+        shown = ", ".join(self.equivalent) or "no quantity"
+        return f"no difference detected; equivalence within {MARGIN:g} nats shown for {shown}"
 
 
-def judge(
+def analyse(
     reference: Values,
     engine: Values,
     early: Mapping[str, tuple[Values, Values]],
     quantities: Sequence[str],
     may_skip: float = 0.0,
-) -> Judgement:
-    """Compare trajectories that are paired by seed.
+) -> Analysis:
+    """Test trajectories that are paired by seed for differences.
 
     Args:
         reference: (seeds, iterations, quantities).
@@ -169,21 +177,21 @@ def judge(
     if reference.ndim != 3 or reference.shape != engine.shape:
         raise InputError(f"trajectories of shapes {reference.shape} and {engine.shape}")
     seeds, iterations, count = reference.shape
-    for part in (side for pair in early.values() for side in pair):
+    for part in (values for pair in early.values() for values in pair):
         if part.ndim != 3 or part.shape[::2] != (seeds, count) or count != len(quantities):
             raise InputError(f"trajectories of shapes {reference.shape} and {part.shape}")
     if seeds < LEAST_SEEDS:
-        raise InputError(f"{seeds} seeds; {LEAST_SEEDS} or more are needed to tell what is chance")
+        raise InputError(f"{seeds} seeds; {LEAST_SEEDS} or more are needed for a test")
     if iterations < WINDOWS:
         raise InputError(f"{iterations} iterations; {WINDOWS} or more are needed, one a window")
-    reasons = []
+    differences = []
     skipped = {}
-    for name, side, allowed in (("reference", reference, 0.0), ("engine", engine, may_skip)):
-        skipped[name] = int((~np.isfinite(side)).any(axis=2).sum())
+    for name, values, allowed in (("reference", reference, 0.0), ("engine", engine, may_skip)):
+        skipped[name] = int((~np.isfinite(values)).any(axis=2).sum())
         if skipped[name] > allowed * seeds * iterations:
-            reasons.append(f"{skipped[name]} iterations of the {name} were not finite")
+            differences.append(f"{skipped[name]} iterations of the {name} were not finite")
     departures = [
-        d for name, sides in early.items() for d in _early(name, reference, *sides, quantities)
+        d for name, pair in early.items() for d in _early(name, reference, *pair, quantities)
     ]
     adjusted = holm([d.p for d in departures])
     departures = [replace(d, p=p) for d, p in zip(departures, adjusted, strict=True)]
@@ -192,18 +200,18 @@ def judge(
     whole = _late(reference, engine, quantities, [(0, iterations)])
     windows = _late(reference, engine, quantities, each)
     level = ALPHA / _FAMILIES
-    reasons += [
+    differences += [
         f"in {d.precision} {d.quantity or 'all'} {d.ratio:.3g} times as far apart as by rounding, "
         f"{_when(d.first, d.end)}"
         for d in departures
         if d.p < level
     ]
-    reasons += [
+    differences += [
         f"{d.quantity} by {d.difference:+.3g} nats, {_when(d.first, d.end)}"
         for d in (*whole, *windows)
         if d.p < level
     ]
-    return Judgement(tuple(departures), whole, windows, skipped, tuple(reasons))
+    return Analysis(tuple(departures), whole, windows, skipped, tuple(differences))
 
 
 def _when(first: int, end: int) -> str:
@@ -213,13 +221,13 @@ def _when(first: int, end: int) -> str:
 def _early(
     precision: str, reference: Values, engine: Values, rounded: Values, quantities: Sequence[str]
 ) -> list[Departure]:
-    """Departures whose p is not adjusted yet."""
+    """Test the first iterations; p is not adjusted yet."""
     length = min(rounded.shape[1], engine.shape[1], reference.shape[1], EARLY)
     edges = [0, *(1 << k for k in range(length.bit_length()) if 1 << k < length), length]
-    base, ours, theirs = (side[:, :length] for side in (reference, engine, rounded))
+    base, engine, rounded = (values[:, :length] for values in (reference, engine, rounded))
     # What is recorded is rounded to fp32; so no difference is surely less than this.
     unit = np.finfo(np.float32).eps * np.maximum(np.abs(base), 1e-3)
-    ours, theirs = ((side - base) ** 2 + unit**2 for side in (ours, theirs))
+    apart = [(values - base) ** 2 + unit**2 for values in (engine, rounded)]
     seeds, phases = len(reference), list(pairwise(edges))
     # What is tested, and the logarithms of the ratios of its squares: (seeds, ratios). A quantity
     # has a ratio a phase; all together have one, as their squares in nats add up.
@@ -231,16 +239,16 @@ def _early(
     found = []
     for quantity, which, when, parts in tested:
         squares = [
-            np.stack([_means(side[:, part, which].reshape(seeds, -1), 1) for part in parts], 1)
-            for side in (ours, theirs)
+            np.stack([_means(each[:, part, which].reshape(seeds, -1), 1) for part in parts], 1)
+            for each in apart
         ]
         logs = np.log(squares[0] / squares[1]) / 2
         uncapped = _means(logs, 1)
         of_seeds = _means(np.clip(logs, -math.log(_CAP), math.log(_CAP)), 1)
-        apart = float(of_seeds.mean())
+        mean = float(of_seeds.mean())
         error = float(of_seeds.std(ddof=1)) / seeds**0.5
         engines, roundings = (
-            float(_means(side[:, when, which].ravel(), 0)) ** 0.5 for side in (ours, theirs)
+            float(_means(each[:, when, which].ravel(), 0)) ** 0.5 for each in apart
         )
         found.append(
             Departure(
@@ -251,14 +259,14 @@ def _early(
                 engines,
                 roundings,
                 math.exp(uncapped.mean()),
-                _above(apart, math.log(TOLERANCE), error, seeds - 1),
+                _above(mean, math.log(TOLERANCE), error, seeds - 1),
             )
         )
     return found
 
 
 def _means(values: Values, axis: int) -> Values:
-    """Over an axis, of what is finite; NaN where nothing is."""
+    """Average over an axis what is finite; NaN where nothing is."""
     there = np.isfinite(values)
     with np.errstate(invalid="ignore"):
         means: Values = np.where(there, values, 0.0).sum(axis) / there.sum(axis)
@@ -266,7 +274,7 @@ def _means(values: Values, axis: int) -> Values:
 
 
 def _above(found: float, limit: float, error: float, freedom: int) -> float:
-    """Of a t test of whether what was found with a standard error is truly above a limit."""
+    """Return the p-value of a t test of whether a mean with a standard error exceeds a limit."""
     from scipy.stats import t
 
     return float(t.sf((found - limit) / error, freedom)) if error else float(found <= limit)
@@ -276,7 +284,7 @@ def _late(
     reference: Values, engine: Values, quantities: Sequence[str], windows: list[tuple[int, int]]
 ) -> tuple[Difference, ...]:
     there = (np.isfinite(reference) & np.isfinite(engine)).all(axis=2, keepdims=True)
-    reference, engine = (np.where(there, side, np.nan) for side in (reference, engine))
+    reference, engine = (np.where(there, values, np.nan) for values in (reference, engine))
     # The strictest that Holm's method asks of a family's least p-value.
     level = ALPHA / _FAMILIES / (len(quantities) * len(windows))
     found = [
@@ -297,7 +305,7 @@ def _late(
 def _difference(
     quantity: str, window: tuple[int, int], reference: Values, engine: Values, level: float
 ) -> Difference:
-    """Of the seeds' means, (seeds,); p is not adjusted yet."""
+    """Test the seeds' means, (seeds,); p is not adjusted yet."""
     from scipy.stats import t
 
     seeds = len(reference)
@@ -305,7 +313,7 @@ def _difference(
     mean = float(paired.mean())
     error = float(paired.std(ddof=1)) / seeds**0.5
     half = float(t.ppf(0.975, seeds - 1)) * error
-    p = sum(_above(abs(mean), limit, error, seeds - 1) for limit in (NO_MATTER, -NO_MATTER))
+    p = sum(_above(abs(mean), limit, error, seeds - 1) for limit in (NEGLIGIBLE, -NEGLIGIBLE))
     return Difference(
         quantity,
         *window,
@@ -315,13 +323,13 @@ def _difference(
         mean - half,
         mean + half,
         float(reference.std(ddof=1)),
-        NO_MATTER + float(t.isf(level, seeds - 1)) * error,
+        NEGLIGIBLE + float(t.isf(level, seeds - 1)) * error,
         p,
     )
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values, in the order given; NaN stays and is no test."""
+    """Adjust p-values by Holm's method, in the order given; NaN stays and is no test."""
     p = np.asarray(p_values, dtype=np.float64)
     adjusted = np.full(len(p), np.nan)
     order = np.argsort(p)[: int(np.isfinite(p).sum())]

@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bench.parity import Judgement, judge, sides
+from bench.parity import configs
 from bench.parity.__main__ import main
-from bench.parity.statistics import MARGIN, NO_MATTER, holm
+from bench.parity.statistics import MARGIN, NEGLIGIBLE, Analysis, analyse, holm
 from fastinfogan.engine import iteration, network_step
 from fastinfogan.errors import InputError
 from fastinfogan.experiments import Experiment
@@ -24,6 +24,7 @@ from fastinfogan_kernels.conv_block import aten_chain
 from tests.helpers.training import fails
 
 NAMES = ("d_loss", "g_loss", "mi_c1")
+NOTHING = "no difference detected; equivalence within 0.05 nats shown for d_loss, g_loss, mi_c1"
 OPTIONS = ["--iterations", "12", "--seeds", "5", "--batch-size", "16", "--precision", "fp32"]
 
 Values = NDArray[np.float64]
@@ -40,73 +41,76 @@ def made_up(seed: int, seeds: int = 5, iterations: int = 200) -> list[Values]:
     return [base, engine, rounded[:, :16]]
 
 
-def judged(reference: Values, engine: Values, rounded: Values, may_skip: float = 0.0) -> Judgement:
-    return judge(reference, engine, {"fp32": (engine, rounded)}, NAMES, may_skip)
+def analysed(reference: Values, engine: Values, rounded: Values, may_skip: float = 0.0) -> Analysis:
+    return analyse(reference, engine, {"fp32": (engine, rounded)}, NAMES, may_skip)
 
 
-def test_the_same_in_distribution_agrees() -> None:
-    found = judged(*made_up(1))
-    assert found.verdict == "agree"
-    assert all(d.within and d.low < d.difference < d.high for d in found.whole)
+def test_the_same_distribution_is_no_difference() -> None:
+    found = analysed(*made_up(1))
+    assert found.verdict == NOTHING
+    assert all(d.equivalent and d.low < d.difference < d.high for d in found.whole)
     assert found.skipped == {"reference": 0, "engine": 0}
     assert [(d.quantity, d.end) for d in found.early[:3]] == [(name, 16) for name in NAMES]
     assert [(d.first, d.end) for d in found.early[3:]] == [(0, 1), (1, 2), (2, 4), (4, 8), (8, 16)]
     assert [(w.first, w.end) for w in found.windows[:2]] == [(0, 20), (20, 40)]
 
 
-def test_a_correct_engine_is_seldom_told_to_differ() -> None:
+def test_a_correct_engine_is_seldom_reported_as_different() -> None:
     """In 5 % of reports at the most; three seeds are no exception."""
     for seeds in (3, 5):
-        told = sum(judged(*made_up(k, seeds)).verdict != "agree" for k in range(60))
-        assert told <= 5
+        different = sum(analysed(*made_up(k, seeds)).verdict != NOTHING for k in range(60))
+        assert different <= 5
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_shift_is_found_and_named(name: str) -> None:
     reference, engine, rounded = made_up(2)
     engine[:, 100:, NAMES.index(name)] += 0.1
-    found = judged(reference, engine, rounded)
+    found = analysed(reference, engine, rounded)
     assert {d.quantity for d in (*found.whole, *found.windows) if d.p < 0.01} == {name}
-    assert found.verdict.startswith(f"differ: {name} by +0.0")
+    assert found.verdict.startswith(f"difference detected: {name} by +0.0")
     assert "iterations 1 to 200" in found.verdict
     assert not any(other in found.verdict for other in NAMES if other != name)
 
 
 def test_a_difference_that_nobody_sees_is_none_however_sure_it_is() -> None:
     reference, _, rounded = made_up(3)
-    shifts = {NO_MATTER * 0.9: "agree", NO_MATTER * 1.1: "differ"}
+    shifts = {NEGLIGIBLE * 0.9: NOTHING, NEGLIGIBLE * 1.1: "difference detected: "}
     for shift, verdict in shifts.items():
         engine = reference + shift
         engine[:, :16] = reference[:, :16]
-        assert judged(reference, engine, rounded).verdict.startswith(verdict)
+        assert analysed(reference, engine, rounded).verdict.startswith(verdict)
 
 
-def test_what_is_not_shown_to_be_within_the_margin_is_not_said_to_be() -> None:
+def test_equivalence_is_stated_only_where_the_interval_shows_it() -> None:
     reference, engine, rounded = made_up(4, seeds=3)
     engine[0, 20:] += 0.3  # in one seed of three: by chance, for all we know
-    found = judged(reference, engine, rounded)
-    assert found.verdict == "agree"
-    assert not any(d.within for d in found.whole)
-    assert all(d.seen_from > 10 * MARGIN for d in found.whole)
+    found = analysed(reference, engine, rounded)
+    assert (
+        found.verdict
+        == "no difference detected; equivalence within 0.05 nats shown for no quantity"
+    )
+    assert not any(d.equivalent for d in found.whole)
+    assert all(d.detectable > 10 * MARGIN for d in found.whole)
 
 
 def test_a_departure_beyond_rounding_is_found_at_once() -> None:
     reference, engine, rounded = made_up(5)
     engine[:, 1:, 2] += 1e-3
-    found = judged(reference, engine, rounded)
+    found = analysed(reference, engine, rounded)
     assert next(d.quantity for d in found.early if d.p < 0.01) == "mi_c1"
-    assert found.verdict.startswith("differ: in fp32 mi_c1 ")
+    assert found.verdict.startswith("difference detected: in fp32 mi_c1 ")
     assert "times as far apart as by rounding, iterations 1 to 16" in found.verdict
 
 
-def test_skipped_iterations_are_told() -> None:
+def test_skipped_iterations_are_reported() -> None:
     reference, engine, rounded = made_up(6)
     engine[1, 50:53] = np.nan
-    found = judged(reference, engine, rounded)
-    assert found.verdict == "differ: 3 iterations of the engine were not finite"
-    assert judged(reference, engine, rounded, may_skip=0.01).verdict == "agree"
+    found = analysed(reference, engine, rounded)
+    assert found.verdict == "difference detected: 3 iterations of the engine were not finite"
+    assert analysed(reference, engine, rounded, may_skip=0.01).verdict == NOTHING
     engine[1, 40:] = np.nan  # whole windows of a seed
-    found = judged(reference, engine, rounded, may_skip=0.01)
+    found = analysed(reference, engine, rounded, may_skip=0.01)
     assert "160 iterations of the engine" in found.verdict
     assert np.isnan(found.windows[5].p)
 
@@ -114,7 +118,7 @@ def test_skipped_iterations_are_told() -> None:
 @pytest.mark.parametrize(("seeds", "iterations"), [(2, 200), (5, 9)])
 def test_too_little_to_compare(seeds: int, iterations: int) -> None:
     with pytest.raises(InputError, match="are needed"):
-        judged(*made_up(1, seeds, iterations))
+        analysed(*made_up(1, seeds, iterations))
 
 
 def test_holm() -> None:
@@ -125,14 +129,14 @@ def test_holm() -> None:
 
 
 @pytest.fixture(scope="module")
-def agreed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A place for the folder of a report that is shared by the tests."""
     return tmp_path_factory.mktemp("parity") / "out"
 
 
 @pytest.fixture
 def parity(
-    agreed: Path, narrow_networks: None, digits: str, capsys: pytest.CaptureFixture[str]
+    finished: Path, narrow_networks: None, digits: str, capsys: pytest.CaptureFixture[str]
 ) -> Callable[[Path], tuple[int, str]]:
     """The command on narrow networks: its exit code, and what it prints."""
 
@@ -142,21 +146,21 @@ def parity(
         code = main([*OPTIONS, "--data", digits, "--out", str(out), *more])
         return code, capsys.readouterr().out
 
-    if not agreed.exists():
-        assert run(agreed)[0] == 0
+    if not finished.exists():
+        assert run(finished)[0] == 0
     return run
 
 
-def test_the_report(agreed: Path, parity: Callable[..., tuple[int, str]]) -> None:
-    code, told = parity(agreed)
+def test_the_report(finished: Path, parity: Callable[..., tuple[int, str]]) -> None:
+    code, printed = parity(finished)
     assert code == 0
-    assert "verdict: agree\n" in told
-    assert "5 seeds; shown to be within 0.05 nats over the whole run: d_loss, g_loss" in told
-    code, told = parity(agreed, "--json")
-    found = json.loads(told)
-    assert found == json.loads((agreed / "parity.json").read_text())
+    assert "\nverdict: no difference detected; equivalence within 0.05 nats shown for " in printed
+    code, printed = parity(finished, "--json")
+    found = json.loads(printed)
+    assert found == json.loads((finished / "parity.json").read_text())
     assert code == 0
-    assert found["agree"]
+    assert not found["difference_detected"]
+    assert found["verdict"].endswith(", ".join(found["equivalent"]))
     assert found["settings"]["seeds"] == [1, 2, 3, 4, 5]
     assert [d["quantity"] for d in found["whole"]] == [
         "d_loss",
@@ -167,8 +171,25 @@ def test_the_report(agreed: Path, parity: Callable[..., tuple[int, str]]) -> Non
     ]
     assert len(found["windows"]) == 50
     assert all(d["ratio"] < 6 for d in found["early"])
-    assert (agreed / "parity.png").read_bytes().startswith(b"\x89PNG")
-    assert not list(agreed.glob(".*"))
+    assert (finished / "parity.png").read_bytes().startswith(b"\x89PNG")
+    assert not list(finished.glob(".*"))
+
+
+def test_saved_trajectories_can_be_analysed_anew(
+    finished: Path, parity: Callable[..., tuple[int, str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = Path("again")
+    shutil.copytree(finished, out)
+    before = json.loads((out / "parity.json").read_text())
+    (out / "parity.json").write_text(json.dumps({**before, "verdict": "", "whole": []}))
+    assert main(["--reanalyse", "--out", str(out)]) == 0
+    assert before["verdict"] in capsys.readouterr().out
+    assert json.loads((out / "parity.json").read_text()) == before
+    (out / "engine-2.npz").write_bytes(b"")
+    assert "has no whole trajectories" in fails(
+        "--reanalyse", "--out", str(out), capsys=capsys, command=main
+    )
+    assert "no report" in fails("--reanalyse", "--out", "none", capsys=capsys, command=main)
 
 
 def weight_of_c1(patched: pytest.MonkeyPatch) -> None:
@@ -210,56 +231,57 @@ def batch_norms_gradient(patched: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("plant", [weight_of_c1, q_heads_gradient, batch_norms_gradient])
 def test_a_wrong_gradient_is_caught(
     plant: Callable[[pytest.MonkeyPatch], None],
-    agreed: Path,
+    finished: Path,
     parity: Callable[..., tuple[int, str]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out = Path("wrong")
-    shutil.copytree(agreed, out, ignore=shutil.ignore_patterns("engine*"))
+    shutil.copytree(finished, out, ignore=shutil.ignore_patterns("engine*"))
     plant(monkeypatch)
-    code, told = parity(out)
+    code, printed = parity(out)
     assert code == 1
-    assert "verdict: differ: " in told
-    assert "times as far apart as by rounding, iteration" in told
+    assert "verdict: difference detected: " in printed
+    assert "times as far apart as by rounding, iteration" in printed
 
 
+@pytest.mark.slow
 def test_in_bf16_the_engine_is_asked_in_fp32_too(
-    agreed: Path, parity: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
+    finished: Path, parity: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There a wrong gradient of 3 % is found that bf16 hides."""
     out = Path("bf16")
-    shutil.copytree(agreed, out, ignore=shutil.ignore_patterns("engine*", "rounded*"))
-    code, told = parity(out, "--precision", "bf16")
+    shutil.copytree(finished, out, ignore=shutil.ignore_patterns("engine*", "rounded*"))
+    code, printed = parity(out, "--precision", "bf16")
     assert code == 0
-    assert "in bf16 and in fp32" in told
+    assert "in bf16 and in fp32" in printed
     for file in out.glob("engine*"):
         file.unlink()
     q_heads_gradient(monkeypatch)
-    code, told = parity(out, "--precision", "bf16")
+    code, printed = parity(out, "--precision", "bf16")
     assert code == 1
-    assert "differ: in fp32 " in told
+    assert "difference detected: in fp32 " in printed
 
 
-def test_a_report_that_was_interrupted_goes_on(
-    agreed: Path, parity: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
+def test_an_interrupted_report_resumes(
+    finished: Path, parity: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained: list[tuple[str, int]] = []
 
-    def start(self: sides.Setup, side: sides.Side, seed: int) -> sides.Step:
-        trained.append((side, seed))
-        step = true(self, side, seed)
+    def start(self: configs.Setup, config: configs.Config, seed: int) -> configs.Step:
+        trained.append((config, seed))
+        step = true(self, config, seed)
 
         def interrupted(number: int) -> Any:  # noqa: ANN401
-            if stop and (side, seed, number) == ("engine", 2, 6):
+            if stop and (config, seed, number) == ("engine", 2, 6):
                 raise KeyboardInterrupt
             return step(number)
 
         return interrupted
 
-    true, stop = sides.Setup.start, True
-    monkeypatch.setattr(sides.Setup, "start", start)
+    true, stop = configs.Setup.start, True
+    monkeypatch.setattr(configs.Setup, "start", start)
     out = Path("goes-on")
-    shutil.copytree(agreed, out)
+    shutil.copytree(finished, out)
     for file in out.glob("*-2.npz"):
         file.unlink()
     before = [file.read_bytes() for file in sorted(out.glob("*-[1345].npz"))]
@@ -270,36 +292,38 @@ def test_a_report_that_was_interrupted_goes_on(
     assert parity(out)[0] == 0
     assert trained == [("reference", 2), ("engine", 2), ("engine", 2), ("rounded", 2)]
     assert [file.read_bytes() for file in sorted(out.glob("*-[1345].npz"))] == before
-    for side in ("reference", "engine", "rounded"):
-        ours, whole = (np.load(folder / f"{side}-2.npz")["values"] for folder in (out, agreed))
-        np.testing.assert_array_equal(ours, whole)
+    for config in ("reference", "engine", "rounded"):
+        resumed, whole = (
+            np.load(folder / f"{config}-2.npz")["values"] for folder in (out, finished)
+        )
+        np.testing.assert_array_equal(resumed, whole)
     assert not list(out.glob(".*"))
 
 
 def test_two_processes_share_the_work(
-    agreed: Path, parity: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
+    finished: Path, parity: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A trajectory that another process is at is waited for, after all others."""
     out = Path("shared")
-    shutil.copytree(agreed, out)
+    shutil.copytree(finished, out)
     (out / "reference-1.npz").unlink()
     (out / "rounded-3.npz").unlink()
     codes = []
-    with (out / ".reference-1.npz.partial").open("wb") as theirs:
-        fcntl.flock(theirs, fcntl.LOCK_EX)
+    with (out / ".reference-1.npz.partial").open("wb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
         waits = threading.Thread(target=lambda: codes.append(parity(out)[0]))
         waits.start()
         while waits.is_alive() and not (out / "rounded-3.npz").exists():
             waits.join(0.05)
         waits.join(0.2)
         assert waits.is_alive()
-        shutil.copy(agreed / "reference-1.npz", out / "reference-1.npz")
+        shutil.copy(finished / "reference-1.npz", out / "reference-1.npz")
     waits.join(30)
     assert codes == [0]
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "printed"),
     [
         (["--seeds", "2"], "--seeds must be 3 to 100, not 2"),
         (["--iterations", "9"], "--iterations must be 10 to"),
@@ -313,23 +337,23 @@ def test_two_processes_share_the_work(
     ],
 )
 def test_bad_input(
-    options: list[str], told: str, digits: str, capsys: pytest.CaptureFixture[str]
+    options: list[str], printed: str, digits: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from PIL import Image
 
     Path("pictures").mkdir()
     Image.new("L", (28, 28)).save("pictures/one.png")
     given = ["--data", digits, "--out", "out", *options]
-    assert told in fails(*given, capsys=capsys, command=main)
+    assert printed in fails(*given, capsys=capsys, command=main)
     assert not Path("out").exists()
 
 
 def test_a_folder_of_another_report(
-    agreed: Path, parity: Callable[..., tuple[int, str]], digits: str,
+    finished: Path, parity: Callable[..., tuple[int, str]], digits: str,
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     out = Path("other")
-    shutil.copytree(agreed, out)
+    shutil.copytree(finished, out)
     command = [*OPTIONS, "--data", digits, "--out", str(out)]
     error = fails(*command, "--iterations", "14", capsys=capsys, command=main)
     assert (
@@ -338,7 +362,7 @@ def test_a_folder_of_another_report(
     error = fails(*command, "--precision", "bf16", capsys=capsys, command=main)
     assert "engine-1.npz: a trajectory of other settings, settings.precision" in error
     with monkeypatch.context() as patched:
-        patched.setattr(sides, "code", lambda rooms: "code of another day")
+        patched.setattr(configs, "code", lambda names: "code of another day")
         error = fails(*command, capsys=capsys, command=main)
         assert "settings.code" in error
         assert "delete it to have it trained again" in error

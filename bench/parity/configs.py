@@ -1,4 +1,4 @@
-"""The sides that are compared: the engine, the reference, and the reference differently rounded.
+"""The configurations that are compared: the engine, the reference, and the reference rounded.
 
 Where the engine's precision is not fp32, its first iterations are compared in fp32, too. All start
 from the weights of the same seed and see the same images, codes and noise, iteration by iteration.
@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
@@ -29,19 +30,20 @@ from fastinfogan.reference import Reference
 from fastinfogan_kernels import shuffle
 from fastinfogan_kernels.philox import Stream
 
-Side = Literal["reference", "engine", "rounded", "engine32", "rounded32"]
+Config = Literal["reference", "engine", "rounded", "engine32", "rounded32"]
 """The last two: in fp32, where the engine's precision is another, and only the first iterations."""
 Step = Callable[[int], Sequence[float]]
-"""Runs one iteration, told its number; gives its `quantities`, or NaN where it was skipped."""
+"""Runs the iteration of a number; returns its `quantities`, or NaN where it was skipped."""
 
 _FP16_SCALE: Final = 1024.0
 _SETTLES_BY: Final = 24  # from the largest scale to the least
-_SHARED: Final = ("experiments", "latents.py", "philox.py", "shuffle.py")
-_REFERENCE: Final = (*_SHARED, "reference.py")
+_REFERENCE: Final = (
+    "fastinfogan.experiments", "fastinfogan.reference", "fastinfogan_kernels.latents",
+    "fastinfogan_kernels.philox", "fastinfogan_kernels.shuffle",
+)  # fmt: skip
 _ENGINE: Final = (
-    *_SHARED,
-    *(f"engine/{name}.py" for name in ("iteration", "network_step", "precision", "execution")),
-    "kernels", "nn", "networks.py", "objective.py", "optim.py",
+    *(f"fastinfogan.{name}" for name in ("engine", "experiments", "networks", "nn", "objective")),
+    "fastinfogan.optim", "fastinfogan_kernels",
 )  # fmt: skip
 
 
@@ -53,13 +55,13 @@ class Setup:
         experiment: with the batch size to train at.
         source: the real images; seen as they are, without augmentation.
         iterations: of a trajectory.
-        early: of the first of them, which the other sides run, too.
+        early: of the first of them, which the other configurations run, too.
         precision: the engine's. The reference's is fp32.
-        device: of all sides.
-        execution: who drives the engine's iterations.
+        device: of all configurations.
+        execution: mode of the engine's iterations.
 
     Raises:
-        InputError: a number is out of range, or there is no such execution on the device.
+        InputError: a number is out of range, or the device has no such execution mode.
     """
 
     experiment: Experiment
@@ -85,25 +87,25 @@ class Setup:
         return ("d_loss", "g_loss", *(f"mi_{name}" for name in names))
 
     @property
-    def sides(self) -> tuple[Side, ...]:
+    def configs(self) -> tuple[Config, ...]:
         """What is trained."""
-        sides: tuple[Side, ...] = get_args(Side)
-        return sides[:3] if self.precision is FP32 else sides
+        configs: tuple[Config, ...] = get_args(Config)
+        return configs[:3] if self.precision is FP32 else configs
 
-    def length(self, side: Side) -> int:
-        """Iterations of a side's trajectory."""
-        return self.iterations if side in ("reference", "engine") else self.early
+    def length(self, config: Config) -> int:
+        """Iterations of a configuration's trajectory."""
+        return self.iterations if config in ("reference", "engine") else self.early
 
-    def computed(self, side: Side) -> Precision:
-        """A side's precision; of the rounded reference, the one whose rounding it shows."""
-        return FP32 if side in ("reference", "engine32", "rounded32") else self.precision
+    def computed(self, config: Config) -> Precision:
+        """Precision of a configuration; of the rounded reference, the one that it rounds as."""
+        return FP32 if config in ("reference", "engine32", "rounded32") else self.precision
 
-    def settings(self, seed: int, side: Side = "engine") -> TrainConfig:
+    def settings(self, seed: int, config: Config = "engine") -> TrainConfig:
         """The engine's."""
         return TrainConfig(
             seed=seed,
             batch_size=self.experiment.batch_size,
-            precision=self.computed(side).name,
+            precision=self.computed(config).name,
             augmentation="none",
             information="maximise",
             data=None,
@@ -111,46 +113,45 @@ class Setup:
             log_every=1,
         )
 
-    def fingerprint(self, side: Side) -> dict[str, Any]:
-        """All that decides a side's trajectory, but for its seed and the machine."""
+    def fingerprint(self, config: Config) -> dict[str, Any]:
+        """All that decides a configuration's trajectory, but for its seed and the machine."""
         found: dict[str, Any] = {
             "experiment": dataclasses.asdict(self.experiment),
             "data": self.source.fingerprint,
             "device": self.device.type,
-            "iterations": self.length(side),
+            "iterations": self.length(config),
             "versions": versions(),
         }
-        if side != "reference":
-            found["precision"] = self.computed(side).name
-        of_engine = side in ("engine", "engine32")
+        if config != "reference":
+            found["precision"] = self.computed(config).name
+        of_engine = config in ("engine", "engine32")
         if of_engine:
-            found["runner"] = choose_execution(self.execution, self.device)[0].__name__
+            found["execution"] = choose_execution(self.execution, self.device)[0].name
         found["code"] = code(_ENGINE if of_engine else _REFERENCE)
         return found
 
-    def start(self, side: Side, seed: int) -> Step:
-        """Make a side's networks and optimizers."""
-        if side in ("engine", "engine32"):
-            return _engine(self, seed, side)
-        return _reference(self, seed, None if side == "reference" else self.computed(side))
+    def start(self, config: Config, seed: int) -> Step:
+        """Make the networks and optimizers."""
+        if config in ("engine", "engine32"):
+            return _engine(self, seed, config)
+        return _reference(self, seed, None if config == "reference" else self.computed(config))
 
 
-def code(rooms: Sequence[str]) -> str:
-    """SHA-256 of what computes: these rooms' modules and, if it is built, their C++."""
-    home = Path(__file__).parents[1]
+def code(names: Sequence[str]) -> str:
+    """Hash modules and packages by name and, of the kernels, the compiled C++; SHA-256."""
     digest = hashlib.sha256()
-    for room in rooms:
-        path = home / room
-        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-            digest.update(file.relative_to(home).as_posix().encode() + b"\0")
-            digest.update(file.read_bytes())
-    if "kernels" in rooms:
-        try:
-            from fastinfogan_kernels import _native
-        except ImportError:
-            pass
-        else:
-            digest.update(Path(str(_native.__file__)).read_bytes())
+    for name in names:
+        spec = find_spec(name)
+        assert spec is not None
+        file = Path(str(spec.origin))
+        for each in (
+            sorted(file.parent.rglob("*.py")) if spec.submodule_search_locations else [file]
+        ):
+            digest.update(f"{name} {each.relative_to(file.parent).as_posix()}\0".encode())
+            digest.update(each.read_bytes())
+    native = find_spec("fastinfogan_kernels._native")
+    if native is not None and "fastinfogan_kernels" in names:
+        digest.update(Path(str(native.origin)).read_bytes())
     return digest.hexdigest()
 
 
@@ -173,10 +174,10 @@ def trajectory(
     return found
 
 
-def _engine(setup: Setup, seed: int, side: Side) -> Step:
+def _engine(setup: Setup, seed: int, config: Config) -> Step:
     networks = InfoGAN(setup.experiment, seed).to(setup.device)
     images = torch.from_numpy(setup.source.images).to(setup.device)
-    iteration = Iteration(setup.experiment, setup.settings(seed, side), networks.train(), images)
+    iteration = Iteration(setup.experiment, setup.settings(seed, config), networks.train(), images)
     execution = choose_execution(setup.execution, setup.device)[0](iteration)
     if iteration.loss_scale:
         _settle(iteration)
@@ -195,13 +196,13 @@ def _engine(setup: Setup, seed: int, side: Side) -> Step:
 
 
 def _settle(iteration: Iteration) -> None:
-    """Let the loss scale find where it does not overflow, and forget what was trained meanwhile.
+    """Lower the loss scale until nothing overflows, and undo what was trained meanwhile.
 
     It starts too large by design, and the first iterations are skipped; here they would be missing.
     """
     assert iteration.loss_scale is not None
-    kept = iteration.loss_scale.state
-    state = [t for kind in iteration.state().values() for t in kind.values() if t is not kept]
+    scale = iteration.loss_scale.state
+    state = [t for kind in iteration.state().values() for t in kind.values() if t is not scale]
     before = [t.clone() for t in state]
     for _ in range(_SETTLES_BY):
         iteration.run(0)
@@ -248,8 +249,7 @@ def _reference(setup: Setup, seed: int, rounded: Precision | None) -> Step:
 def _arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
     """How PyTorch itself computes in a precision.
 
-    Autocast keeps the copies of the weights that it has rounded until its context is left; so
-    there is one for each step.
+    Autocast caches the weights that it has rounded until its context is left; so each step has one.
     """
     with ExitStack() as stack:
         stack.enter_context(precision.arithmetic())
@@ -259,7 +259,7 @@ def _arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
 
 
 def _float_heads(reference: Reference, scale: float) -> None:
-    """Have autocast's losses computed in fp32, as everybody does, and their gradients scaled."""
+    """Compute autocast's losses in fp32, as is usual, and scale their gradients."""
 
     def to_float(_: nn.Module, __: object, output: Tensor) -> Tensor:
         output = output.float()
