@@ -21,8 +21,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import triton
@@ -39,6 +40,9 @@ from fastinfogan.networks import InfoGAN
 from fastinfogan.nn import Chain
 from fastinfogan.nn.run import describe
 from fastinfogan_kernels.conv_block.autograd import fused_chain
+from fastinfogan_kernels.inputs.draw import draw_codes
+from fastinfogan_kernels.inputs.real_images import Augmentation, real_images
+from fastinfogan_kernels.philox import Stream
 from fastinfogan_kernels.runtime.launch import Launch, recording
 from fastinfogan_kernels.runtime.machine import MACHINES, Machine, assuming
 
@@ -124,17 +128,16 @@ def _moving(
 
 def record_inputs(e: Experiment, precision: ComputedIn = "bf16") -> list[Launch]:
     """Record real images and codes drawn in every way: augmented, in order, by the host's step."""
-    launches: list[Launch] = []
-    with torch.no_grad():
-        for augmentation in ("none", "affine"):
-            for in_order in (False, True):
-                with recording() as found:
-                    iteration = made(e, precision)
-                    iteration.config = replace(iteration.config, augmentation=augmentation)
-                    iteration._in_order = in_order
-                    for step in (0, iteration.counter):
-                        iteration.draw(step)
-                launches += found
+    dtype, batch = PRECISIONS[precision].computed, e.batch_size
+    with recording() as launches, META:
+        images = torch.empty((2 * batch, e.height, e.width, e.channels), dtype=torch.uint8)
+        out = torch.empty((batch, *images.shape[1:]), dtype=dtype)
+        for step in (0, torch.zeros((), dtype=torch.int64)):
+            for augmentation, in_order in product(get_args(Augmentation), (False, True)):
+                real_images(images, 0, step, out, augmentation=augmentation, in_order=in_order)
+            draw_codes(
+                e.latents, 0, step, Stream.D_STEP, batch, streams=2, device=META, dtype=dtype
+            )
     return launches
 
 

@@ -2,9 +2,10 @@
 
     python -m bench.gpu_report [--minutes 8] [--out DIR] [--dry-run]
 
-From the tree, on any CUDA machine with torch and Triton, without a network. Leaves in DIR, which
-holds at most eight files: report.json, report.html, rows.json (as in bench/results), the tuned
-launch_table.json, two traces and log.txt. Prints a table last.
+From the tree, on any CUDA machine with torch and Triton, without a network; pytest and hypothesis
+run the kernels' test suite. Leaves in DIR, which holds at most eight files: report.json,
+report.html, rows.json (as in bench/results), the tuned launch_table.json, what MNIST's run draws,
+two traces and log.txt. Prints a table last.
 """
 
 import argparse
@@ -15,23 +16,26 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
-from bench.gpu_report.budget import allowance
+from bench.gpu_report.stages import STAGES, Stage, allowance
 
 if TYPE_CHECKING:
-    from bench.gpu_report.report import Report
-    from bench.gpu_report.stages import Stage
+    from bench.gpu_report.supervise import Supervisor
 
 ROOT = Path(__file__).parents[2]
 _LARGEST_LOG = 8 << 20
+_TEST_PROCESSES = 12
+_DRY_TESTS = ("tests/triton/test_draw.py", "tests/triton/test_real_images.py")
+"""Of the kernels' test suite, what Triton's interpreter runs in seconds."""
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m bench.gpu_report", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -46,137 +50,177 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; the exit code: 0, or 1 if a row failed, or 2 if nothing could be run."""
-    begun = time.monotonic()
-    asked = parse(arguments)
-    if not 0.2 <= asked.minutes <= 600:
-        return _refuse(f"--minutes is 0.2 to 600, not {asked.minutes:g}")
+    """Run the command; the exit code: 0, or 1 if an item failed, or 2 if nothing could be run."""
+    begun, args = time.monotonic(), parse(arguments)
     for package in ("torch", "triton"):
         if importlib.util.find_spec(package) is None:
             return _refuse(f"{package} is not installed, and nothing can be measured without it")
     from fastinfogan.errors import InputError
 
     try:
-        return _run(asked, begun)
+        return Command(args, begun).run()
     except InputError as error:
         return _refuse(str(error))
-
-
-def _run(asked: argparse.Namespace, begun: float) -> int:
-    import torch
-
-    from bench.gpu_report import page, report
-    from bench.gpu_report.report import Report, StageResult
-    from bench.gpu_report.stages import STAGES
-    from fastinfogan.errors import InputError
-
-    names = [stage.name for stage in STAGES]
-    only, skip = ([each for each in text.split(",") if each] for text in (asked.only, asked.skip))
-    for name in (*only, *skip):
-        if name not in names:
-            raise InputError(f"no stage {name!r}; there are {', '.join(names)}")
-    if not asked.dry_run and not torch.cuda.is_available():
-        raise InputError("torch sees no GPU here; --dry-run does on a CPU what can be done there")
-    out = asked.out.absolute()
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written to: {error}") from error
-    before = report.read(out / report.NAME) if (out / report.NAME).exists() else None
-    if before and before.arguments.get("dry_run") != asked.dry_run:
-        raise InputError(f"{out}: holds a report of another kind, dry or not; name another --out")
-    chosen = [s for s in STAGES if (not only or s.name in only) and s.name not in skip]
-    told = Report(
-        {"minutes": asked.minutes, "dry_run": asked.dry_run, "only": only, "skip": skip},
-        [
-            before.stage(s.name) if before and s not in chosen and before.stage(s.name).lines
-            else StageResult(s.name, s.title, "not reached" if s in chosen else "skipped")
-            for s in STAGES
-        ],
-    )  # fmt: skip
-
-    def leave(number: int, _: FrameType | None) -> NoReturn:
-        raise SystemExit(128 + number)
-
-    signal.signal(signal.SIGTERM, leave)
-    work = Path(tempfile.mkdtemp(prefix="gpu-report-"))
-    try:
-        _stages(asked, chosen, told, work, out, begun)
-    finally:
-        # Also of a run that is stopped in the middle: what there is, is kept.
-        told.seconds = round(time.monotonic() - begun, 1)
-        told.write(out)
-        _keep_log(work, out, names)
-        page.write(told, out)
-        shutil.rmtree(work, ignore_errors=True)
-    print(f"\n{told.seconds:.0f} s; {out / page.NAME}\n")
-    print("\n".join(report.table(told)))
-    bad = any(stage.failures or stage.error for stage in told.stages)
-    return 1 if bad else 0
-
-
-def _stages(
-    asked: argparse.Namespace,
-    chosen: "Sequence[Stage]",
-    told: "Report",
-    work: Path,
-    out: Path,
-    begun: float,
-) -> None:
-    """Run them, one after the other; what each found is on disk before the next one starts."""
-    from bench.gpu_report.report import StageResult
-    from bench.gpu_report.supervise import Ended, supervise
-
-    for number, stage in enumerate(chosen):
-        left = 60 * asked.minutes - (time.monotonic() - begun)
-        limit = allowance(left, [each.share for each in chosen[number:]])
-        if not limit:
-            print(f"{stage.name:12s} not reached: {max(left, 0):.0f} s are left", flush=True)
-            continue
-
-        def command(seconds: float, module: str = stage.module) -> list[str]:
-            found = [sys.executable, "-m", module, "--work", str(work), "--out", str(out)]
-            return [*found, "--seconds", f"{seconds:.1f}", *["--dry-run"] * asked.dry_run]
-
-        file = work / f"{stage.name}.jsonl"
-        environment = {**_environment(), **(stage.environment if asked.dry_run else {})}
-        ended = Ended("stopped", 0.0, 1)
-        try:
-            print(f"{stage.name:12s} {limit:4.0f} s at the most", flush=True)
-            ended = supervise(command, file, work / f"{stage.name}.log", limit, environment, ROOT)
-        finally:
-            found = StageResult.of(stage.name, stage.title, limit, ended, file)
-            told.stages = [found if each.name == stage.name else each for each in told.stages]
-            told.seconds = round(time.monotonic() - begun, 1)
-            told.write(out)
-
-
-def _environment() -> dict[str, str]:
-    """Of all stages: nothing is held back of what they print, and what they compile is shared."""
-    cache = Path(tempfile.gettempdir()) / f"fastinfogan-gpu-report-{os.getuid()}"
-    found = {
-        "PYTHONUNBUFFERED": "1",
-        "PYTHONFAULTHANDLER": "1",
-        "TRITON_CACHE_DIR": str(cache / "triton"),
-        "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
-        "TORCHINDUCTOR_FX_GRAPH_CACHE": "1",
-    }
-    return {**found, **{k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}}
-
-
-def _keep_log(work: Path, out: Path, names: Sequence[str]) -> None:
-    """What all stages printed, the end of each."""
-    most = _LARGEST_LOG // len(names)
-    with (out / "log.txt").open("wb") as log:
-        for name in names:
-            file = work / f"{name}.log"
-            if file.exists():
-                log.write(f"==== {name}\n".encode() + file.read_bytes()[-most:] + b"\n")
 
 
 def _refuse(why: str) -> int:
     print(f"gpu_report: {why}", file=sys.stderr)
     return 2
+
+
+class Command:
+    """One run of the command.
+
+    Args:
+        args: as parsed.
+        begun: when, by `time.monotonic`.
+
+    Raises:
+        InputError: an argument is wrong, or there is no GPU.
+    """
+
+    def __init__(self, args: argparse.Namespace, begun: float) -> None:
+        import torch
+
+        from bench.gpu_report.report import NAME, GpuReport, StageResult, read
+        from fastinfogan.errors import InputError
+
+        self._args, self._begun = args, begun
+        known = [stage.name for stage in STAGES]
+        only, skip = ([name for name in text.split(",") if name] for text in (args.only, args.skip))
+        if not 0.2 <= args.minutes <= 600:
+            raise InputError(f"--minutes is 0.2 to 600, not {args.minutes:g}")
+        for name in (*only, *skip):
+            if name not in known:
+                raise InputError(f"no stage {name!r}; there are {', '.join(known)}")
+        if not args.dry_run and not torch.cuda.is_available():
+            raise InputError("torch sees no GPU here; --dry-run does on a CPU what can be done")
+        self._out: Path = args.out.absolute()
+        try:
+            self._out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{self._out}: cannot be written to: {error}") from error
+        before = read(self._out / NAME) if (self._out / NAME).exists() else None
+        if before and before.arguments.get("dry_run") != args.dry_run:
+            raise InputError(f"{self._out}: holds a report that is dry or not; name another --out")
+        self._chosen = [s for s in STAGES if (not only or s.name in only) and s.name not in skip]
+        results = []
+        for stage in STAGES:
+            chosen = stage in self._chosen
+            result = StageResult(stage.name, stage.title, "not reached" if chosen else "skipped")
+            if before and not chosen and before.stage(stage.name).items:
+                result = before.stage(stage.name)
+            results.append(result)
+        chosen_by = {"only": only, "skip": skip}
+        self.report = GpuReport(
+            {"minutes": args.minutes, "dry_run": args.dry_run, **chosen_by}, results
+        )
+
+    def run(self) -> int:
+        """Run the stages, and write the report, also of a run that is stopped in the middle."""
+        from bench.gpu_report import page, report
+
+        def leave(number: int, _: FrameType | None) -> NoReturn:
+            raise SystemExit(128 + number)
+
+        signal.signal(signal.SIGTERM, leave)
+        self._work = Path(tempfile.mkdtemp(prefix="gpu-report-"))
+        try:
+            for number, stage in enumerate(self._chosen):
+                left = 60 * self._args.minutes - (time.monotonic() - self._begun)
+                limit = allowance(left, self._chosen[number:])
+                if limit:
+                    print(f"{stage.name:12s} {limit:4.0f} s at the most", flush=True)
+                    self._run_stage(stage, limit)
+                else:
+                    print(f"{stage.name:12s} not reached: {max(left, 0):.0f} s left", flush=True)
+        finally:
+            self._write()
+            self._write_log()
+            page.write(self.report, self._out)
+            shutil.rmtree(self._work, ignore_errors=True)
+        print(f"\n{self.report.seconds:.0f} s; {self._out / page.NAME}\n")
+        print("\n".join(report.table(self.report, STAGES)))
+        return int(any(stage.failures or stage.error for stage in self.report.stages))
+
+    def _run_stage(self, stage: Stage, limit: float) -> None:
+        """Run a stage's processes; what they found is on disk before the next stage starts."""
+        from bench.gpu_report.report import StageResult
+        from bench.gpu_report.supervise import Ended
+
+        supervisors = list(self._supervisors(stage))
+        ended = [Ended("stopped", 0.0, 1)] * len(supervisors)
+        try:
+            with ThreadPoolExecutor(len(supervisors)) as pool:
+                futures = [pool.submit(each.run, limit) for each in supervisors]
+                try:
+                    ended = [future.result() for future in futures]
+                except BaseException:
+                    for each in supervisors:
+                        each.stopping.set()
+                    raise
+        finally:
+            found = StageResult.of(stage, limit, ended, [each.journal for each in supervisors])
+            stages = self.report.stages
+            self.report.stages = [found if each.name == stage.name else each for each in stages]
+            self._write()
+
+    def _supervisors(self, stage: Stage) -> "Iterator[Supervisor]":
+        """One process of a stage, or several of the test suite, each with a part of the tests."""
+        from bench.gpu_report.journal import Journal
+        from bench.gpu_report.pytest_plugin import JOURNAL, PART
+        from bench.gpu_report.supervise import Supervisor
+
+        dry, work = self._args.dry_run, self._work
+        environment = self._environment(stage)
+        if stage.run:
+            command = [sys.executable, "-m", "bench.gpu_report.context", stage.name, "--work",
+                       str(work), "--out", str(self._out), *["--dry-run"] * dry]  # fmt: skip
+
+            def started(seconds: float) -> list[str]:
+                return [*command, "--seconds", f"{seconds:.1f}"]
+
+            journal = Journal(work / f"{stage.name}.jsonl")
+            yield Supervisor(started, journal, work / f"{stage.name}.log", environment, ROOT)
+            return
+        parts = 1 if dry else min(os.cpu_count() or 1, _TEST_PROCESSES)
+        suite = [sys.executable, "-m", "pytest", "-p", "bench.gpu_report.pytest_plugin", "-q",
+                 "-p", "no:cacheprovider", "--continue-on-collection-errors",
+                 *(_DRY_TESTS if dry else ["tests/triton"])]  # fmt: skip
+        for part in range(parts):
+            journal = Journal(work / f"{stage.name}-{part}.jsonl")
+            of_part = {JOURNAL: str(journal.file), PART: f"{part}/{parts}", "OMP_NUM_THREADS": "1"}
+            log = work / f"{stage.name}-{part}.log"
+            yield Supervisor(lambda _: suite, journal, log, {**environment, **of_part}, ROOT)
+
+    def _environment(self, stage: Stage) -> dict[str, str]:
+        """Of a stage's processes: nothing that they print is held back, caches are shared."""
+        cache = Path(tempfile.gettempdir()) / f"fastinfogan-gpu-report-{os.getuid()}"
+        paths = [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]
+        found = {
+            "PYTHONUNBUFFERED": "1",
+            "PYTHONFAULTHANDLER": "1",
+            "TRITON_CACHE_DIR": str(cache / "triton"),
+            "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
+            "TORCHINDUCTOR_FX_GRAPH_CACHE": "1",
+            **{k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"},
+            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        }
+        if self._args.dry_run and stage.interpreted:
+            found["TRITON_INTERPRET"] = "1"
+        return found
+
+    def _write(self) -> None:
+        self.report.seconds = round(time.monotonic() - self._begun, 1)
+        self.report.write(self._out)
+
+    def _write_log(self) -> None:
+        """Write what all stages printed, the end of each."""
+        files = sorted(self._work.glob("*.log"), key=lambda file: file.stat().st_mtime)
+        with (self._out / "log.txt").open("wb") as log:
+            for file in files:
+                printed = file.read_bytes()[-_LARGEST_LOG // len(files) :]
+                log.write(f"==== {file.stem}\n".encode() + printed + b"\n")
 
 
 if __name__ == "__main__":

