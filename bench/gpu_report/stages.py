@@ -38,7 +38,7 @@ STAGES = (
     Stage("environment", "The machine", 40, "machine:environment", ("name", "missing"), most=60.0),
     Stage("compile", "The kernels, compiled in parallel beforehand", 60, "machine:compile_kernels",
           ("kernels", "with stack", "compiled after all")),
-    Stage("correctness", "The kernels' test suite", 100, "", interpreted=True),
+    Stage("correctness", "The test suite of the kernels", 100, "", interpreted=True),
     Stage("capture", "Capture, replay, the same bits at every run, resume", 40, "capture:capture",
           ("tensors",)),
     Stage("iteration", "An iteration against PyTorch: first right, then timed", 100,

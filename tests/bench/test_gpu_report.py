@@ -1,4 +1,4 @@
-"""The GPU report without a GPU: what kills a stage costs a row, and a dry run does all the rest."""
+"""The GPU report without a GPU: what kills a stage costs an item, and the page shows everything."""
 
 import importlib
 import json
@@ -10,41 +10,40 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
-from bench.gpu_report import lines, page, report, tiles
-from bench.gpu_report.budget import CLOSING, Share, allowance
-from bench.gpu_report.digits import stand_in
-from bench.gpu_report.judge import judge, same_bits
-from bench.gpu_report.lines import Line
-from bench.gpu_report.png import as_text
-from bench.gpu_report.report import Report, StageResult, headline, table
-from bench.gpu_report.stage import Context, FailedError
-from bench.gpu_report.stages import STAGES
-from bench.gpu_report.supervise import LOST_DEVICE, STARTS, Ended, supervise
+from bench.accuracy import MismatchError
+from bench.gpu_report import page, report, tuning
+from bench.gpu_report.context import Context, FailedError
+from bench.gpu_report.journal import Entries, Item, Journal
+from bench.gpu_report.report import GpuReport, StageResult, table
+from bench.gpu_report.stages import CLOSING, STAGES, Stage, allowance
+from bench.gpu_report.supervise import LOST_DEVICE, STARTS, Ended, Supervisor
+from bench.gpu_report.training import PICTURE
 from fastinfogan.errors import InputError
 from fastinfogan_kernels.conv_block.launch_table import Choice, GemmTile, read_table
 
 ROOT = Path(__file__).parents[2]
 
-STAGE = """
+STAGE = f"""
 import os, signal, subprocess, sys, time
 from pathlib import Path
-from bench.gpu_report import lines
-from bench.gpu_report.lines import Line, Writer
-file = Path(sys.argv[1])
-known, writer = lines.read(file).known, Writer(file)
+from bench.gpu_report.journal import Item, Journal
+journal = Journal(Path(sys.argv[1]))
+known = {{item.name for item in journal.read().items}}
 print("started", flush=True)
 for name in sys.argv[2:]:
     if name in known:
         continue
-    writer.begin(name, 1.0 if name == "hang" else 30.0)
+    journal.begin(name, 1.0 if name == "hang" else 30.0)
     if name == "hang":
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
-        Path(f"{file}.child").write_text(str(child.pid))
+        Path(f"{{sys.argv[1]}}.child").write_text(str(child.pid))
         time.sleep(300)
     if name == "sleep":
         time.sleep(300)
@@ -52,30 +51,34 @@ for name in sys.argv[2:]:
         print("Fatal Python error: planted", flush=True)
         os.kill(os.getpid(), signal.SIGSEGV)
     if name == "lost":
-        writer.row(Line(name, "failed", 0.1, {}, "an illegal memory access"))
-        os._exit(75)
+        journal.add(Item(name, "failed", 0.1, {{}}, "an illegal memory access"))
+        os._exit({LOST_DEVICE})
     if name == "torn":
-        with file.open("a") as opened:
-            opened.write('{"row": {"name": "torn", "sta')
+        with journal.file.open("a") as opened:
+            opened.write('{{"item": {{"name": "torn", "sta')
         os._exit(1)
     if name == "garbage":
-        with file.open("a") as opened:
-            opened.write("no JSON\\n[1, 2]\\n{\\"row\\": {\\"name\\": 3}}\\n\\x00\\n")
-    writer.row(Line(name, "ok", 0.1, {"n": 1}))
+        with journal.file.open("a") as opened:
+            opened.write('no JSON\\n[1, 2]\\n{{"item": {{"name": 3}}}}\\n\\x00\\n')
+    journal.add(Item(name, "ok", 0.1, {{"n": 1}}))
 """
 
 
-def supervised(folder: Path, *items: str, seconds: float = 60.0) -> tuple[Ended, dict[str, Line]]:
-    script, file = folder / "stage.py", folder / "stage.jsonl"
+def supervisor(folder: Path, *command: str) -> Supervisor:
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}"}
+    journal = Journal(folder / "stage.jsonl")
+    return Supervisor(
+        lambda _: [sys.executable, *command], journal, folder / "log", environment, ROOT
+    )
+
+
+def supervised(folder: Path, *items: str, seconds: float = 120.0) -> tuple[Ended, Entries]:
+    script = folder / "stage.py"
     script.write_text(STAGE)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    ended = supervise(
-        lambda left: [sys.executable, str(script), str(file), *items],
-        file, folder / "log", seconds, environment, ROOT,
-    )  # fmt: skip
-    found = lines.read(file)
-    assert len(found.lines) == len(found.known)
-    return ended, {line.name: line for line in found.lines}
+    ended = supervisor(folder, str(script), str(folder / "stage.jsonl"), *items).run(seconds)
+    found = Journal(folder / "stage.jsonl").read()
+    assert len(found.items) == len({item.name for item in found.items})
+    return ended, found
 
 
 def alive(pid: int) -> bool:
@@ -85,9 +88,14 @@ def alive(pid: int) -> bool:
         return False
 
 
-def test_whatever_kills_a_stage_costs_one_row(tmp_path: Path) -> None:
+def result(ended: Ended, folder: Path) -> StageResult:
+    return StageResult.of(STAGES[0], 30.0, [ended], [Journal(folder / "stage.jsonl")])
+
+
+def test_whatever_kills_a_stage_costs_one_item(tmp_path: Path) -> None:
     items = ["one", "hang", "two", "segfault", "garbage", "lost", "torn", "three"]
-    ended, rows = supervised(tmp_path, *items)
+    ended, found = supervised(tmp_path, *items)
+    rows = {item.name: item for item in found.items}
     assert list(rows) == items
     assert (ended.state, ended.starts, ended.error) == ("ok", 5, "")
     assert {n: r.state for n, r in rows.items() if r.state != "ok"} == {
@@ -95,51 +103,101 @@ def test_whatever_kills_a_stage_costs_one_row(tmp_path: Path) -> None:
     }  # fmt: skip
     assert rows["hang"].error == "stopped after 1 s"
     assert rows["segfault"].error == "Fatal Python error: planted"
-    found = lines.read(tmp_path / "stage.jsonl")
     assert found.garbage == 5  # four lines, and the torn one
+    assert result(ended, tmp_path).state == "failed"
     # What it started is gone as well.
     pid = int((tmp_path / "stage.jsonl.child").read_text())
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 20
     while alive(pid) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not alive(pid)
 
 
-def test_a_stage_whose_time_is_up_keeps_its_rows(tmp_path: Path) -> None:
-    ended, rows = supervised(tmp_path, "one", "sleep", "two", seconds=1.5)
+def test_a_stage_whose_time_is_up_keeps_its_items(tmp_path: Path) -> None:
+    Journal(tmp_path / "stage.jsonl").add(Item("one", "ok"))
+    ended, found = supervised(tmp_path, "one", "sleep", "two", seconds=12.0)
     assert ended.state == "out of time"
-    assert ended.seconds < 4
-    assert [(n, r.state) for n, r in rows.items()] == [("one", "ok"), ("sleep", "not reached")]
-    found = StageResult.of("mnist", "MNIST", 1.5, ended, tmp_path / "stage.jsonl")
-    assert (found.state, found.error, found.failures) == ("out of time", "", [])
+    assert [(item.name, item.state) for item in found.items] == [
+        ("one", "ok"), ("sleep", "not reached"),
+    ]  # fmt: skip
+    assert "the stage's time was up" in found.items[-1].error
+    stage = result(ended, tmp_path)
+    assert (stage.state, stage.error, stage.failures) == ("out of time", "", [])
 
 
-def test_a_stage_that_cannot_start_is_told_and_not_tried_again(tmp_path: Path) -> None:
-    ended = supervise(
-        lambda left: [sys.executable, "-c", "import no_such_module"],
-        tmp_path / "file", tmp_path / "log", 30.0, dict(os.environ), tmp_path,
-    )  # fmt: skip
+def test_a_stage_that_cannot_start_is_not_tried_again(tmp_path: Path) -> None:
+    ended = supervisor(tmp_path, "-c", "import no_such_module").run(60.0)
     assert (ended.state, ended.starts) == ("crashed", 1)
     assert ended.error == "ModuleNotFoundError: No module named 'no_such_module'"
-    found = StageResult.of("mnist", "MNIST", 30.0, ended, tmp_path / "file")
-    assert found.state == "crashed"
+    assert result(ended, tmp_path).state == "crashed"
+    assert result(Ended("ok", 1.0, 1), tmp_path).error == "it wrote nothing"
 
 
 def test_a_stage_that_dies_at_every_item_is_given_up(tmp_path: Path) -> None:
-    ended, rows = supervised(tmp_path, *["lost"], *[f"x{i}" for i in range(2)])
-    assert ended.starts == 2
-    assert LOST_DEVICE == 75
-    assert STARTS > 2
-    assert set(rows) == {"lost", "x0", "x1"}
+    code = "from pathlib import Path; from bench.gpu_report.journal import Journal; import os; "
+    code += f"j = Journal(Path({str(tmp_path / 'stage.jsonl')!r})); "
+    code += "j.begin(str(len(j.read().items)), 30); os._exit(1)"
+    ended = supervisor(tmp_path, "-c", code).run(120.0)
+    assert (ended.state, ended.starts) == ("crashed", STARTS)
+    assert len(Journal(tmp_path / "stage.jsonl").read().items) == STARTS
 
 
-shares = st.builds(Share, st.just("s"), st.floats(1, 100), st.floats(1, 20),
-                   st.none() | st.floats(1, 100))  # fmt: skip
+TESTS = """
+import os
+import pytest
+
+@pytest.mark.parametrize("n", range(3))
+def test_good(n): pass
+
+def test_bad(): assert 1 == 2, "not equal"
+
+def test_skipped(): pytest.skip("no such thing here")
+
+def test_crash(): os.abort()
+
+def test_last(): pass
+"""
+
+
+def test_a_suite_goes_on_behind_a_test_that_crashes(tmp_path: Path) -> None:
+    (tmp_path / "test_some.py").write_text(TESTS)
+    (tmp_path / "test_chain_broken.py").write_text("import no_such_module\n")
+    journals = [Journal(tmp_path / f"{part}.jsonl") for part in range(2)]
+    ended = []
+    for part, journal in enumerate(journals):
+        environment = {
+            **os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}",
+            "GPU_REPORT_JOURNAL": str(journal.file), "GPU_REPORT_PART": f"{part}/2",
+        }  # fmt: skip
+        command = [
+            sys.executable, "-m", "pytest", "-p", "bench.gpu_report.pytest_plugin", "-q",
+            "-p", "no:cacheprovider", "--continue-on-collection-errors", "-c", os.devnull,
+            "--rootdir", str(tmp_path), str(tmp_path),
+        ]  # fmt: skip
+        run = Supervisor(lambda _, c=command: c, journal, tmp_path / "log", environment, ROOT)  # type: ignore[misc]
+        ended.append(run.run(120.0))
+    stage = StageResult.of(STAGES[2], 120.0, ended, journals)
+    assert [each.state for each in ended] == ["ok", "ok"], (tmp_path / "log").read_text()
+    found = {item.name.rpartition("::")[2] or item.name: item for item in stage.items}
+    assert {n: i.state for n, i in found.items() if i.state != "ok"} == {
+        "collecting test_chain_broken.py": "failed", "test_bad": "failed",
+        "test_skipped": "not reached", "test_crash": "crashed",
+    }  # fmt: skip
+    assert len(found) == len(stage.items) == 8
+    assert "no_such_module" in found["collecting test_chain_broken.py"].error
+    assert "not equal" in found["test_bad"].error
+    assert "no such thing here" in found["test_skipped"].error
+    assert stage.starts == 3
+    assert stage.state == "failed"
+
+
+shares = st.builds(Stage, st.just("s"), st.just(""), st.floats(1, 100), st.just(""), st.just(()),
+                   st.floats(1, 20), st.none() | st.floats(1, 100))  # fmt: skip
 
 
 @given(st.lists(shares, min_size=1, max_size=12), st.floats(0, 1000), st.floats(0, 1))
 def test_stages_together_take_no_more_than_there_is(
-    coming: list[Share], total: float, used: float
+    coming: list[Stage], total: float, used: float
 ) -> None:
     left = total
     for i in range(len(coming)):
@@ -151,7 +209,7 @@ def test_stages_together_take_no_more_than_there_is(
 
 
 def test_time_that_is_not_used_goes_to_those_behind() -> None:
-    coming = [Share("a", 1), Share("b", 1), Share("c", 2)]
+    coming = [Stage(name, "", weight, "") for name, weight in (("a", 1), ("b", 1), ("c", 2))]
     whole = 400 + CLOSING + 3
     assert allowance(whole, coming) == pytest.approx(100)
     assert allowance(whole - 100, coming[1:]) == pytest.approx(100)
@@ -160,7 +218,7 @@ def test_time_that_is_not_used_goes_to_those_behind() -> None:
     assert allowance(CLOSING + 3 + 6, coming) == 5
 
 
-def test_an_items_error_is_its_row(tmp_path: Path) -> None:
+def test_an_items_error_is_in_the_journal(tmp_path: Path) -> None:
     context = Context("s", tmp_path, tmp_path, 60.0, dry=True)
 
     def raises(error: BaseException) -> Callable[[], dict[str, Any]]:
@@ -171,208 +229,139 @@ def test_an_items_error_is_its_row(tmp_path: Path) -> None:
 
     assert context.run("good", lambda: {"n": float("nan"), "t": torch.ones(2)}) is not None
     assert context.run("wrong", raises(FailedError("off by 3", {"error": 3.0}))) is None
-    assert context.run("bug", raises(ZeroDivisionError("by nothing\nmore"))) is None
+    context.run("mismatch", raises(MismatchError("y: off by 4")))
+    context.run("bug", raises(ZeroDivisionError("by nothing\nmore")))
     context.run("large", raises(torch.OutOfMemoryError("tried to allocate 80 GiB")))
     context.run("good", raises(AssertionError("it has been run")))
-    context.note("later", "no time")
-    found = {line.name: line for line in lines.read(tmp_path / "s.jsonl").lines}
+    context.skip("later", "no time")
+    context.run("long", dict, least=100.0)
+    found = {item.name: item for item in context.journal.read().items}
     assert found["good"].numbers == {"n": "nan", "t": [1.0, 1.0]}
     assert (found["wrong"].state, found["wrong"].error) == ("failed", "off by 3")
     assert found["wrong"].numbers == {"error": 3.0}
+    assert found["mismatch"].error == "y: off by 4"
     assert found["bug"].error == "ZeroDivisionError: by nothing"
     assert found["large"].state == "no memory"
-    assert found["later"].state == "not reached"
-    assert context.failed == {"wrong"}
+    assert found["later"].state == found["long"].state == "not reached"
+    assert "s are left" in found["long"].error
+    assert context.ok == {"good"}
     # Another process of the stage goes on behind, and one without time begins nothing.
     late = Context("s", tmp_path, tmp_path, 0.5, dry=True)
     assert late.run("good", dict) is None
     assert late.run("new", dict) is None
-    assert lines.read(tmp_path / "s.jsonl").lines[-1].state == "not reached"
-
-
-def test_the_judge() -> None:
-    source = torch.Generator().manual_seed(1)
-    truth = torch.randn(64, 512, generator=source, dtype=torch.float64)
-    noise = torch.randn(64, 512, generator=source, dtype=torch.float64)
-    theirs = truth + 1e-2 * noise
-    kink = theirs.flip(0).clone()
-    good = truth + 1e-2 * (noise.flip(1))
-    good[3, 5] += 1.0  # a value across a kink: one element, by chance
-
-    def told(ours: torch.Tensor) -> dict[str, Any]:
-        return judge({"y": ours}, {"y": theirs}, {"y": truth}, torch.bfloat16)
-
-    assert told(good)["of what is allowed"] < 1
-    tile, edge, lost = good.clone(), good.clone(), good.clone()
-    tile[:16, :16] = 0
-    edge[:, -1] = 0
-    lost[0, 0] = float("nan")
-    for wrong in (tile, edge, lost, kink, truth + 4e-2 * noise):
-        with pytest.raises(FailedError, match="y: off by"):
-            told(wrong)
-    with pytest.raises(FailedError, match="expected"):
-        judge({}, {"y": theirs}, {"y": truth}, torch.bfloat16)
-
-
-def test_bits() -> None:
-    a = torch.tensor([0.0, 1.0, float("nan")])
-    assert same_bits({"a": a}, {"a": a.clone()}, "both") == {"tensors": 1, "elements": 3}
-    for b in (torch.tensor([-0.0, 1.0, float("nan")]), a.half()):
-        with pytest.raises(FailedError, match="both: 1 of 1 tensors differ"):
-            same_bits({"a": a}, {"a": b}, "both")
+    assert late.journal.read().items[-1].state == "not reached"
 
 
 def test_launch_tables_are_merged(tmp_path: Path) -> None:
-    cut = GemmTile(64, 128, 64, 8, 3, 1, 255)
-    present = {"kept": {"candidate": "aten"}, "worse now": {"candidate": "aten"},
-               "better now": {"candidate": "aten"}}  # fmt: skip
-    tuned = {"worse now": None, "better now": tiles.entry(Choice("gemm", cut)),
-             "new": tiles.entry(Choice("aten")), "as the rule": None}  # fmt: skip
-    merged = tiles.merged(present, tuned)
+    tile = GemmTile(64, 128, 64, 8, 3, 1, 255)
+    present = {name: {"candidate": "aten"} for name in ("kept", "worse now", "better now")}
+    tuned = {"worse now": None, "better now": tuning.entry(Choice("gemm", tile)),
+             "new": tuning.entry(Choice("aten")), "as the rule": None}  # fmt: skip
+    merged = tuning.merged(present, tuned)
     assert list(merged) == ["better now", "kept", "new"]
     file = tmp_path / "table.json"
     file.write_text(json.dumps(merged))
     assert read_table(file) == {
-        "kept": Choice("aten"), "new": Choice("aten"), "better now": Choice("gemm", cut),
+        "kept": Choice("aten"), "new": Choice("aten"), "better now": Choice("gemm", tile),
     }  # fmt: skip
 
 
-def test_cuts_around_the_rules() -> None:
-    call = tiles.Call("mnist", "forward", "cpu|key", False, 1 << 30, 128, dict)
+def test_tiles_around_the_rules() -> None:
+    call = tuning.Call("mnist", "forward", "cpu|key", False, 1 << 30, 128, dict)
     rule = GemmTile(64, 128, 64, 8, 3, 1, 255)
-    choices = tiles.choices_beside(call, rule, Choice("gemm", GemmTile(32, 32, 32)))
+    choices = tuning.choices_beside(call, rule, Choice("gemm", GemmTile(32, 32, 32)))
     assert choices[:2] == [Choice("gemm", GemmTile(32, 32, 32)), Choice("aten")]
-    cuts = [choice.tile for choice in choices[2:]]
-    assert 4 <= len(cuts) == len(set(cuts))
-    assert rule not in cuts
-    assert all(cut and cut.n <= 128 and cut.registers == 255 for cut in cuts)
-    flat = tiles.Call("mnist", "forward", "cpu|key", True, 1 << 30, 1024, dict)
-    found = tiles.choices_beside(flat, rule, None)
+    tiles = [choice.tile for choice in choices[2:]]
+    assert 4 <= len(tiles) == len(set(tiles))
+    assert rule not in tiles
+    assert all(tile and tile.n <= 128 and tile.registers == 255 for tile in tiles)
+    flat = tuning.Call("mnist", "forward", "cpu|key", True, 1 << 30, 1024, dict)
+    found = tuning.choices_beside(flat, rule, None)
     assert Choice("aten") not in found  # which computes no fully connected layer
     assert any(choice.tile and choice.tile.splits == 2 for choice in found)
 
 
-def test_a_cut_that_gives_other_numbers_cannot_win() -> None:
+def test_a_tile_that_gives_other_numbers_cannot_win() -> None:
     right = {"y": torch.randn(64, 64).bfloat16()}
-    rounded = {"y": right["y"] * (1 + torch.finfo(torch.bfloat16).eps)}
-    assert tiles.alike(right, rounded) == ""
-    assert "off by" in tiles.alike(right, {"y": right["y"] * 1.05})
-    assert "not finite" in tiles.alike(right, {"y": right["y"] * float("inf")})
-    assert "missing" in tiles.alike(right, {})
+    assert tuning.difference({"y": right["y"] * (1 + torch.finfo(torch.bfloat16).eps)}, right) == ""
+    assert "off by" in tuning.difference({"y": right["y"] * 1.05}, right)
+    assert "not finite" in tuning.difference({"y": right["y"] * float("inf")}, right)
+    assert "missing" in tuning.difference({}, right)
 
 
-def test_the_stand_in_has_the_digits_statistics() -> None:
-    source = stand_in(20)
-    assert source.images.shape == (200, 28, 28, 1)
-    assert source.labels is not None
-    assert source.labels.tolist() == [i // 20 for i in range(200)]
-    assert 0.09 < source.images.mean() / 255 < 0.17
-    assert 0.12 < (source.images > 0).mean() < 0.25
-    assert source.fingerprint == stand_in(20).fingerprint
-    # Each class is nearer to its own mean than to most others', so that there is something to tell.
-    means = source.images.reshape(10, 20, -1).astype(float).mean(1)
-    each = source.images.reshape(200, 1, -1).astype(float)
-    nearest = ((each - means) ** 2).sum(2).argmin(1)
-    assert (nearest == source.labels).mean() > 0.8
-
-
-def made_up_report() -> Report:
-    """As of a GPU: rows of every stage."""
-    peers = {"us, fastinfogan": 300.0, "us, eager": 2000.0, "us, best": 900.0, "of eager": 0.15,
-             "of best": 0.33, "experiment": "mnist", "batch": 128}  # fmt: skip
-    rows = {
-        "environment": [Line("the GPU", "ok", 0.1, {"name": "a GPU"}),
-                        Line("packages", "ok", 0.1, {"missing": "tyro"}),
-                        Line("the images", "ok", 0.1, {"images": "made-up <strokes>"})],
-        "compile": [Line("kernels compiled", "ok", 9.0, {"kernels": 300, "with stack": 0})],
-        "correctness": [
-            Line("mnist trunk, bf16", "ok", 1.0, {"worst": "out", "error": 1e-3,
-                 "torch error": 2e-3, "of what is allowed": 0.4}),
-            Line("svhn trunk, bf16", "failed", 1.0, {"error": "nan", "torch error": 1e-3},
-                 "0.weight: off by <1>")],
-        "capture": [Line("replay, mnist, bf16", "ok", 1.0, {"tensors": 130})],
-        "iteration": [Line("mnist, batch 128, bf16", "ok", 1.0, peers),
-                      Line("mnist, batch 128, bf16, with compiled", "ok", 1.0,
-                           {**peers, "us, compiled": 700.0, "of compiled": 0.43})],
-        "mnist": [Line("seed 1", "ok", 5.0, {"iterations": 5000, "seconds": 2.5,
-                       "L_I of c1": 2.2, "error of c1": 0.06})],
-        "tuning": [Line("a", "ok", 1.0, {"pass": "forward", "us, the rule": 10.0,
-                        "us, the best": 8.0, "of the rule": 0.8, "entry": {"candidate": "aten"}})],
-        "tuned": [Line("mnist", "ok", 1.0, {"experiment": "mnist", "of the rule": 0.9})],
-        "blocks": [Line("trunk", "ok", 1.0, {"of eager": 0.3})],
-        "scaling": [Line(f"mnist {b}", "ok", 1.0, {"experiment": "mnist", "batch": b,
-                    "us": 2.0 * b, "images/s": 5e5}) for b in (32, 64)],
-        "memory": [Line("m", "ok", 1.0, {"experiment": "mnist", "batch": 128, "side": side,
-                   "MiB allocated": 300.0}) for side in ("captured", "best")],
-        "profile": [Line("mnist, as trained", "ok", 1.0, {"launches": 58, "us busy": 280.0})],
+def made_up_report() -> GpuReport:
+    """As of a GPU: items of every stage that has a plot, and of some others."""
+    times = {"us, fastinfogan": 300.0, "us, eager": 2000.0, "us, best": 900.0, "of best": 0.33,
+             "experiment": "mnist", "batch": 128}  # fmt: skip
+    numbers: dict[str, list[dict[str, Any]]] = {
+        "environment": [{"name": "a GPU"}, {"missing": "tyro"}],
+        "capture": [{"tensors": 130}],
+        "iteration": [times, {**times, "us, compiled": 700.0, "of compiled": 0.43}],
+        "mnist": [{"iterations": 5000, "seconds": 2.5, "L_I of c1": 2.2}],
+        "tuning": [{"pass": "forward", "us, the rule": 10.0, "of the rule": 0.8, "entry": {}}],
+        "scaling": [{"experiment": "mnist", "batch": b, "us": 2.0 * b, "images/s": 5e5}
+                    for b in (32, 64)],
+        "profile": [{"launches": 58, "us busy": 280.0}],
     }  # fmt: skip
+    curve = {"d_loss": 1.0, "g_loss": 1.0, "mi_c1": 0.1, "mi_c2": 0.0, "mi_c3": 0.0}
     facts: dict[str, dict[str, Any]] = {
         "environment": {"missing": {"tyro": "the command line"}},
-        "mnist": {
-            "curve": [{"iteration": i, "d_loss": 1.0, "g_loss": 1.0, "mi_c1": 0.1 * i,
-                       "mi_c2": 0.0, "mi_c3": 0.0} for i in (1, 2)],
-            "picture": as_text(torch.zeros(4, 6, dtype=torch.uint8).numpy()),
-        },
-        "profile": {"table of mnist, as trained": [{"name": "gemm<64>", "count": 3, "us": 2.5,
-                                                    "share": 0.9}]},
-    }  # fmt: skip
-    return Report(
-        {"minutes": 8.0, "dry_run": False},
-        [
-            StageResult(s.name, s.title, "ok", 1.0, 2.0, 1, rows[s.name], facts.get(s.name, {}))
-            for s in STAGES
-        ],
-    )
+        "mnist": {"curve": [{"iteration": i, **curve} for i in (1, 2)]},
+        "profile": {"table of mnist, as trained": [{"name": "gemm<64>", "count": 3, "us": 2.5}]},
+    }
+    results = []
+    for stage in STAGES:
+        items = [Item(f"{i}", "ok", 1.0, n) for i, n in enumerate(numbers.get(stage.name, []))]
+        fact = facts.get(stage.name, {})
+        results.append(StageResult(stage.name, stage.title, "ok", 1.0, 2.0, 1, items, fact))
+    made = GpuReport({"minutes": 8.0, "dry_run": False}, results)
+    wrong = Item("test_chains.py::test_fp32[<1>]", "failed", 1.0, {}, "off by <1>")
+    made.stage("correctness").items = [wrong]
+    made.stage("capture").error, made.stage("capture").state = "Segmentation fault", "crashed"
+    return made
 
 
 def test_the_page_and_the_table(tmp_path: Path) -> None:
     made = made_up_report()
-    made.stage("capture").error, made.stage("capture").state = "Segmentation fault", "crashed"
-    text = page.write(made, tmp_path).read_text()
-    assert text.count("<svg") == 7
+    Image.fromarray(np.zeros((4, 6), np.uint8)).save(tmp_path / PICTURE)
+    page.write(made, tmp_path)
+    text = (tmp_path / page.NAME).read_text()
+    assert text.count("<svg") == 5
     assert "no plot" not in text
     for stage in STAGES:
         assert stage.title in text
-        assert headline(made.stage(stage.name))
-    assert "made-up &lt;strokes&gt;" in text
     assert "off by &lt;1&gt;" in text
+    assert "off by <1>" not in text
     assert "src='data:image/png;base64," in text
     # Nothing is fetched: names of namespaces are no addresses.
     assert not re.search(r"<script|<link|(src|href)=.?(http|//)|url\((?!#)", text)
-    told = "\n".join(table(made))
-    assert "mnist 300 us, 0.15 of eager, 0.33 of best" in told
-    assert "correctness: svhn trunk, bf16: failed: 0.weight: off by <1>" in told
-    assert "capture: crashed: Segmentation fault" in told
-    assert max(map(len, told.splitlines())) <= 120
-    assert len(told) < 12_000
+    printed = "\n".join(table(made, STAGES))
+    assert "experiment mnist, us, fastinfogan 300.0, of best 0.33" in printed
+    assert "correctness: test_chains.py::test_fp32[<1>]: failed: off by <1>" in printed
+    assert "capture: crashed: Segmentation fault" in printed
+    assert max(map(len, printed.splitlines())) <= 120
     made.write(tmp_path)
-    again = report.read(tmp_path / report.NAME)
-    assert "\n".join(table(again)) == told
+    assert "\n".join(table(report.read(tmp_path / report.NAME), STAGES)) == printed
     (tmp_path / report.NAME).write_text("{}")
     with pytest.raises(InputError, match="not a GPU report"):
         report.read(tmp_path / report.NAME)
 
 
-def test_without_matplotlib_there_are_tables(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    text = page.write(made_up_report(), tmp_path).read_text()
-    assert "<svg" not in text
-    assert "No plots: matplotlib is not installed" in text
-    assert "mnist trunk, bf16" in text
-
-
-def test_a_plot_that_cannot_be_drawn_costs_no_page(tmp_path: Path) -> None:
+def test_a_page_without_plots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = made_up_report()
-    made.stage("scaling").lines = [Line("x", "ok", 1.0, {"batch": 3})]
-    text = page.write(made, tmp_path).read_text()
+    made.stage("scaling").items = [Item("x", "ok", 1.0, {"batch": 3})]
+    page.write(made, tmp_path)
+    text = (tmp_path / page.NAME).read_text()
     assert "no plot: KeyError" in text
-    assert text.count("<svg") == 6
+    assert text.count("<svg") == 4
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    page.write(made, tmp_path)
+    text = (tmp_path / page.NAME).read_text()
+    assert "<svg" not in text
+    assert "No plot: matplotlib is not installed" in text
 
 
-def test_every_stage_is_a_module() -> None:
-    for stage in STAGES:
-        assert callable(importlib.import_module(stage.module).stage)
-        file = (ROOT / "bench/gpu_report/stages" / f"{stage.name}.py").read_text()
-        assert f'main(stage, "{stage.name}")' in file
+@pytest.mark.parametrize("stage", [s for s in STAGES if s.run], ids=lambda s: s.name)
+def test_every_stage_has_a_function(stage: Stage) -> None:
+    module, _, function = stage.run.partition(":")
+    assert callable(getattr(importlib.import_module(f"bench.gpu_report.{module}"), function))

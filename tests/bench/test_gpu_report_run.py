@@ -13,16 +13,21 @@ from bench.gpu_report import report
 from bench.gpu_report.stages import STAGES
 
 ROOT = Path(__file__).parents[2]
-
-HOOK = """
+MISSING = ("tyro", "mlxtend", "tensorboard", "nvidia.dali", "fastinfogan_kernels._native")
+HOOK = f"""
 import sys
-MISSING = ("tyro", "mlxtend", "rich", "tensorboard", "nvidia.dali", "fastinfogan_kernels._native")
 class Missing:
     def find_spec(self, name, path=None, target=None):
-        if any(name == each or name.startswith(each + ".") for each in MISSING):
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        if any(name == each or name.startswith(each + ".") for each in {MISSING}):
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 sys.meta_path.insert(0, Missing())
 """
+NOT_ON_A_CPU = {
+    "compiled, mnist, bf16": "in a dry run it takes too long; the engine's tests have it",
+    "blocks": "on a CPU they need C++ for CPU tensors, which is not compiled",
+    "mnist, batch 4, saved for backward":
+        "on a CPU it needs C++ for CPU tensors, which is not compiled",
+}  # fmt: skip
 
 
 def command(*arguments: str, folder: Path, minutes: float = 0.5) -> Any:  # noqa: ANN401
@@ -30,10 +35,10 @@ def command(*arguments: str, folder: Path, minutes: float = 0.5) -> Any:  # noqa
     hook.mkdir(exist_ok=True)
     (hook / "sitecustomize.py").write_text(HOOK)
     environment = {**os.environ, "PYTHONPATH": str(hook), "CUDA_VISIBLE_DEVICES": ""}
-    environment["XDG_CACHE_HOME"] = str(folder / "cache")  # where no digits lie
+    environment["XDG_CACHE_HOME"] = str(folder / "cache")
     return subprocess.run(
         [sys.executable, "-m", "bench.gpu_report", "--minutes", str(minutes), *arguments],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280, check=False,
+        cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
 
 
@@ -42,7 +47,7 @@ def test_without_a_gpu_one_line(tmp_path: Path) -> None:
     done = command("--out", str(tmp_path / "out"), folder=tmp_path)
     assert done.returncode == 2
     assert done.stderr == (
-        "gpu_report: torch sees no GPU here; --dry-run does on a CPU what can be done there\n"
+        "gpu_report: torch sees no GPU here; --dry-run does on a CPU what can be done\n"
     )
     assert not (tmp_path / "out").exists()
     done = command("--only", "mnits", folder=tmp_path)
@@ -52,7 +57,7 @@ def test_without_a_gpu_one_line(tmp_path: Path) -> None:
 
 def test_a_run_that_is_stopped_keeps_what_it_has(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    arguments = ["--dry-run", "--minutes", "2", "--out", str(out), "--only", "environment,compile"]
+    arguments = ["--dry-run", "--minutes", "5", "--out", str(out), "--only", "environment,compile"]
     with subprocess.Popen(
         [sys.executable, "-m", "bench.gpu_report", *arguments], cwd=ROOT, stdout=subprocess.PIPE,
         text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
@@ -68,39 +73,32 @@ def test_a_run_that_is_stopped_keeps_what_it_has(tmp_path: Path) -> None:
     assert found.stage("compile").state == "stopped"
     assert found.stage("mnist").state == "skipped"
     assert (out / "report.html").exists()
+    real = command("--out", str(out), folder=tmp_path)
+    assert real.returncode == 2
+    assert report.read(out / "report.json").stage("environment").items
 
 
+@pytest.mark.slow
 def test_a_dry_run_without_the_optional_packages(tmp_path: Path) -> None:
-    """All stages, as far as a minute goes; then one of them again."""
+    """Every stage comes to its end, and what a CPU cannot do is named."""
     out = tmp_path / "out"
-    done = command("--dry-run", "--out", str(out), folder=tmp_path, minutes=1.25)
+    done = command("--dry-run", "--out", str(out), folder=tmp_path, minutes=30)
     found = report.read(out / "report.json")
     assert done.returncode == 0, done.stdout + (out / "log.txt").read_text()[-3000:]
-    assert [stage.name for stage in found.stages] == [stage.name for stage in STAGES]
-    states = {stage.name: stage.state for stage in found.stages}
-    assert set(states.values()) <= {"ok", "out of time", "not reached"}
-    reached = [s.name for s in found.stages if any(line.state == "ok" for line in s.lines)]
-    assert len(reached) >= 2, states  # all of them on two idle cores
-    missing = found.stage("environment").facts["missing"]
-    assert {
-        "tyro",
-        "mlxtend",
-        "rich",
-        "tensorboard",
-        "nvidia.dali",
-        "fastinfogan_kernels._native",
-    } <= {*missing}
-    images = found.stage("environment").numbers("the images")["images"]
-    assert "made-up images of ten classes" in images
+    assert {stage.name: stage.state for stage in found.stages} == {s.name: "ok" for s in STAGES}
+    for stage in found.stages:
+        assert stage.items, stage.name
+        for item in stage.items:
+            if item.state != "ok":
+                assert item.error == NOT_ON_A_CPU[item.name], item
+    assert set(MISSING) - {"mlxtend"} <= {*found.stage("environment").facts["missing"]}
+    assert len(found.stage("correctness").items) > 5
     text = (out / "report.html").read_text()
     assert all(stage.title in text for stage in STAGES)
-    assert "made-up images of ten classes" in text
     assert len(list(out.rglob("*"))) <= 8
     assert done.stdout.rstrip().splitlines()[-len(STAGES)].startswith("environment")
 
     done = command("--dry-run", "--out", str(out), "--only", "environment", folder=tmp_path)
     assert done.returncode == 0
-    real = command("--out", str(out), folder=tmp_path)
-    assert real.returncode == 2
     again = report.read(out / "report.json")
-    assert [len(s.lines) for s in again.stages[1:]] == [len(s.lines) for s in found.stages[1:]]
+    assert [len(s.items) for s in again.stages[1:]] == [len(s.items) for s in found.stages[1:]]
