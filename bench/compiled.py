@@ -40,6 +40,7 @@ from fastinfogan.networks import InfoGAN
 from fastinfogan.nn import Chain
 from fastinfogan.nn.run import describe
 from fastinfogan_kernels.conv_block.autograd import fused_chain
+from fastinfogan_kernels.conv_block.image_conv import Images
 from fastinfogan_kernels.inputs.draw import draw_codes
 from fastinfogan_kernels.inputs.real_images import Augmentation, real_images
 from fastinfogan_kernels.philox import Stream
@@ -151,17 +152,29 @@ def record_modules(
         image = torch.empty((batch, e.channels, e.height, e.width), dtype=dtype)
         image = image.to(memory_format=torch.channels_last).requires_grad_(training)
         features = _run(networks.trunk, image)
+        pixels = torch.empty((batch, *image.shape[2:], e.channels), dtype=torch.uint8)
+        index = torch.empty(batch, dtype=torch.int64)
+        of_pixels = _run(networks.trunk, Images(pixels, index, 1 / 255, 0.0, dtype), image.shape)
         codes = torch.empty((batch, e.latents.input_width), dtype=dtype)
         inputs = ((networks.d_head, features), (networks.q_head, features))
-        results = [_run(*each) for each in (*inputs, (networks.generator, codes))]
+        results = [_run(*each) for each in (*inputs, (networks.generator, codes))] + [of_pixels]
         if training:
             torch.autograd.backward(results, [torch.empty_like(each) for each in results])
     return launches
 
 
-def _run(chain: Chain, x: torch.Tensor) -> torch.Tensor:
-    """Run a chain's kernels; the chain itself asks for autocast, which "meta" tensors lack."""
-    return fused_chain(x, *describe(chain.stages(), tuple(x.shape[1:]), len(x), 1), 1)
+def _run(
+    chain: Chain, x: torch.Tensor | Images, shape: tuple[int, ...] | None = None
+) -> torch.Tensor:
+    """Run a chain's kernels; the chain itself asks for autocast, which "meta" tensors lack.
+
+    Args:
+        chain: of blocks.
+        x: its input.
+        shape: of an input that is no tensor.
+    """
+    batch, *each = x.shape if isinstance(x, torch.Tensor) else shape or ()
+    return fused_chain(x, *describe(chain.stages(), tuple(each), batch, 1), 1)
 
 
 def record_all(e: Experiment, precision: ComputedIn = "bf16") -> list[Launch]:

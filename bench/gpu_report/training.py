@@ -9,6 +9,7 @@ from bench.gpu_report.context import Context
 from bench.gpu_report.workload import config, experiment
 from fastinfogan.data.formats.digits import embedded_digits
 from fastinfogan.engine import RunDirectory, Schedule, Trainer, choose_precision
+from fastinfogan.errors import InputError
 from fastinfogan.evaluation import classify
 from fastinfogan.evaluation.information import fresh_information
 from fastinfogan.model import Model
@@ -59,7 +60,10 @@ def _train(context: Context, seed: int) -> Mapping[str, Any]:
                 from fastinfogan.figures.pictures import draw_traversal
 
                 draw_traversal(model, "c1", context.out / PICTURE)
-        except ImportError as error:  # optional packages, which the environment stage names
+        except (
+            ImportError,
+            InputError,
+        ) as error:  # optional packages, which the environment stage names
             numbers["left out"] = str(error)
     if seed == 1:
         context.fact(curve=[{name: line.get(name) for name in _CURVE} for line in curve])
