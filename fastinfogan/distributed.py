@@ -50,7 +50,7 @@ class Distributed:
         rows, rest = divmod(batch_size, self.world_size)
         if rest or rows < 2:
             raise InputError(
-                f"--batch-size {batch_size} cannot be shared equally by {self.world_size} "
+                f"`batch_size={batch_size}` cannot be shared equally by {self.world_size} "
                 f"ranks with 2 or more rows for each; take a multiple of {self.world_size}"
             )
         return range(self.rank * rows, (self.rank + 1) * rows)

@@ -69,7 +69,7 @@ def one_of(count: int) -> Iterator[Distributed]:
         InputError: fewer than one, or this process is one of several that do exist.
     """
     if count < 1:
-        raise InputError(f"--ranks must be 1 or more, not {count}")
+        raise InputError(f"`ranks` must be 1 or more, not {count}")
     if count == 1:
         yield SINGLE_PROCESS
         return

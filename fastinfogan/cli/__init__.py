@@ -4,8 +4,10 @@ A command's options are a frozen dataclass that imports nothing heavy, so that -
 """
 
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from typing import Annotated, Any
 
 import tyro
@@ -36,6 +38,9 @@ Command = (
         tyro.conf.subcommand("data", description="Look at a set of images, check it, prepare it."),
     ]
 )
+
+
+_FLAGS = {"low": "from", "high": "to"}  # what tyro calls options whose name is a keyword
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,11 +75,27 @@ def run(command: Any, prog: str, description: str | None, arguments: Sequence[st
             args=arguments,
             config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
         )
-        code: int = parsed.run()
+        try:
+            code: int = parsed.run()
+        except (InputError, TrainingError) as error:
+            error.args = (_with_flags(str(error), {f.name for f in fields(parsed)}),)
+            raise
         return code
 
     keep_compiled()
     return _exit_code(parse_and_run)
+
+
+def _with_flags(message: str, options: set[str]) -> str:
+    """Name the flags of a command where a library names arguments: `batch_size`, `cache='file'`."""
+
+    def flag(found: re.Match[str]) -> str:
+        name, value = found.groups()
+        if name not in options:
+            return found[0]
+        return f"--{_FLAGS.get(name, name).replace('_', '-')}" + (f" {value}" if value else "")
+
+    return re.sub(r"`(\w+)(?:='?([^`']*)'?)?`", flag, message)
 
 
 def _exit_code(call: Callable[[], int]) -> int:

@@ -51,7 +51,7 @@ class BadImages:
             first = min(news.values(), key=lambda each: each.index)
             raise InputError(
                 f"{self._name}: {first.name} cannot be decoded: {first.reason}; mend or remove it, "
-                "or go on without it by --on-bad-image skip"
+                "or go on without it by `on_bad_image='skip'`"
             )
         self.bad = self.bad | news
         if len(self.bad) > max(1, MAX_SHARE * self.count):

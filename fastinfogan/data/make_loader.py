@@ -145,7 +145,7 @@ def fill_shared_cache(
 def _of_images(source: ImageSet, device: torch.device, order: Sampler, cache: CacheName) -> Loader:
     if cache in ("file", "off"):
         raise InputError(
-            f"--cache {cache}: {source.name} holds images that are decoded already; "
+            f"`cache={cache!r}`: {source.name} holds images that are decoded already; "
             "it is for pictures in files of their own"
         )
     images = torch.from_numpy(source.images)

@@ -56,9 +56,7 @@ def open_image_set(
         elif experiment.name == "mnist":
             source = embedded_digits()
         else:
-            raise InputError(
-                f"{experiment.name} has no embedded images; give --data PATH: {_WANTED}"
-            )
+            raise InputError(f"{experiment.name} has no embedded images; give `data`: {_WANTED}")
     else:
         source = _read(path, shape, damaged)
     for part in (source, source.test):
@@ -74,7 +72,7 @@ def _read(path: Path, shape: ImageShape, damaged: OnBadImage) -> ImageSet | Enco
     if tars:
         return webdataset.read(path, tars, shape, damaged)
     if not path.exists():
-        raise InputError(f"{path}: no such file or folder; --data takes {_WANTED}")
+        raise InputError(f"{path}: no such file or folder; `data` takes {_WANTED}")
     if path.suffix == ".mat":
         return svhn.read(path, shape)
     if path.suffix == ".npz":
@@ -83,7 +81,7 @@ def _read(path: Path, shape: ImageShape, damaged: OnBadImage) -> ImageSet | Enco
         return factor_arrays.read_hdf5(path, shape)
     if idx.is_idx(path):
         return idx.read(path)
-    raise InputError(f"{path}: of no format known here; --data takes {_WANTED}")
+    raise InputError(f"{path}: of no format known here; `data` takes {_WANTED}")
 
 
 def _read_folder(path: Path, shape: ImageShape, damaged: OnBadImage) -> ImageSet | EncodedImageSet:
@@ -105,7 +103,7 @@ def _read_folder(path: Path, shape: ImageShape, damaged: OnBadImage) -> ImageSet
         arrays = [p for p in sorted(path.iterdir()) if p.suffix in _ARRAYS and p.is_file()]
         if len(arrays) > 1:
             names = ", ".join(file.name for file in arrays)
-            raise InputError(f"{path}: holds several sets, {names}; give one as --data") from None
+            raise InputError(f"{path}: holds several sets, {names}; give one as `data`") from None
         if not arrays:
             raise
     return _read(arrays[0], shape, damaged)

@@ -79,17 +79,17 @@ class TrainConfig(_Recorded):
         require_seed(self.seed)
         if self.batch_size < 2:
             raise InputError(
-                f"--batch-size must be 2 or more, not {self.batch_size}: "
+                f"`batch_size` must be 2 or more, not {self.batch_size}: "
                 "batch norm cannot train on fewer"
             )
         if self.batch_size > MAX_BATCH_SIZE:
             raise InputError(
-                f"--batch-size must be {MAX_BATCH_SIZE:,} or less, not {self.batch_size}"
+                f"`batch_size` must be {MAX_BATCH_SIZE:,} or less, not {self.batch_size}"
             )
         if self.ranks < 1:
             raise InputError(f"a run has 1 rank or more, not {self.ranks}")
         if self.log_every < 1:
-            raise InputError(f"--log-every must be 1 or more, not {self.log_every}")
+            raise InputError(f"`log_every` must be 1 or more, not {self.log_every}")
 
     def deciding(self) -> dict[str, Any]:
         """The fields that a checkpoint must share: those that decide its numbers.
@@ -152,11 +152,11 @@ class RunOptions(_Recorded):
         check_fields(self)
         if not 0 <= self.iterations <= MAX_ITERATIONS:
             limit = "0 or more" if self.iterations < 0 else f"{MAX_ITERATIONS:,} or less"
-            raise InputError(f"--iterations must be {limit}, not {self.iterations}")
+            raise InputError(f"`iterations` must be {limit}, not {self.iterations}")
         if self.checkpoint_every < 1:
-            raise InputError(f"--checkpoint-every must be 1 or more, not {self.checkpoint_every}")
+            raise InputError(f"`checkpoint_every` must be 1 or more, not {self.checkpoint_every}")
         if self.pictures_every < 0:
-            raise InputError(f"--pictures-every must be 0 or more, not {self.pictures_every}")
+            raise InputError(f"`pictures_every` must be 0 or more, not {self.pictures_every}")
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Self:

@@ -45,7 +45,7 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: this machine has no usable GPU; use cpu or auto")
+        raise InputError("`device='cuda'`: this machine has no usable GPU; use cpu or auto")
     if name not in ("cpu", "cuda"):
         raise InputError(f"no device {name!r}; there are auto, cpu and cuda")
     return torch.device(name)

@@ -141,11 +141,11 @@ def choose_execution(
         raise InputError(f"no execution {name!r}; there are {known}")
     if name == "compiled" and ranks > 1:
         raise InputError(
-            "--execution compiled: torch.compile makes no one graph of what ranks tell each other; "
-            "use eager, or graph on GPUs"
+            "`execution='compiled'`: torch.compile makes no one graph of what ranks tell each "
+            "other; use eager, or graph on GPUs"
         )
     if name == "graph" and device.type != "cuda":
-        raise InputError(f"--execution graph replays CUDA graphs; this run is on {device.type}")
+        raise InputError(f"`execution='graph'` replays CUDA graphs; this run is on {device.type}")
     if name == "auto":
         if device.type == "cuda":
             return CudaGraphExecution, "a GPU replays it with no host in the loop"

@@ -136,7 +136,7 @@ def choose_precision(name: PrecisionName, device: torch.device) -> tuple[Precisi
         return FP32, f"this {device.type} has no bf16 arithmetic"
     if name == "tf32" and not hardware:
         raise InputError(
-            f"--precision tf32: this {device.type} has no TF32, GPUs of compute capability 8.0 "
+            f"`precision='tf32'`: this {device.type} has no TF32, GPUs of compute capability 8.0 "
             "and more have; use fp32 or auto"
         )
     if not hardware:

@@ -94,9 +94,7 @@ class RunDirectory:
         path = self.path
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             what = "another run" if (path / "config.json").exists() else "files"
-            raise InputError(
-                f"{path}: holds {what} already; name another --out, or --resume {path}"
-            )
+            raise InputError(f"{path}: holds {what} already; name another `out`, or `resume` it")
 
     def make(self) -> None:
         """Make the folder, with config.json in it.

@@ -38,7 +38,7 @@ def draw_samples(trained: Model, file: Path, count: int = COUNT, seed: int = 0) 
     """
     if not 1 <= count <= _MAX_IMAGES:
         limit = "1 or more" if count < 1 else f"{_MAX_IMAGES:,} or less"
-        raise InputError(f"--count must be {limit}, not {count}")
+        raise InputError(f"`count` must be {limit}, not {count}")
     _require_png(file)
     latents = trained.experiment.latents.draw(seed, 0, Stream.PICTURES, count)
     images = trained.generate(latents).numpy()
@@ -106,21 +106,21 @@ def draw_traversal(
     spec = trained.experiment.latents
     for option, value, least in (("rows", rows, 1), ("steps", steps, 2)):
         if value < least:
-            raise InputError(f"--{option} must be {least} or more, not {value}")
+            raise InputError(f"`{option}` must be {least} or more, not {value}")
         if value > _MAX_IMAGES // 100:
-            raise InputError(f"--{option} must be {_MAX_IMAGES // 100} or less, not {value}")
+            raise InputError(f"`{option}` must be {_MAX_IMAGES // 100} or less, not {value}")
     place, categorical = spec.names.index(code), len(spec.categorical)
     values: NDArray[np.float32]
     if place < categorical:
         if low is not None or high is not None:
-            raise InputError(f"{code} is categorical; --from and --to are for continuous codes")
+            raise InputError(f"{code} is categorical; `low` and `high` are for continuous codes")
         values = np.arange(spec.categorical[place].classes, dtype=np.float32)
         title = f"{code}: 0 to {len(values) - 1}"
     else:
         left, right = _range(trained, low, high)
-        for option, end in (("from", left), ("to", right)):
+        for option, end in (("low", left), ("high", right)):
             if not abs(end) < _FLOAT32_MAX:
-                raise InputError(f"--{option} must be a finite number, not {end}")
+                raise InputError(f"`{option}` must be a finite number, not {end}")
         if not left < right:
             raise InputError(f"the range {left} to {right} of {code} is empty")
         values = np.linspace(left, right, steps, dtype=np.float32)

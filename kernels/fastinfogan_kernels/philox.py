@@ -46,7 +46,7 @@ def require_seed(seed: int) -> None:
         InputError: it is not in 0 <= seed < 2^64.
     """
     if not 0 <= seed < 2**64:
-        raise InputError(f"--seed must be 0 or more and below 2^64, not {seed}")
+        raise InputError(f"`seed` must be 0 or more and below 2^64, not {seed}")
 
 
 def philox4x32(counter: Words, key: tuple[int, int], rounds: int = 10) -> Words:

@@ -81,6 +81,11 @@ def test_what_is_wrong_is_told_in_one_line(digits: str, capsys: pytest.CaptureFi
         (["train", "mnist", "--batch-size", "1000000000"], "--batch-size must be 65,536 or less"),
         (["train", "mnist", "--iterations", "-1"], "--iterations must be 0 or more, not -1"),
         (["train", "mnist", "--iterations", "4294967296"], "--iterations must be 4,294,967,295 or"),
+        (["train", "svhn", "--data", "absent"], "no such file or folder; --data takes"),
+        (
+            ["train", "mnist", "--precision", "tf32", "--device", "cpu"],
+            "--precision tf32: this cpu",
+        ),
         (["train", "mnist", "--seed", str(2**64)], "below 2^64"),
         (["figure1", "--seed", "-1"], "--seed must be 0 or more"),
         (["sample", "run", "--seed", "-1"], "--seed must be 0 or more"),

@@ -246,7 +246,7 @@ def test_where_a_set_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert place("device", 10, 10) == ("device", False)
     assert place("file", 10**6) == ("file", True)
     assert place("off", 1, 10) == ("off", False)
-    with pytest.raises(InputError, match="--cache device: decoded, the images take 11 bytes, 10"):
+    with pytest.raises(InputError, match="`cache='device'`: decoded, the images take 11 bytes, 10"):
         place("device", 11, 10)
 
 

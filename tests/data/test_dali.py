@@ -288,5 +288,5 @@ def test_a_dali_that_fails_on_everything_is_told_apart_from_bad_pictures(
         raise RuntimeError("Critical error:\nout of memory")
 
     monkeypatch.setattr(module, "_as_array", broken)
-    with pytest.raises(InputError, match=r"that Pillow decodes \(out of memory\); take --decoder"):
+    with pytest.raises(InputError, match=r"that Pillow decodes \(out of memory\); take `decoder="):
         all_of(decoder)

@@ -112,7 +112,7 @@ def test_a_bad_picture_ends_the_run_with_a_checkpoint_or_is_skipped(
     late = int(shuffle.indices(3, 5 * 8, 1, 64)[0])  # in the sixth batch
     decoder.source.pictures[late].file.write_bytes(b"short")
     trainer = begin(tiny, "run", decoder, cache=cache)
-    told = f"pictures: {late:04d}.raw cannot be decoded: cut short; .* --on-bad-image skip"
+    told = f"pictures: {late:04d}.raw cannot be decoded: cut short; .* `on_bad_image='skip'`"
     with pytest.raises(InputError, match=told):
         trainer.train(2 * EPOCH, Schedule())
     assert 0 <= trainer.done <= 5

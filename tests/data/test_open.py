@@ -411,4 +411,4 @@ def test_what_is_wrong_with_a_path(tmp_path: Path) -> None:
     assert "no such file or folder" in message(tmp_path / "absent")
     (tmp_path / "words.txt").write_text("words")
     assert "of no format known here" in message(tmp_path / "words.txt")
-    assert "svhn has no embedded images; give --data PATH" in message(None, SVHN)
+    assert "svhn has no embedded images; give `data`" in message(None, SVHN)

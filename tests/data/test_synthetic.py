@@ -198,7 +198,7 @@ def test_what_is_asked_for_wrongly() -> None:
         ("faces", 9, 0, "no rendered set 'faces'; there are faces3d, chairs3d, sprites"),
         ("sprites", 0, 0, "has 1 to 10,000,000 images, not 0"),
         ("sprites", 10**8, 0, "has 1 to 10,000,000 images, not 100000000"),
-        ("sprites", 9, -1, "--seed must be 0 or more"),
+        ("sprites", 9, -1, "`seed` must be 0 or more"),
     ):
         with pytest.raises(InputError, match=says):
             synthetic.open(name, count, seed)

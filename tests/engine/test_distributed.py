@@ -210,7 +210,7 @@ def test_a_signal_to_one_rank_stops_all(digits: str) -> None:
 
 
 def test_what_ranks_cannot_share() -> None:
-    with pytest.raises(InputError, match="--batch-size 7 cannot be shared equally by 2 ranks"):
+    with pytest.raises(InputError, match="`batch_size=7` cannot be shared equally by 2 ranks"):
         Distributed(0, 2).rows(7)
     with pytest.raises(InputError, match="2 or more rows for each"):
         Distributed(0, 4).rows(4)

@@ -102,7 +102,7 @@ def test_the_choice(name: Any, device: torch.device, expected: type[Execution]) 
 
 
 def test_what_cannot_work_says_why() -> None:
-    with pytest.raises(InputError, match="--execution graph replays CUDA graphs; this"):
+    with pytest.raises(InputError, match="`execution='graph'` replays CUDA graphs; this"):
         choose_execution("graph", CPU)
     with pytest.raises(InputError, match="no execution 'fast'"):
         choose_execution("fast", CPU)  # type: ignore[arg-type]

@@ -108,19 +108,19 @@ def test_nonsense_is_refused(tiny: Experiment) -> None:
         ({"code": "c9"}, "no code 'c9'; this run has c1, c2, c3"),
         ({"code": "c1", "low": 0.0}, "c1 is categorical"),
         ({"code": "c2", "low": 1.0, "high": 1.0}, "is empty"),
-        ({"code": "c2", "low": float("-inf")}, "--from must be a finite number, not -inf"),
-        ({"code": "c2", "high": float("nan")}, "--to must be a finite number, not nan"),
-        ({"code": "c2", "high": 1e39}, "--to must be a finite number"),
-        ({"code": "c2", "seed": -1}, "--seed must be 0 or more"),
-        ({"code": "c2", "rows": 10**9}, "--rows must be 100 or less"),
-        ({"code": "c2", "rows": 0}, "--rows must be 1 or more, not 0"),
-        ({"code": "c2", "steps": 1}, "--steps must be 2 or more, not 1"),
+        ({"code": "c2", "low": float("-inf")}, "`low` must be a finite number, not -inf"),
+        ({"code": "c2", "high": float("nan")}, "`high` must be a finite number, not nan"),
+        ({"code": "c2", "high": 1e39}, "`high` must be a finite number"),
+        ({"code": "c2", "seed": -1}, "`seed` must be 0 or more"),
+        ({"code": "c2", "rows": 10**9}, "`rows` must be 100 or less"),
+        ({"code": "c2", "rows": 0}, "`rows` must be 1 or more, not 0"),
+        ({"code": "c2", "steps": 1}, "`steps` must be 2 or more, not 1"),
     ):
         with pytest.raises(InputError, match=says):
             draw_traversal(recorder, file=Path("t.png"), **arguments)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="--count must be 1 or more"):
+    with pytest.raises(InputError, match="`count` must be 1 or more"):
         draw_samples(recorder, Path("s.png"), 0)
-    with pytest.raises(InputError, match="--count must be 10,000 or less, not 1000000000"):
+    with pytest.raises(InputError, match="`count` must be 10,000 or less, not 1000000000"):
         draw_samples(recorder, Path("s.png"), 10**9)
     Path("folder.png").mkdir()
     for name in (".", "s.jpg", "s", "folder.png"):

@@ -73,7 +73,7 @@ def test_native_draws_what_the_reference_draws(prior: Literal["uniform", "normal
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 def test_a_seed_out_of_range_is_refused(seed: int, impl: Literal["native", "reference"]) -> None:
     spec = LatentSpec(Noise(5), ())
-    with pytest.raises(InputError, match=f"--seed must be 0 or more and below 2\\^64, not {seed}"):
+    with pytest.raises(InputError, match=f"`seed` must be 0 or more and below 2\\^64, not {seed}"):
         draw_codes(spec, seed, 0, Stream.PICTURES, 2, impl=impl)
     assert len(draw_codes(spec, 2**64 - 1, 0, Stream.PICTURES, 2, impl=impl).classes) == 2
 

@@ -83,7 +83,7 @@ BAD = {
     "the step counter is int64": {"step": torch.tensor(1, dtype=torch.int32)},
     "a set has 1 to": {"images": torch.empty(0, 28, 28, 1, dtype=torch.uint8)},
     "8 rows in order are made of as many": {"images": images()[:7], "in_order": True},
-    "--seed must be": {"seed": -1},
+    "`seed` must be": {"seed": -1},
     "impl='triton' needs CUDA": {"impl": "triton"},
     "no implementation in C": {"impl": "native"},
 }

@@ -47,7 +47,7 @@ def choose_cache_policy(
     on its disk, or is there already. Memory that is asked for by name must hold the set.
 
     Args:
-        asked: by --cache.
+        asked: by the caller.
         size: of the set, in bytes.
         gpu_free: bytes free on the GPU that trains; None for a CPU.
         folder: of the files.
@@ -66,8 +66,8 @@ def choose_cache_policy(
         free = gpu_free if gpu_free is not None and gpu else host
         if size > free:
             raise InputError(
-                f"--cache {asked}: decoded, the images take {format_size(size)}, "
-                f"{format_size(free)} are free; take --cache file or off"
+                f"`cache={asked!r}`: decoded, the images take {format_size(size)}, "
+                f"{format_size(free)} are free; take `cache='file'` or off"
             )
         return CachePolicy("device" if gpu else "host", False, "asked for")
     keep = kept or size <= disk // 2

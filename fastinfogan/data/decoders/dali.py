@@ -207,7 +207,7 @@ class DaliDecoder(Decoder):
         if len(failed) == len(part.rows) >= _MANY and refused < _MANY // 2:
             raise InputError(
                 f"{self.source.name}: DALI fails on pictures that Pillow decodes ({told}); "
-                "take --decoder pillow"
+                "take `decoder='pillow'`"
             )
 
     def _by_pipeline(

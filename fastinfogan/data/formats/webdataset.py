@@ -101,7 +101,7 @@ def read(
                 whole = len(index.names) - before
                 raise InputError(
                     f"{file}: {error}; whole pictures in it: {whole:,}. Get it anew, or take "
-                    "those alone by --on-bad-image skip"
+                    "those alone by `on_bad_image='skip'`"
                 ) from error
     if not index.names:
         raise InputError(f"{path}: no pictures in {', '.join(f.name for f in files[:3])}")
