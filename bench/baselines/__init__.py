@@ -1,4 +1,4 @@
-"""What ours is compared with: the same in PyTorch, as it is usually written and at its best.
+"""PyTorch baselines: the same computation as it is usually written, and at its best.
 
 ops: compositions of an operation. blocks: a network in torch.nn. iteration: whole training loops.
 "eager" is fp32 in the usual style, "best" bf16 autocast, channels_last and fused Adam, "compiled"
@@ -10,11 +10,11 @@ import torch
 EAGER, BEST, COMPILED, CUDAGRAPHS = "eager", "best", "compiled", "cudagraphs"
 
 
-def let_cudnn_choose() -> None:
-    """Have cuDNN time its algorithms for each shape, as whoever wants speed has it do."""
+def benchmark_cudnn() -> None:
+    """Have cuDNN time its algorithms for each shape, as fast PyTorch code does."""
     torch.backends.cudnn.benchmark = True
 
 
-def forget_compiled() -> None:
-    """Drop what torch.compile has made: of many shapes of one function it would soon make none."""
+def reset_compiled() -> None:
+    """Drop what torch.compile has made: it stops compiling one function for many shapes."""
     torch.compiler.reset()

@@ -8,7 +8,7 @@ from fastinfogan.reference import layers
 
 
 def plain(experiment: Experiment, which: str, device: torch.device) -> nn.Sequential:
-    """A network of the experiment, fp32, its biases in front of batch norm frozen as ours are.
+    """Make a network of the experiment, fp32, with the biases in front of batch norm frozen.
 
     Args:
         experiment: whose.
@@ -50,7 +50,7 @@ class ForwardBackward:
         self.network = network
         self._parts, self._upstream = parts, upstream
         self._autocast = precision
-        self._wanted = [p for p in network.parameters() if p.requires_grad]
+        self._trained = [p for p in network.parameters() if p.requires_grad]
         self._forward = torch.compile(self._all, dynamic=False) if compiled else self._all
 
     def _all(self, *parts: Tensor) -> tuple[Tensor, ...]:
@@ -61,4 +61,4 @@ class ForwardBackward:
         on = self._autocast is not None
         with torch.autocast(self._parts[0].device.type, self._autocast, enabled=on):
             out = self._forward(*self._parts)
-        return out, torch.autograd.grad(out, self._wanted, self._upstream)
+        return out, torch.autograd.grad(out, self._trained, self._upstream)

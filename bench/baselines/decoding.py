@@ -8,15 +8,15 @@ from numpy.typing import NDArray
 
 
 class BarePipeline:
-    """The same crop and resize as ours, in files' order; built once and warm.
+    """The same crop and resize as `DaliDecoder`'s, in files' order; built once and warm.
 
     Args:
         files: JPEGs.
         size: their height and width; the middle square of the width is taken.
-        side: of the images wanted.
+        side: of the resized images.
         batch: images in a batch.
         threads: that decode.
-        depth: batches ahead.
+        depth: of the prefetch queue, in batches.
 
     Raises:
         ImportError: DALI is not installed.
@@ -57,7 +57,7 @@ class BarePipeline:
     def epoch(self) -> NDArray[np.uint8]:
         """As many batches as an epoch has; the last one.
 
-        By hand: `run` would leave batches behind that are decoded in the other side's time.
+        By hand: `run` would leave batches behind that are decoded while something else is timed.
         """
         for _ in range(1 if self._fresh else self._depth):  # the first one schedules all
             self._pipeline.schedule_run()

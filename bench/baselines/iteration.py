@@ -1,8 +1,8 @@
-"""Whole training loops of InfoGAN in PyTorch, as they are usually written, and at their best.
+"""Training loops of InfoGAN in PyTorch, as they are usually written, and at their best.
 
 All are built of the reference's networks. Images lie on the device, scaled, and noise, code and the
-choice of images are drawn there by torch's generator: nothing is copied from the host. For parity a
-step takes what the product draws.
+choice of images are drawn there by torch's generator: nothing is copied from the host. For checks a
+step takes the inputs that fastinfogan draws.
 """
 
 from typing import NamedTuple
@@ -24,7 +24,7 @@ _WARM_UP = 3
 
 
 class Inputs(NamedTuple):
-    """What an iteration is given.
+    """Inputs of an iteration.
 
     Attributes:
         real: (B, C, H, W), in the range of G's images.
@@ -38,7 +38,7 @@ class Inputs(NamedTuple):
 
 
 def inputs_of(experiment: Experiment, images: Tensor, seed: int, step: int, batch: int) -> Inputs:
-    """What the product draws for an iteration, drawn here by the definitions, on the host.
+    """Draw fastinfogan's inputs of an iteration, by the definitions, on the host.
 
     Args:
         experiment: codes and range.
@@ -59,7 +59,7 @@ def inputs_of(experiment: Experiment, images: Tensor, seed: int, step: int, batc
 
 
 def scale(images: Tensor, experiment: Experiment) -> Tensor:
-    """uint8 (N, height, width, channels) as networks read them: fp32 (N, C, H, W)."""
+    """Scale uint8 (N, height, width, channels) to the range of G's images: fp32 (N, C, H, W)."""
     low, high = experiment.image_range
     return images.permute(0, 3, 1, 2).float().contiguous() / 255 * (high - low) + low
 
@@ -110,18 +110,18 @@ class UsualLoop:
         return torch.optim.Adam(parameters, rate, (e.beta1, e.beta2), e.epsilon)
 
     def drawn(self) -> Inputs:
-        """A step's images, noise and code, by torch's generator."""
+        """Draw a step's images, noise and code by torch's generator."""
         spec = self.experiment.latents
         index = torch.randint(len(self._images), (self._batch,), device=self.device)
         codes = [draw_codes(spec, self._batch, self.device, self.dtype) for _ in range(2)]
         return Inputs(self._images[index], *codes)
 
     def run(self) -> None:
-        """One iteration, on what it draws."""
+        """Run one iteration on inputs drawn here."""
         self.iterate(self.drawn())
 
     def iterate(self, inputs: Inputs) -> Tensor:
-        """One iteration.
+        """Run one iteration.
 
         Returns:
             The adversarial losses of the D step and of the G step, and the G step's bound for each
@@ -156,7 +156,7 @@ class UsualLoop:
     def d_loss(
         self, real: Tensor, fake: Tensor, classes: Tensor, continuous: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The D step's loss, its adversarial part, and the bound for each code."""
+        """Compute the D step's loss, its adversarial part, and the bound for each code."""
         on_real = self.d_head(self.trunk(real))
         features = self.trunk(fake)
         logits = torch.cat([on_real, self.d_head(features)])
@@ -165,7 +165,7 @@ class UsualLoop:
     def g_loss(
         self, rows: Tensor, classes: Tensor, continuous: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The G step's."""
+        """Compute the G step's; see `d_loss`."""
         features = self.trunk(self.generator(rows))
         logits = self.d_head(features)
         return self._loss(logits, (1,), self.q_head(features), classes, continuous)
@@ -180,7 +180,7 @@ class UsualLoop:
 
 
 class BestLoop(UsualLoop):
-    """Autocast to 16 bits if wanted, channels_last, fused Adam, no gradient that is not used.
+    """Autocast to 16 bits if asked for, channels_last, fused Adam, no gradient that is not used.
 
     Args:
         experiment: what is trained.
@@ -188,8 +188,8 @@ class BestLoop(UsualLoop):
         batch: images in a step.
         seed: of the initial weights.
         computed: of autocast; fp32 for none.
-        compiled: whether torch.compile makes the passes forward, and so those back.
-        capturable: whether Adam keeps its counters on the device, as a CUDA graph needs it.
+        compiled: whether torch.compile compiles the forward passes, and so the backward ones.
+        capturable: whether Adam's step counters are on the device, as CUDA graphs need them.
     """
 
     def __init__(
@@ -282,21 +282,21 @@ class CapturedLoop(BestLoop):
             super().run()
 
     def run(self) -> None:
-        """One iteration: a replay."""
+        """Run one iteration: a replay."""
         self._graph.replay()
 
 
 def loop(
     name: str, experiment: Experiment, images: Tensor, batch: int, computed: torch.dtype
 ) -> UsualLoop:
-    """A peer by its name, see `bench.baselines`.
+    """Make a baseline by its name, see `bench.baselines`.
 
     Args:
         name: "eager", "best", "compiled" or "cudagraphs".
         experiment: what is trained.
         images: uint8 (N, height, width, channels) on the device.
         batch: images in a step.
-        computed: of autocast, where the peer has any.
+        computed: of autocast, where the baseline has any.
     """
     if name == EAGER:
         return UsualLoop(experiment, images, batch)

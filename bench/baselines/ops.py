@@ -29,14 +29,14 @@ class Codes(NamedTuple):
 
 
 def wide(t: Tensor) -> Tensor:
-    """In fp32, or fp64 if it is that."""
+    """Convert to fp32, unless it is fp64."""
     return t.to(torch.promote_types(t.dtype, torch.float32))
 
 
 def log_likelihoods(
     output: Tensor, classes: Tensor, continuous: Tensor, spec: LatentSpec
 ) -> Tensor:
-    """The usual composition: cross entropies, and one Gaussian density of all continuous codes.
+    """Compose cross entropies and one Gaussian density of all continuous codes, as is usual.
 
     Returns:
         (codes,), means over the batch, in nats.
@@ -68,7 +68,7 @@ def _deviations(raw: Tensor, spec: LatentSpec) -> Tensor:
 
 
 def losses(logits: Tensor, targets: Sequence[int]) -> Tensor:
-    """The adversarial loss of each group of logits, (groups,): softplus(-x) of real ones."""
+    """Compute each group's adversarial loss, (groups,): softplus(-x) for real images."""
     parts = wide(logits).view(-1).chunk(len(targets))
     return torch.stack(
         [F.softplus(-x if real else x).mean() for x, real in zip(parts, targets, strict=True)]
@@ -76,14 +76,14 @@ def losses(logits: Tensor, targets: Sequence[int]) -> Tensor:
 
 
 def gradient_of(values: Tensor, *leaves: Tensor) -> tuple[Tensor, ...]:
-    """The gradients of the values' sum."""
+    """Compute the gradients of the values' sum."""
     return torch.autograd.grad(values.sum(), leaves)
 
 
 def draw_codes(
     spec: LatentSpec, rows: int, device: torch.device, dtype: torch.dtype = torch.float32
 ) -> Codes:
-    """Noise and code by torch's own generator, on the device."""
+    """Draw noise and code by torch's own generator, on the device."""
     noise = torch.randn if spec.noise.prior == "normal" else torch.rand
     parts = [noise((rows, spec.noise.size), device=device)]
     if spec.noise.prior == "uniform":
@@ -100,20 +100,20 @@ def draw_codes(
 
 
 def scaled(images: Tensor, index: Tensor, image_range: tuple[float, float]) -> Tensor:
-    """Images of a resident uint8 set, (B, height, width, channels) in fp32."""
+    """Gather and scale images of a uint8 set, (B, height, width, channels) in fp32."""
     low, high = image_range
     chosen = images[index].float().div_(255.0)
     return chosen if (low, high) == (0.0, 1.0) else chosen.mul_(high - low).add_(low)
 
 
 def moved(images: Tensor, matrices: Tensor) -> Tensor:
-    """Images (B, C, H, W) resampled by (B, 2, 3), in the images' dtype."""
+    """Resample images (B, C, H, W) by (B, 2, 3), in the images' dtype."""
     grid = F.affine_grid(matrices, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, mode="bilinear", align_corners=False)
 
 
 def random_matrices(rows: int, device: torch.device) -> Tensor:
-    """Small random rotations, shears, scalings and shifts, (rows, 2, 3)."""
+    """Draw small random rotations, shears, scalings and shifts, (rows, 2, 3)."""
     u = torch.rand((rows, 6), device=device) * 2 - 1
     angle, shear = u[:, 0] * math.radians(10.0), u[:, 1] * 0.1
     x, y = (u[:, 2] * 0.1).exp(), (u[:, 3] * 0.1).exp()
@@ -128,13 +128,13 @@ def random_matrices(rows: int, device: torch.device) -> Tensor:
 def norm_activation(
     y: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, var: Tensor, groups: int, slope: float
 ) -> Tensor:
-    """Batch norm in training and leaky ReLU of maps (N, C, H, W), by groups of the batch."""
+    """Batch-normalise and activate (N, C, H, W) by groups of the batch, as in training."""
     normal = [F.batch_norm(x, mean, var, gamma, beta, training=True) for x in y.chunk(groups)]
     return F.leaky_relu(torch.cat(normal) if groups > 1 else normal[0], slope)
 
 
 class Product:
-    """A layer's product, forward and both ways back, on maps (N, C, H, W) of any memory format.
+    """A layer's product and both gradients, on (N, C, H, W) of any memory format.
 
     Args:
         gather: of the layer.
@@ -150,7 +150,7 @@ class Product:
         self._size = gather.result
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """The map that the layer makes."""
+        """Compute the layer's output."""
         if self._flat:
             return F.linear(x, weight, bias)
         if self._transposed:
@@ -159,25 +159,25 @@ class Product:
         return F.conv2d(self._padded(x), weight, bias, self._stride, self._pad)
 
     def input_gradient(self, dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        """By the input; of x only the shape counts."""
+        """Compute the gradient by the input; of x only the shape counts."""
         if self._flat:
             return dy @ weight
-        return self._back(dy, x, weight, (True, False))[0][..., : x.shape[2], : x.shape[3]]
+        return self._gradients(dy, x, weight, (True, False))[0][..., : x.shape[2], : x.shape[3]]
 
     def weight_gradient(self, dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        """By the weight; of it only the shape counts."""
+        """Compute the gradient by the weight; of it only the shape counts."""
         if self._flat:
             return dy.t() @ x
-        return self._back(dy, x, weight, (False, True))[1]
+        return self._gradients(dy, x, weight, (False, True))[1]
 
-    def _back(
-        self, dy: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, bool]
+    def _gradients(
+        self, dy: Tensor, x: Tensor, weight: Tensor, needed: tuple[bool, bool]
     ) -> tuple[Tensor, Tensor]:
         x = x if self._transposed else self._padded(x)
         dy = self._padded(dy) if self._transposed else dy
         dx, dw, _ = torch.ops.aten.convolution_backward(
             dy, x, weight, None, self._stride, self._pad, [1, 1], self._transposed, [0, 0], 1,
-            [*wanted, False],
+            [*needed, False],
         )  # fmt: skip
         return dx, dw
 

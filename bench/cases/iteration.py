@@ -21,13 +21,12 @@ from bench.baselines import (
     COMPILED,
     CUDAGRAPHS,
     EAGER,
-    forget_compiled,
-    let_cudnn_choose,
+    benchmark_cudnn,
+    reset_compiled,
 )
 from bench.baselines.iteration import BestLoop, UsualLoop, inputs_of, loop
-from bench.cases import Case, Planned
+from bench.cases import Case, Planned, Setting, plan
 from bench.cases.blocks import copy_parameters, widen
-from bench.cases.inputs import true_dtype
 from bench.cases.shapes import batch_on, chosen_precisions, layer_shapes
 from bench.counting.iteration import count
 from bench.timing.clock import Run
@@ -45,8 +44,8 @@ BATCHES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 MNIST_ON_A_CPU = (32, 128, 512)
 SET = 4096
 """Images in the made-up set, or twice the batch."""
-_MAPS_AT_ONCE = 8
-"""Times that a loop's fp32 maps are in memory, with gradients and the check's fp64."""
+_COPIES = 8
+"""Times that a loop's fp32 activations are in memory, with gradients and the check's fp64."""
 
 
 def planned(
@@ -54,9 +53,9 @@ def planned(
     names: Iterable[str] | None = None,
     precisions: Sequence[ComputedIn] | None = None,
     batches: Sequence[int] | None = None,
-    peers: Sequence[str] | None = None,
+    baselines: Sequence[str] | None = None,
 ) -> list[Planned]:
-    """All experiments at the batches that a device can do.
+    """Plan all experiments at the batches that a device can do.
 
     Args:
         device: where they will run.
@@ -64,8 +63,8 @@ def planned(
         precisions: None for the device's own: "auto" at every batch, and fp32 at the experiment's.
         batches: None for the device's own: on a GPU all of `BATCHES` that fit into its memory, on
             a CPU 32, 128 and 512 of mnist and one batch of each other.
-        peers: of "eager", "best", "compiled" and "cudagraphs"; None for those that a device can
-            afford.
+        baselines: of "eager", "best", "compiled" and "cudagraphs"; None for those that a device
+            can afford.
     """
     plans = []
     for name in experiments.BASES if names is None else names:
@@ -77,12 +76,14 @@ def planned(
                 if precisions is None and precision != found[0] and batch != usual:
                     continue
                 title = f"{name}, batch {batch}, {precision}"
-                sides, left_out = _peers(device, name, batch, precision, peers)
-                make = partial(_iteration, title, e, precision, batch, sides, left_out)
+                chosen, left_out = _baselines(device, name, batch, precision, baselines)
+                make = partial(_iteration, baselines=chosen, left_out=left_out)
                 # At 32 nothing is compiled, which alone would take longer than the short set.
                 short = name == "mnist" and batch == BATCHES[0] and precision == found[0]
                 budget = 8.0 if name == "mnist" and batch == usual else 4.0
-                plans.append(Planned("iteration", title, make, short, budget))
+                plans.append(
+                    plan(make, "iteration", title, e, precision, batch, short=short, budget=budget)
+                )
     return plans
 
 
@@ -94,19 +95,19 @@ def _batches(e: Experiment, device: torch.device) -> Sequence[int]:
 
 
 def _needed(e: Experiment, batch: int) -> int:
-    """Bytes that the loops and the check of a batch need, about."""
-    maps = sum(s.images * math.prod(s.result) for s in layer_shapes(e, batch))
-    return _MAPS_AT_ONCE * 4 * maps + (2 << 30)
+    """Estimate the bytes that the loops and the check of a batch need."""
+    activations = sum(s.images * math.prod(s.result) for s in layer_shapes(e, batch))
+    return _COPIES * 4 * activations + (2 << 30)
 
 
-def _peers(
+def _baselines(
     device: torch.device,
     name: str,
     batch: int,
     precision: ComputedIn,
     asked: Sequence[str] | None,
 ) -> tuple[list[str], str]:
-    """The peers of a case, and which were left out and why."""
+    """Choose the baselines of a case; and say which were left out and why."""
     if asked is not None:
         return list(asked), ""
     if device.type == "cuda":
@@ -120,7 +121,7 @@ def _peers(
 
 
 def images_for(e: Experiment, count: int, device: torch.device) -> Tensor:
-    """Made-up images: bright discs in random places, uint8 (count, height, width, channels)."""
+    """Make images of bright discs in random places, uint8 (count, height, width, channels)."""
     u = torch.rand((count, 2, 1, 1), generator=torch.Generator().manual_seed(5)) * 1.2 - 0.6
     y, x = (torch.linspace(-1, 1, side) for side in (e.height, e.width))
     distance = torch.hypot(y[None, :, None] - u[:, 0], x[None, None, :] - u[:, 1])
@@ -129,7 +130,7 @@ def images_for(e: Experiment, count: int, device: torch.device) -> Tensor:
 
 
 def iteration_for(e: Experiment, precision: ComputedIn, batch: int, images: Tensor) -> Iteration:
-    """The product's iteration on a device."""
+    """Make the iteration that training runs, on the images' device."""
     settings = TrainConfig(
         seed=SEED,
         batch_size=batch,
@@ -143,53 +144,40 @@ def iteration_for(e: Experiment, precision: ComputedIn, batch: int, images: Tens
     return Iteration(e, settings, networks, images)
 
 
-def _iteration(
-    title: str,
-    e: Experiment,
-    precision: ComputedIn,
-    batch: int,
-    sides: Sequence[str],
-    left_out: str,
-    device: torch.device,
-) -> Case:
-    let_cudnn_choose()
-    forget_compiled()
+def _iteration(at: Setting, baselines: Sequence[str], left_out: str) -> Case:
+    e, precision, batch = at.experiment, at.precision, at.batch
+    benchmark_cudnn()
+    reset_compiled()
     counts = count(replace(e, batch_size=batch), precision)
-    images = images_for(e, max(SET, 2 * batch), device)
-    execution_class, _ = choose_execution("auto", device)
-    execution = execution_class(iteration_for(e, precision, batch, images))
-    at_once, how = execution.iterations_per_call, PRECISIONS[precision]
+    images = images_for(e, max(SET, 2 * batch), at.device)
+    mode, _ = choose_execution("auto", at.device)
+    execution = mode(iteration_for(e, precision, batch, images))
+    per_call = mode.iterations_per_call
 
-    def times(run: Run) -> Run:
+    def repeated(run: Run) -> Run:
         def several() -> None:
-            for _ in range(at_once):
+            for _ in range(per_call):
                 run()
 
-        return several if at_once > 1 else run
+        return several if per_call > 1 else run
 
-    firsts = numbers(0, at_once)
-    others = {side: times(_Lazy(side, e, images, batch, how.computed)) for side in sides}
-    return Case(
-        "iteration",
-        title,
-        lambda: execution.run(next(firsts), at_once),
-        others,
-        partial(check_parity, e, precision, batch, images, execution_class),
-        e.name,
-        precision,
-        batch,
-        counts.flops,
-        counts.bytes_minimum,
-        "steady",
-        at_once,
-        {"runner": execution_class.__name__, "left out": left_out, "launches": counts.launches},
+    firsts = numbers(0, per_call)
+    return at.case(
+        lambda: execution.run(next(firsts), per_call),
+        {name: repeated(_Lazy(name, e, images, batch, at.dtype)) for name in baselines},
+        partial(check_parity, at, images, mode),
+        flops=counts.flops,
+        bytes=counts.bytes_minimum,
+        timed="steady",
+        units=per_call,
+        more={"execution": mode.name, "left out": left_out, "launches": counts.launches},
     )
 
 
 class _Lazy:
-    """A peer that is made, compiled and captured at its first run, after the check."""
+    """A baseline that is made, compiled and captured at its first run, after the check."""
 
-    def __init__(self, *arguments: Any) -> None:  # noqa: ANN401
+    def __init__(self, *arguments: Any) -> None:  # noqa: ANN401 - of loop()
         self._arguments = arguments
         self._loop: UsualLoop | None = None
 
@@ -199,66 +187,63 @@ class _Lazy:
         self._loop.run()
 
 
-def check_parity(
-    e: Experiment,
-    precision: ComputedIn,
-    batch: int,
-    images: Tensor,
-    execution: type[Execution] = EagerExecution,
-) -> None:
+def check_parity(at: Setting, images: Tensor, mode: type[Execution] = EagerExecution) -> None:
     """Check an iteration against the reference's, in fp64 for fp32 and in fp32 for 16 bits.
+
+    Args:
+        at: experiment, precision and batch.
+        images: uint8 (N, height, width, channels) on the device.
+        mode: that is timed.
 
     Raises:
         MismatchError: losses, bounds or gradients are further off than torch's at the same
-            precision, an update is not Adam's, or the execution's iteration is not this one.
+            precision, an update is not Adam's, or the mode's weights are not eager mode's.
     """
-    how = PRECISIONS[precision]
-    with how.arithmetic():
-        ours = iteration_for(e, precision, batch, images)
-        for network in _networks(ours):
-            widen(network, how.computed)
-        ours.restored()
-        start = [p.detach().clone() for p in ours.networks.parameters()]
-        found = _watched(ours)
-        ours.run(0)
-        names = [n for n, _ in (*ours.networks.d_parameters(), *ours.networks.g_parameters())]
-        narrow = how.computed.itemsize < 4
-        sides = [_named(names, found, ours.sums, narrow=narrow)]
-        for make in (
-            partial(BestLoop, computed=how.computed),
-            partial(UsualLoop, dtype=true_dtype(how.computed)),
-        ):
-            sides.append(
-                _of_peer(make(e, images, batch), ours, images, batch, names, narrow=narrow)
-            )
-        check_accuracy(sides[0], sides[1], sides[2], how.computed, kinks=True)
-        if execution is not EagerExecution:
-            _check_execution(execution, start, e, precision, batch, images)
+    with PRECISIONS[at.precision].arithmetic():
+        actual = iteration_for(at.experiment, at.precision, at.batch, images)
+        for network in _networks(actual):
+            widen(network, at.dtype)
+        actual.restored()
+        start = [p.detach().clone() for p in actual.networks.parameters()]
+        gradients = _watched(actual)
+        actual.run(0)
+        results = _named(actual, gradients, actual.sums, at)
+        make = partial(UsualLoop, at.experiment, images, at.batch)
+        best = BestLoop(at.experiment, images, at.batch, computed=at.dtype)
+        expected, truth = (
+            _of_baseline(each, actual, images, at) for each in (best, make(dtype=at.true_dtype))
+        )
+        check_accuracy(results, expected, truth, at.dtype, kinks=True)
+        if mode is not EagerExecution:
+            weights = [_weights(each, start, images, at) for each in (mode, EagerExecution)]
+            check_same_bits(weights[0], weights[1], f"weights by {mode.name}")
 
 
-def _networks(ours: Iteration) -> tuple[torch.nn.Module, ...]:
-    """In the order of the reference's."""
-    n = ours.networks
+def _networks(actual: Iteration) -> tuple[torch.nn.Module, ...]:
+    """List the networks in the order of the reference's."""
+    n = actual.networks
     return n.generator, n.trunk, n.d_head, n.q_head
 
 
 def _named(
-    names: Sequence[str], gradients: Sequence[Tensor], measured: Tensor, *, narrow: bool
+    actual: Iteration, gradients: Sequence[Tensor], measured: Tensor, at: Setting
 ) -> dict[str, Tensor]:
-    """Results by name; in 16 bits without sums of a single value, whose errors cancel by luck."""
+    """Name results; in 16 bits without sums of a single value, whose errors cancel by luck."""
+    n = actual.networks
+    names = [name for name, _ in (*n.d_parameters(), *n.g_parameters())]
     found = {"losses": measured[:2], "bounds": measured[2:]}
     for name, gradient in zip(names, gradients, strict=True):
-        if gradient.numel() > 1 or not narrow:
+        if gradient.numel() > 1 or at.dtype.itemsize == 4:
             found[name] = gradient
     return found
 
 
-def _watched(ours: Iteration) -> list[Tensor]:
-    """Have each update leave its gradients, be checked, and be undone: both steps on one state."""
+def _watched(actual: Iteration) -> list[Tensor]:
+    """Record each update's gradients, check it, and undo it: both steps see the same state."""
     found: list[Tensor] = []
-    scale = ours.loss_scale.divisor.clone() if ours.loss_scale else 1.0
-    for step, adam in (("d", ours.d_adam), ("g", ours.g_adam)):
-        update = getattr(ours, f"_{step}_update")
+    scale = actual.loss_scale.divisor.clone() if actual.loss_scale else 1.0
+    for step, adam in (("d", actual.d_adam), ("g", actual.g_adam)):
+        update = getattr(actual, f"_{step}_update")
 
         def watched(
             gradients: Sequence[Tensor],
@@ -267,20 +252,20 @@ def _watched(ours: Iteration) -> list[Tensor]:
         ) -> None:
             parameters = adam.param_groups[0]["params"]
             before = [p.detach().clone() for p in parameters]
-            kept = [g.detach().float() / scale for g in gradients]
+            unscaled = [g.detach().float() / scale for g in gradients]
             update(gradients)
-            _check_update(adam, before, kept)
+            _check_update(adam, before, unscaled)
             for parameter, value in zip(parameters, before, strict=True):
                 parameter.data.copy_(value)
             adam.write_copies()
-            found.extend(kept)
+            found.extend(unscaled)
 
-        setattr(ours, f"_{step}_update", watched)
+        setattr(actual, f"_{step}_update", watched)
     return found
 
 
 def _check_update(adam: Adam, before: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
-    """Adam's first step from nothing: by the gradient over its own size."""
+    """Check Adam's first step from zero moments: by the gradient over its own size."""
     group = adam.param_groups[0]
     rate, eps = float(group["lr"]), group["eps"]
     for parameter, old, g in zip(group["params"], before, gradients, strict=True):
@@ -295,44 +280,30 @@ def _check_update(adam: Adam, before: Sequence[Tensor], gradients: Sequence[Tens
             )
 
 
-def _of_peer(
-    peer: UsualLoop,
-    ours: Iteration,
-    images: Tensor,
-    batch: int,
-    names: Sequence[str],
-    *,
-    narrow: bool,
+def _of_baseline(
+    baseline: UsualLoop, actual: Iteration, images: Tensor, at: Setting
 ) -> dict[str, Tensor]:
-    for mine, theirs in zip(_networks(ours), peer.networks, strict=True):
-        copy_parameters(mine, theirs)
+    """Run an iteration of a loop from the same weights and inputs, without its updates."""
+    for source, target in zip(_networks(actual), baseline.networks, strict=True):
+        copy_parameters(source, target)
     found: list[Tensor] = []
 
-    def keep(optimizer: torch.optim.Optimizer, *_: object) -> None:
+    def record(optimizer: torch.optim.Optimizer, *_: object) -> None:
         found.extend(p.grad.clone() for p in optimizer.param_groups[0]["params"])
 
-    for adam in (peer.d_adam, peer.g_adam):
+    for adam in (baseline.d_adam, baseline.g_adam):
         adam.param_groups[0]["lr"] = 0.0
-        adam.register_step_pre_hook(keep)
-    measured = peer.iterate(inputs_of(ours.experiment, images, SEED, 0, batch))
-    return _named(names, found, measured, narrow=narrow)
+        adam.register_step_pre_hook(record)
+    measured = baseline.iterate(inputs_of(at.experiment, images, SEED, 0, at.batch))
+    return _named(actual, found, measured, at)
 
 
-def _check_execution(
-    execution: type[Execution],
-    start: Sequence[Tensor],
-    e: Experiment,
-    precision: ComputedIn,
-    batch: int,
-    images: Tensor,
-) -> None:
-    """What the execution does with the first iteration is what calls one by one do with it."""
-    both = []
-    for who in (EagerExecution, execution):
-        each = iteration_for(e, precision, batch, images)
-        for parameter, value in zip(each.networks.parameters(), start, strict=True):
-            parameter.data.copy_(value)
-        each.restored()
-        who(each).run(0, 1)
-        both.append(each.state()["weights"])
-    check_same_bits(both[1], both[0], f"weights by {execution.__name__}")
+def _weights(
+    mode: type[Execution], start: Sequence[Tensor], images: Tensor, at: Setting
+) -> dict[str, Tensor]:
+    """Run the first iteration in a mode; the weights after it."""
+    iteration = iteration_for(at.experiment, at.precision, at.batch, images)
+    for parameter, value in zip(iteration.networks.parameters(), start, strict=True):
+        parameter.data.copy_(value)
+    mode(iteration).run(0, 1)
+    return iteration.state()["weights"]

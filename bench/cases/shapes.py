@@ -24,9 +24,9 @@ class LayerShape:
         network: "trunk" or "generator".
         number: within it, from 1.
         layer: what it computes.
-        images: maps that it is given: twice the batch in the trunk, real and generated ones.
+        images: of its input: twice the batch in the trunk, real and generated ones.
         groups: of batch norm's statistics.
-        source: (height, width, channels) of what it reads; 1x1 for rows.
+        source: (height, width, channels) of its input; 1x1 for rows.
         result: of its product.
         weight: shape.
     """
@@ -42,19 +42,19 @@ class LayerShape:
 
     @property
     def flops(self) -> int:
-        """Of its product, forward or one way back."""
+        """FLOPs of its product, forward or by one gradient."""
         w = self.layer.gather.window
         return 2 * self.images * w.rows * w.columns * math.prod(self.weight)
 
     @property
     def values(self) -> int:
-        """Of the maps read and written, and of the weight."""
-        maps = math.prod(self.source) + math.prod(self.result)
-        return self.images * maps + math.prod(self.weight)
+        """Elements of its input, its output and its weight."""
+        activations = math.prod(self.source) + math.prod(self.result)
+        return self.images * activations + math.prod(self.weight)
 
     @property
     def title(self) -> str:
-        """As in "conv 14x14x64 to 7x7x128"."""
+        """A title such as "conv 14x14x64 to 7x7x128"."""
         gather = self.layer.gather
         kind = "linear" if gather.flat else "upconv" if gather.transposed else "conv"
         shapes = [
@@ -64,7 +64,7 @@ class LayerShape:
 
 
 def layer_shapes(experiment: Experiment, batch: int) -> Iterator[LayerShape]:
-    """The layers of the trunk in the D step, and of the generator."""
+    """Yield the layers of the trunk in the D step, and of the generator."""
     e = experiment
     with torch.device("meta"):
         networks = InfoGAN(e)
@@ -81,20 +81,18 @@ def layer_shapes(experiment: Experiment, batch: int) -> Iterator[LayerShape]:
             else:
                 source = (*before[1:], before[0])
                 result = (*stage.out[1:], stage.out[0])
-            yield LayerShape(
-                name, number, stage.layer, images, groups, source, result, weight
-            )  # fmt: skip
+            yield LayerShape(name, number, stage.layer, images, groups, source, result, weight)
             before = stage.out
 
 
 def batch_on(device: torch.device, name: str) -> int:
-    """Images in a step, of the cases that run a whole experiment's layers."""
+    """Return the images in a step of cases that run a whole experiment's layers."""
     return _ON_A_CPU.get(name, 128) if device.type == "cpu" else 128
 
 
 def chosen_precisions(
     device: torch.device, names: tuple[str, ...] = ("auto", "fp32")
 ) -> list[ComputedIn]:
-    """The precisions of these names on a device, each once."""
+    """Resolve names of precisions on a device, each result once."""
     found = [choose_precision(name, device)[0].name for name in names]  # type: ignore[arg-type]
     return list(dict.fromkeys(found))

@@ -263,7 +263,7 @@ def test_all_operations_of_all_experiments_are_right_at_small_shapes() -> None:
 @pytest.mark.usefixtures("narrow_networks")
 @pytest.mark.parametrize("name", experiments.BASES)
 def test_blocks_and_iterations_of_all_experiments_at_small_shapes(name: str) -> None:
-    """Checked, run, and their FLOPs what torch counts of the peers."""
+    """Checked, run, and their FLOPs what torch counts of the baselines."""
     plans = blocks.planned(CPU, [name], ["fp32"], 4)
     plans += iteration.planned(CPU, [name], ["fp32"], [4], ["eager", "best"])
     assert [plan.name.split(",")[0] for plan in plans] == ["trunk", "generator", name]
@@ -288,7 +288,7 @@ def test_on_a_cpu_every_experiment_is_planned_at_batches_that_it_can_do() -> Non
 
 
 @pytest.mark.parametrize("name", ["mnist", "svhn", "sprites"])
-def test_the_peers_loop_is_the_reference(name: str) -> None:
+def test_the_baseline_loop_is_the_reference(name: str) -> None:
     """Its losses, bounds and weights, in fp64, after two iterations."""
     e: Experiment = narrowed(experiments.get(name), 8)
     images = iteration.images_for(e, 64, CPU)
@@ -304,16 +304,21 @@ def test_the_peers_loop_is_the_reference(name: str) -> None:
         losses = [d_loss + reference.weighted(d_bounds), g_loss + reference.weighted(bounds)]
         expected = torch.stack([*losses, *bounds]).detach()
         torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-7)
-    for mine, theirs in zip(loop.networks, reference.networks, strict=True):
-        for one, other in zip(mine.parameters(), theirs.parameters(), strict=True):
+    for actual, expected in zip(loop.networks, reference.networks, strict=True):
+        for one, other in zip(actual.parameters(), expected.parameters(), strict=True):
             torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_pytest_bench_runs_a_case_and_keeps_its_row(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pytest", "bench/test_ops.py", "--short", "-q", "-p",
-               "no:cacheprovider", "-k", "losses and fp32", "--results", str(tmp_path)]  # fmt: skip
+               "no:cacheprovider", "-k", "head and mnist and fp32", "--results",
+               str(tmp_path)]  # fmt: skip
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     (file,) = tmp_path.iterdir()
-    assert [each.key for each in read(file)] == ["ops/losses of D, fp32", "ops/losses of G, fp32"]
+    assert [each.key for each in read(file)] == [
+        "ops/d head, mnist, fp32",
+        "ops/q head, mnist, fp32",
+    ]
     assert "2 rows in" in done.stdout
