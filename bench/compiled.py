@@ -33,7 +33,7 @@ from triton.runtime import driver
 from bench.counting.iteration import made
 from fastinfogan import experiments
 from fastinfogan.engine.iteration import Iteration
-from fastinfogan.engine.precision import PRECISIONS, ComputedIn, narrowed
+from fastinfogan.engine.precision import PRECISIONS, ComputedIn, with_working_copies
 from fastinfogan.errors import InputError
 from fastinfogan.experiments import Experiment
 from fastinfogan.networks import InfoGAN
@@ -108,7 +108,7 @@ def _attribute(
     iteration: Iteration, launches: list[Launch], found: dict[str, list[Launch]]
 ) -> None:
     """Have each network's methods move what they launch from `launches` to `found`."""
-    for step, networks in zip("DG", iteration.passes, strict=True):
+    for step, networks in zip("DG", iteration.steps, strict=True):
         for name, network in vars(networks).items():
             of_network = found.setdefault(f"{step} step {name}", [])
             for method in dir(type(network)):
@@ -148,7 +148,7 @@ def record_modules(
     """Record the networks as modules: evaluation's forward, or forward and backward by autograd."""
     dtype, batch = PRECISIONS[precision].computed, e.batch_size
     with recording() as launches, torch.set_grad_enabled(training), META:
-        networks, _ = narrowed(InfoGAN(e).train(training), dtype)
+        networks, _ = with_working_copies(InfoGAN(e).train(training), dtype)
         image = torch.empty((batch, e.channels, e.height, e.width), dtype=dtype)
         image = image.to(memory_format=torch.channels_last).requires_grad_(training)
         features = _run(networks.trunk, image)

@@ -152,7 +152,7 @@ def test_an_iteration_on_a_kept_set(
     step = dict.fromkeys(sides, 0)
 
     def run(who: str) -> None:
-        if not sides[who].feed.prepare(step[who], 1):
+        if not sides[who].loader.prepare(step[who], 1):
             raise MismatchError(f"{who} has no more images")
         sides[who].execution.run(step[who], 1)
         step[who] += 1

@@ -2,11 +2,42 @@
 
 import dataclasses
 import types
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, Union, get_args, get_origin
 
 from fastinfogan_kernels.errors import InputError, TrainingError
 
-__all__ = ["InputError", "TrainingError", "check_fields"]
+__all__ = [
+    "InputError",
+    "OutOfMemoryError",
+    "TrainingError",
+    "check_fields",
+    "reporting_out_of_memory",
+]
+
+
+class OutOfMemoryError(InputError):
+    """What was asked for does not fit into this machine's memory."""
+
+
+@contextmanager
+def reporting_out_of_memory(advice: str) -> Iterator[None]:
+    """Turn the errors of Python's, NumPy's and torch's allocators into one that says what to do.
+
+    Raises:
+        OutOfMemoryError: with the advice.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        # torch's error for a GPU is a RuntimeError, named here without importing torch; its CPU
+        # allocator raises nothing more specific.
+        if isinstance(error, RuntimeError) and not (
+            type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+        ):
+            raise
+        raise OutOfMemoryError(f"not enough memory; {advice}") from error
 
 
 def check_fields(instance: Any) -> None:  # noqa: ANN401 - any dataclass

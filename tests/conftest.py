@@ -13,7 +13,7 @@ from hypothesis import settings
 from fastinfogan import experiments
 from fastinfogan.experiments import Experiment
 from fastinfogan_kernels.runtime.backend import interpreted
-from tests.helpers.training import made_up_images, narrowed
+from tests.helpers.training import made_up_images, narrow_experiment
 
 # The same examples at every run; HYPOTHESIS_PROFILE=search looks for others.
 settings.register_profile("same", derandomize=True, deadline=None)
@@ -51,7 +51,7 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
 @pytest.fixture(scope="session")
 def tiny() -> Experiment:
     """MNIST's experiment with an eighth of its widths and every kind of code."""
-    return replace(narrowed(experiments.get("mnist"), 8), batch_size=8)
+    return replace(narrow_experiment(experiments.get("mnist"), 8), batch_size=8)
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def narrow_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every experiment at an eighth of its widths; the rest as a user gets it."""
     full = experiments.get
     monkeypatch.setattr(
-        "fastinfogan.experiments.get", lambda *arguments: narrowed(full(*arguments), 8)
+        "fastinfogan.experiments.get", lambda *arguments: narrow_experiment(full(*arguments), 8)
     )
 
 

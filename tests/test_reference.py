@@ -12,7 +12,7 @@ from fastinfogan.engine import Iteration
 from fastinfogan.experiments import Experiment
 from fastinfogan.reference import Reference
 from tests.helpers.reference import step_reference, widen
-from tests.helpers.training import make_iteration, narrowed, watch_gradients
+from tests.helpers.training import make_iteration, narrow_experiment, watch_gradients
 
 # Narrow enough for fp64 on two cores, with every table at full depth; MNIST also at full width.
 CASES = [
@@ -45,7 +45,7 @@ def pairs(ours: Iteration, reference: Reference) -> list[tuple[str, Tensor, Tens
 def test_ten_iterations_of_weights_are_the_references(
     name: str, variants: tuple[str, ...], divisor: int
 ) -> None:
-    experiment = narrowed(experiments.get(name, variants), divisor)
+    experiment = narrow_experiment(experiments.get(name, variants), divisor)
     ours = make_iteration(experiment, precision="fp64")
     reference = Reference(experiment, 3, torch.float64)
     for step in range(10):
@@ -61,7 +61,7 @@ def test_ten_iterations_of_weights_are_the_references(
 @pytest.mark.parametrize("name", experiments.BASES)
 def test_losses_and_gradients_in_fp32(name: str) -> None:
     """In fp32 the product errs from the fp64 truth no more than twice what the reference does."""
-    experiment = narrowed(experiments.get(name), 4)
+    experiment = narrow_experiment(experiments.get(name), 4)
     ours = make_iteration(experiment, batch_size=32)
     reference = Reference(experiment, 3)
     truth = Reference(experiment, 3, torch.float64)
@@ -102,7 +102,7 @@ def test_weights_after_20_iterations_in_fp32(name: str) -> None:
     sign, and rounding decides the sign of the small ones.
     """
     divisor = {"mnist": 1, "svhn": 2, "celeba": 2}.get(name, 4)
-    experiment = narrowed(experiments.get(name), divisor)
+    experiment = narrow_experiment(experiments.get(name), divisor)
     ours = make_iteration(experiment, batch_size=4)
     reference, truth = Reference(experiment, 3), Reference(experiment, 3, torch.float64)
     for step in range(20):
@@ -120,7 +120,7 @@ def test_weights_after_20_iterations_in_fp32(name: str) -> None:
 
 
 def test_bf16_follows_fp32() -> None:
-    experiment = narrowed(experiments.get("mnist"), 2)
+    experiment = narrow_experiment(experiments.get("mnist"), 2)
     wide, narrow = (
         make_iteration(experiment, precision=p, batch_size=32) for p in ("fp32", "bf16")
     )

@@ -19,7 +19,7 @@ from bench.cases import Case, Planned, Setting, plan
 from bench.cases.inputs import randn
 from bench.cases.shapes import batch_on, chosen_precisions, layer_shapes
 from fastinfogan import experiments
-from fastinfogan.engine.precision import PRECISIONS, ComputedIn, narrowed
+from fastinfogan.engine.precision import PRECISIONS, ComputedIn, with_working_copies
 from fastinfogan.networks import InfoGAN
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class _Chain:
     """A chain forward and backward, with weights in the activations' dtype."""
 
     def __init__(self, network: nn.Module, x: Tensor, upstream: Tensor, groups: int) -> None:
-        self.network, _ = narrowed(network, x.dtype)
+        self.network, _ = with_working_copies(network, x.dtype)
         self._inputs = (x, groups)
         self._upstream = upstream
         self._trained = [p for p in self.network.parameters() if p.requires_grad]

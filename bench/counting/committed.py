@@ -158,7 +158,7 @@ def compare_with(text: str, now: Mapping[str, int], where: str) -> tuple[Compari
 
 
 def _versions() -> dict[str, str]:
-    from fastinfogan.engine.environment import versions
+    from fastinfogan.engine.config import versions
 
     found = versions()
     return {name: str(found[name]).partition("+")[0] for name in _COMPILERS}

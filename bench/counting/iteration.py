@@ -185,12 +185,12 @@ def made(
 
 def _minimum(iteration: Iteration) -> int:
     total = 0
-    for step in iteration.passes:
+    for step in iteration.steps:
         d_step = step.trunk.trained
         bottom = step.trunk if d_step else step.generator
         for network in vars(step).values():
             passed_by = d_step and network is step.generator  # it only makes images
-            for i, moved in enumerate(network.products):
+            for i, moved in enumerate(network.operand_bytes):
                 # Forward; the weight's gradient of x and dy; the input's of dy and the weight.
                 gradient = not passed_by and not (network is bottom and i == 0)
                 total += (1 + network.trained + gradient) * sum(moved)

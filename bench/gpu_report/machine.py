@@ -25,7 +25,7 @@ from bench.compiled import (
 )  # fmt: skip
 from bench.gpu_report.context import Context, FailedError
 from bench.gpu_report.workload import FIVE, as_trained, experiment
-from fastinfogan.engine.environment import hardware, versions
+from fastinfogan.engine.config import hardware, versions
 from fastinfogan_kernels.runtime.backend import native_status
 from fastinfogan_kernels.runtime.launch import Launch
 from fastinfogan_kernels.runtime.machine import MACHINES, Machine, machine_of

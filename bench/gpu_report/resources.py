@@ -17,7 +17,7 @@ from bench.counting.saved import saved_bytes
 from bench.gpu_report.context import Context, FailedError
 from bench.gpu_report.workload import as_trained, experiment, iteration, names
 from fastinfogan.engine.execution import EagerExecution, Execution
-from fastinfogan.engine.precision import narrowed
+from fastinfogan.engine.precision import with_working_copies
 from fastinfogan.experiments import Experiment
 from fastinfogan.networks import InfoGAN
 from fastinfogan.reference import Reference
@@ -75,7 +75,7 @@ def _saved(context: Context, e: Experiment) -> Mapping[str, Any]:
     device, dtype = context.device, torch.bfloat16
     x = torch.randn((e.batch_size, e.channels, e.height, e.width), device=device).to(dtype)
     x = x.contiguous(memory_format=torch.channels_last)
-    networks, _ = narrowed(InfoGAN(e).to(device).train(), dtype)
+    networks, _ = with_working_copies(InfoGAN(e).to(device).train(), dtype)
     eager = Reference(e, 1).trunk.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     with torch.autocast(device.type, dtype):
         usual = saved_bytes(lambda: eager(x), eager)

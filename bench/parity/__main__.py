@@ -72,14 +72,12 @@ class Parity:
         from bench.parity.configs import Setup
         from bench.parity.report import compare
         from bench.parity.statistics import EARLY, LEAST_SEEDS, WINDOWS
-        from fastinfogan.cli.progress import ProgressBar
-        from fastinfogan.cli.rendering import Rendering
-        from fastinfogan.cli.training import free_name
+        from fastinfogan.cli.progress import RENDERING, ProgressBar
         from fastinfogan.data import ImageSet, open_image_set
         from fastinfogan.engine import choose_precision
-        from fastinfogan.engine.config import MAX_ITERATIONS
-        from fastinfogan.engine.environment import choose_device
-        from fastinfogan.memory import reporting_out_of_memory
+        from fastinfogan.engine.config import MAX_ITERATIONS, choose_device
+        from fastinfogan.engine.session import free_path
+        from fastinfogan.errors import reporting_out_of_memory
 
         if not LEAST_SEEDS <= self.seeds <= _MAX_SEEDS:
             raise InputError(f"--seeds must be {LEAST_SEEDS} to {_MAX_SEEDS}, not {self.seeds}")
@@ -90,7 +88,7 @@ class Parity:
         device = choose_device(self.device)
         experiment = experiments.get(self.experiment, experiments.to_train(self.experiment))
         experiment = replace(experiment, batch_size=self.batch_size)
-        with Rendering() as progress:
+        with ProgressBar(RENDERING) as progress:
             source = open_image_set(self.data, experiment, progress)
         if not isinstance(source, ImageSet):
             raise InputError(
@@ -106,7 +104,7 @@ class Parity:
             device,
             self.execution,
         )
-        out = self.out or free_name("parity")
+        out = self.out or free_path("parity")
         try:
             with (
                 ProgressBar("training") as bar,

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from fastinfogan.data import ImageSet
 from fastinfogan.data.transforms import to_network
 from fastinfogan.engine import Iteration, Precision, TrainConfig, choose_execution
-from fastinfogan.engine.environment import versions
+from fastinfogan.engine.config import versions
 from fastinfogan.engine.execution import ExecutionName
 from fastinfogan.engine.precision import FP32
 from fastinfogan.errors import TrainingError
@@ -206,7 +206,7 @@ def _settle(iteration: Iteration) -> None:
     before = [t.clone() for t in state]
     for _ in range(_SETTLES_BY):
         iteration.run(0)
-        overflowed = bool(iteration.tally[1])
+        overflowed = bool(iteration.step_counts[1])
         for tensor, value in zip(state, before, strict=True):
             tensor.copy_(value)
         iteration.restored()

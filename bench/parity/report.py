@@ -14,7 +14,7 @@ from bench.parity.statistics import Analysis, Values, analyse
 from bench.parity.trajectories import PICTURE, REPORT, Folder, Progress, read_saved
 from fastinfogan import experiments
 from fastinfogan.atomic_io import write_json
-from fastinfogan.engine.environment import versions
+from fastinfogan.engine.config import versions
 from fastinfogan.errors import InputError
 from fastinfogan_kernels.latents import Categorical, LatentSpec
 

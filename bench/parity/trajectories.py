@@ -19,7 +19,7 @@ from bench.parity.configs import Config, Setup, trajectory
 from fastinfogan.atomic_io import sync
 from fastinfogan.checkpoint import difference
 from fastinfogan.data.formats.npz import UNREADABLE
-from fastinfogan.engine.environment import hardware
+from fastinfogan.engine.config import hardware
 from fastinfogan.errors import InputError
 
 CONFIGS: Final[tuple[Config, ...]] = get_args(Config)

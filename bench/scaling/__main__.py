@@ -16,7 +16,7 @@ from bench.scaling.model import Speeds, predict
 from bench.timing.rows import RESULTS, machine_key
 from fastinfogan import experiments
 from fastinfogan.engine import choose_precision
-from fastinfogan.engine.environment import hardware, versions
+from fastinfogan.engine.config import hardware, versions
 
 COUNTED, TIMED = "mnist", "mnist"
 CLUSTERS = ((1, 128), (8, 16), (8, 128), (800, 64))

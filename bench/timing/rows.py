@@ -12,7 +12,7 @@ import torch
 from bench.timing.interleaved import Spread
 from bench.timing.roofline import Roofline
 from fastinfogan.atomic_io import sync
-from fastinfogan.engine.environment import hardware, versions
+from fastinfogan.engine.config import hardware, versions
 from fastinfogan.errors import InputError
 
 RESULTS = Path(__file__).parents[1] / "results"

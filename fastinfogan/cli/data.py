@@ -32,12 +32,12 @@ def _open(
     path: Path, experiment: str, decoder: _DecoderName, damaged: Literal["fail", "skip"] = "fail"
 ) -> "tuple[ImageSet | Decoder, str]":
     """A set, and why its decoder is the one it is."""
-    from fastinfogan.cli.rendering import Rendering
+    from fastinfogan.cli.progress import RENDERING, ProgressBar
     from fastinfogan.data import ImageSet, open_image_set
     from fastinfogan.data.decoders.choose import choose_decoder
-    from fastinfogan.engine.environment import choose_device
+    from fastinfogan.engine.config import choose_device
 
-    with Rendering() as progress:
+    with ProgressBar(RENDERING) as progress:
         source = open_image_set(path, experiments.get(experiment), progress, damaged)
     if isinstance(source, ImageSet):
         return source, ""
@@ -65,7 +65,7 @@ class DataInfo:
         from fastinfogan.data import ImageSet
         from fastinfogan.data.make_loader import describe_cache_plan
         from fastinfogan.data.subset import decode_subset, subset_indices
-        from fastinfogan.engine.environment import choose_device
+        from fastinfogan.engine.config import choose_device
 
         found, why = _open(self.path, self.experiment, self.decoder)
         source = found if isinstance(found, ImageSet) else found.source
@@ -185,12 +185,12 @@ class Prepare:
 
 
 def _decoder_of(part: object, name: _DecoderName) -> "Decoder":
-    from fastinfogan.cli.training import decoder_of
     from fastinfogan.data.image_set import EncodedImageSet
-    from fastinfogan.engine.environment import choose_device
+    from fastinfogan.engine.config import choose_device
+    from fastinfogan.engine.session import open_decoder
 
     assert isinstance(part, EncodedImageSet)
-    return decoder_of(part, name, choose_device("auto").type)
+    return open_decoder(part, name, choose_device("auto").type)
 
 
 def _contact_sheet(images: "NDArray[np.uint8]") -> "NDArray[np.uint8]":

@@ -30,23 +30,25 @@ class Evaluate:
     def run(self) -> int:
         """Do it; the exit code."""
         import sys
+        from functools import partial
 
         from rich.console import Console
 
+        from fastinfogan.cli.progress import RENDERING, ProgressBar
         from fastinfogan.cli.report import print_evaluation
-        from fastinfogan.cli.training import images_of, name_of, to_evaluate
         from fastinfogan.engine import RunDirectory
-        from fastinfogan.engine.environment import choose_device
-        from fastinfogan.errors import InputError
+        from fastinfogan.engine.config import choose_device
+        from fastinfogan.engine.session import annotated_images, images_of, name_of
+        from fastinfogan.errors import InputError, reporting_out_of_memory
         from fastinfogan.evaluation import evaluate
-        from fastinfogan.memory import reporting_out_of_memory
         from fastinfogan.model import Model
 
         run = RunDirectory.open(self.run_directory)
         trained = Model.load(self.run_directory, choose_device(self.device))
         source: ImageSet | Decoder | str
         try:
-            source = images_of(run, self.data)
+            with ProgressBar(RENDERING) as progress:
+                source = images_of(run, data=self.data, progress=progress)
         except InputError as error:
             if self.data:
                 raise
@@ -59,7 +61,7 @@ class Evaluate:
         with reporting_out_of_memory("evaluate on fewer images"):
             known = source
             if not isinstance(known, str):
-                known = to_evaluate(known, run.options, lambda told: print(told, file=sys.stderr))
+                known = annotated_images(known, run.options, partial(print, file=sys.stderr))
             found = evaluate(trained, known, self.seed)
         if self.json:
             print(json.dumps(found.to_dict(), indent=1, allow_nan=False))

@@ -20,17 +20,17 @@ class Info:
     def run(self) -> int:
         """Do it; the exit code."""
         from fastinfogan.data.cache.storage import folder
-        from fastinfogan.engine import choose_execution, choose_precision, environment
+        from fastinfogan.engine import choose_execution, choose_precision, config
         from fastinfogan.experiments import OURS, VARIANTS, to_train
         from fastinfogan.paths import cache_directory, compiled_folders
         from fastinfogan_kernels.runtime.backend import choose
 
-        device = environment.choose_device("auto")
+        device = config.choose_device("auto")
         precision, why = choose_precision("auto", device)
         execution, because = choose_execution("auto", device)
         facts = {
-            **environment.versions(),
-            **environment.hardware(),
+            **config.versions(),
+            **config.hardware(),
             "device": device.type,
             "precision": f"{precision.name}: {why}",
             "execution": f"{execution.name}: {because}",

@@ -24,9 +24,9 @@ class Sample:
 
     def run(self) -> int:
         """Do it; the exit code."""
-        from fastinfogan.engine.environment import choose_device
+        from fastinfogan.engine.config import choose_device
+        from fastinfogan.errors import reporting_out_of_memory
         from fastinfogan.figures import draw_samples, samples_name
-        from fastinfogan.memory import reporting_out_of_memory
         from fastinfogan.model import Model
 
         trained = Model.load(self.run_directory, choose_device(self.device))

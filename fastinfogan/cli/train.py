@@ -1,5 +1,6 @@
 """`fastinfogan train`: start a run, or go on with one."""
 
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -10,11 +11,9 @@ from fastinfogan import experiments
 from fastinfogan.errors import InputError
 
 if TYPE_CHECKING:
-    from fastinfogan.data import ImageSet
-    from fastinfogan.data.decoders.base import Decoder
-    from fastinfogan.distributed import Distributed
     from fastinfogan.engine import RunDirectory, Trainer
     from fastinfogan.engine.config import Device
+    from fastinfogan.engine.session import Images, Session
 
 
 def _open(kind: str, default: str) -> Any:  # noqa: ANN401 - tyro's own type is private
@@ -74,8 +73,8 @@ class Train:
     """maximise is InfoGAN; observe is a GAN with Q observing (Figure 1): D and Q are trained as in
     InfoGAN, the generator is not told what Q can read."""
     execution: Literal["auto", "eager", "compiled", "graph"] = "auto"
-    """Who drives the iteration, with the same numbers: auto replays CUDA graphs on a GPU and is
-    eager on a CPU; compiled runs torch.compile's program."""
+    """Execution mode; all give the same numbers. auto replays CUDA graphs on a GPU and is eager on
+    a CPU; compiled runs torch.compile's program."""
     batch_norm: Annotated[
         Literal["synchronised", "per-rank"] | None,
         _open("{synchronised,per-rank}", "synchronised"),
@@ -107,69 +106,68 @@ class Train:
     """Iterations between two sets of pictures; 0 for the end alone."""
 
     def run(self) -> int:
-        """Do it; the exit code."""
-        from fastinfogan.cli import training
+        """Run the command; return the exit code."""
+        from fastinfogan.cli.progress import RENDERING, ProgressBar
         from fastinfogan.distributed import process_group
         from fastinfogan.engine import RunDirectory
-        from fastinfogan.engine.environment import choose_device
+        from fastinfogan.engine.config import choose_device
+        from fastinfogan.engine.session import Session
 
         if self.resume and self.init_from:
-            raise InputError("--resume goes on with a run, --init-from starts one; name one")
+            raise InputError("--resume continues a run, --init-from starts one; name one")
         device: Device = "cuda" if choose_device(self.device).type == "cuda" else "cpu"
-        asked = {
-            "iterations": self.iterations,
-            "checkpoint_every": self.checkpoint_every,
-            "pictures_every": self.pictures_every,
-            "cache": self.cache,
-            "decoder": self.decoder,
-            "on_bad_image": self.on_bad_image,
-        }
-        given: dict[str, Any] = {name: n for name, n in asked.items() if n is not None}
+        options = {
+            name: getattr(self, name)
+            for name in (
+                "iterations", "checkpoint_every", "pictures_every", "cache", "decoder",
+                "on_bad_image",
+            )
+            if getattr(self, name) is not None
+        }  # fmt: skip
         with process_group(device) as distributed:
-            if self.resume:
-                run = RunDirectory.open(self.resume)
-                self._agree_with(run)
-                plan = replace(run.options, device=device, **given)
-                trainer, source = training.go_on(run, plan, self.data, self.execution, distributed)
-            else:
-                trainer, source = self._start(device, given, distributed)
-            return training.train_with_progress(trainer, source, new=not self.resume)
+            with ProgressBar(RENDERING) as progress:
+                session = Session(self.execution, distributed, progress)
+                if self.resume:
+                    run = RunDirectory.open(self.resume)
+                    self._require_same(run)
+                    changed = replace(run.options, device=device, **options)
+                    trainer, images = session.resume(run, changed, self.data)
+                else:
+                    trainer, images = self._start(session, device, options)
+            return train_and_evaluate(trainer, images, new=not self.resume)
 
-    def _agree_with(self, run: "RunDirectory") -> None:
+    def _require_same(self, run: "RunDirectory") -> None:
         """Refuse options that would make a resumed run another one."""
-        name, settings = run.experiment.name, run.config
+        name, config = run.experiment.name, run.config
         if self.experiment not in (None, name):
             raise InputError(f"{run.path} is a run of {name}, not of {self.experiment}")
         if self.out is not None:
-            raise InputError("--out starts a new folder, --resume goes on in the run's; name one")
+            raise InputError("--out starts a new folder, --resume continues in the run's; name one")
         asked = experiments.get(name, experiments.to_train(name, self.variant))
         if self.variant and asked.variants != run.experiment.variants:
             have = " ".join(run.experiment.variants) or "paper"
             raise InputError(f"{run.path} was started with --variant {have}")
         given: dict[str, Any] = {
-            "batch-size": (self.batch_size, settings.batch_size),
-            "seed": (self.seed, settings.seed),
-            "augment": (self.augment, settings.augmentation),
-            "information": (self.information, settings.information),
-            "batch-norm": (self.batch_norm, settings.batch_norm),
-            "log-every": (self.log_every, settings.log_every),
-            "precision": (
-                None if self.precision == "auto" else self.precision,
-                settings.precision,
-            ),
+            "batch-size": (self.batch_size, config.batch_size),
+            "seed": (self.seed, config.seed),
+            "augment": (self.augment, config.augmentation),
+            "information": (self.information, config.information),
+            "batch-norm": (self.batch_norm, config.batch_norm),
+            "log-every": (self.log_every, config.log_every),
+            "precision": (None if self.precision == "auto" else self.precision, config.precision),
         }
-        for option, (asked, has) in given.items():
-            if asked not in (None, has):
+        for option, (value, has) in given.items():
+            if value not in (None, has):
                 raise InputError(
-                    f"{run.path} was started with --{option} {has}; it cannot go on with {asked}"
+                    f"{run.path} was started with --{option} {has}; it cannot go on with {value}"
                 )
 
     def _start(
-        self, device: "Device", given: dict[str, Any], distributed: "Distributed"
-    ) -> "tuple[Trainer, ImageSet | Decoder]":
+        self, session: "Session", device: "Device", options: dict[str, Any]
+    ) -> "tuple[Trainer, Images]":
         from fastinfogan import checkpoint
-        from fastinfogan.cli import training
-        from fastinfogan.engine import Origin, RunDirectory, RunOptions
+        from fastinfogan.engine import InitialWeights, RunDirectory, RunOptions
+        from fastinfogan.engine.session import free_path, new_config
 
         if self.experiment is None:
             raise InputError(f"name an experiment to train: {', '.join(experiments.BASES)}")
@@ -177,24 +175,115 @@ class Train:
         experiment = experiments.get(self.experiment, variants)
         if self.batch_size is not None:
             experiment = replace(experiment, batch_size=self.batch_size)
-        plan = RunOptions(**{"iterations": experiment.iterations, "device": device, **given})
+        run_options = RunOptions(
+            **{"iterations": experiment.iterations, "device": device, **options}
+        )
         weights = None
         if self.init_from:
             weights = RunDirectory.open(self.init_from).read_checkpoint()
-            where = str(self.init_from.absolute())
-            origin = Origin(where, weights.folder.name, checkpoint.identity(weights.folder))
-            plan = replace(plan, init_from=origin)
-        run, source = training.describe_run(
+            identity = checkpoint.identity(weights.folder)
+            origin = InitialWeights(str(self.init_from.absolute()), weights.folder.name, identity)
+            run_options = replace(run_options, init_from=origin)
+        config = new_config(
             experiment,
-            plan,
-            out=self.out,
-            data=self.data,
+            self.data,
+            device,
             seed=self.seed or 0,
             precision=self.precision or "auto",
-            augment=self.augment,
+            augmentation=self.augment,
             information=self.information or "maximise",
             log_every=10 if self.log_every is None else self.log_every,
             batch_norm=self.batch_norm or "synchronised",
-            distributed=distributed,
         )
-        return training.start(run, source, weights, self.execution, distributed), source
+        path = self.out or free_path(self.experiment)
+        run, images = session.open_new(path, experiment, config, run_options)
+        return session.start(run, images, weights), images
+
+
+def train_and_evaluate(
+    trainer: "Trainer", images: "Images", *, new: bool, resume_with: str | None = None
+) -> int:
+    """Train as the run's options say, showing metrics; then evaluate and draw.
+
+    Args:
+        trainer: at its first or at a later iteration.
+        images: its images.
+        new: whether the run's folder was made just now; it goes if not one iteration fits.
+        resume_with: the command that resumes a stopped run; None for `train --resume`.
+
+    Returns:
+        The exit code.
+    """
+    from rich.console import Console
+    from rich.markup import escape
+
+    from fastinfogan.cli.progress import ProgressBar
+    from fastinfogan.cli.report import print_evaluation
+    from fastinfogan.data import ImageSet
+    from fastinfogan.engine import Schedule
+    from fastinfogan.engine.session import Signals, annotated_images
+    from fastinfogan.errors import reporting_out_of_memory
+    from fastinfogan.evaluation import evaluate
+    from fastinfogan.figures import draw_all
+    from fastinfogan.model import Model
+
+    is_main, run = trainer.distributed.is_main, trainer.run
+    console = Console(highlight=False, quiet=not is_main)
+    goal = run.options.iterations
+    count = len(images if isinstance(images, ImageSet) else images.source)
+    console.print(
+        f"[bold]{run.experiment.name}[/bold] in {run.path}: iterations {trainer.step} to {goal}, "
+        f"batch {run.config.batch_size}, {run.config.precision} on {trainer.iteration.device}, "
+        f"{count} images"
+    )
+    console.print(f"images {trainer.loader.path}", soft_wrap=True)
+    bar = ProgressBar("iteration", goal, console=console)
+
+    def show(line: dict[str, float]) -> None:
+        if "seconds_to_first_iteration" in line:
+            seconds = line["seconds_to_first_iteration"]
+            console.print(f"first iteration done {seconds:.1f} s after the start of training")
+        bar.update(
+            int(line["iteration"]),
+            text=f"D {line['d_loss']:.2f}  G {line['g_loss']:.2f}  MI {line['mi_bound']:.2f} nats  "
+            f"{line['images_per_second']:,.0f} images/s",
+        )
+
+    def draw() -> None:
+        with Model.borrowed(run.experiment, trainer.networks, trainer.step) as model:
+            draw_all(model, run.pictures)
+
+    with bar, Signals.handled() as signals:
+        schedule = Schedule(
+            checkpoint_every=run.options.checkpoint_every,
+            pictures_every=run.options.pictures_every,
+            on_metrics=show,
+            on_pictures=draw,
+            on_warning=lambda text: console.print(f"[yellow]{escape(text)}[/yellow]"),
+            stop=signals.stop,
+            save_now=signals.save,
+        )
+        try:
+            with reporting_out_of_memory("take a smaller --batch-size"):
+                trainer.train(goal, schedule)
+        except InputError:
+            if new and trainer.step == 0 and is_main:
+                shutil.rmtree(run.path, ignore_errors=True)
+            raise
+        code = signals.exit_code(trainer.distributed)
+    if code:
+        command = resume_with or f"fastinfogan train --resume {run.path} --iterations {goal}"
+        console.print(
+            f"stopped after {trainer.step} of {goal} iterations; go on with: {command}",
+            soft_wrap=True,
+        )
+        return code
+    if not is_main:
+        return 0
+    with Model.borrowed(run.experiment, trainer.networks, trainer.step) as model:
+        known = annotated_images(images, run.options, lambda text: console.print(escape(text)))
+        print_evaluation(console, evaluate(model, known))
+    console.print(f"pictures     {run.pictures}")
+    for file in sorted(run.pictures.glob("*.png")):
+        console.print(f"             {file.name}")
+    return 0

@@ -32,10 +32,9 @@ class Traverse:
 
     def run(self) -> int:
         """Do it; the exit code."""
-        from fastinfogan.engine.environment import choose_device
-        from fastinfogan.errors import InputError
+        from fastinfogan.engine.config import choose_device
+        from fastinfogan.errors import InputError, reporting_out_of_memory
         from fastinfogan.figures import draw_traversal, traversal_name
-        from fastinfogan.memory import reporting_out_of_memory
         from fastinfogan.model import Model
 
         if self.code is None and (self.low is not None or self.high is not None):

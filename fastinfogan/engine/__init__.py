@@ -1,6 +1,6 @@
 """Training: one iteration, the loop around it, and the run directory it leaves behind."""
 
-from fastinfogan.engine.config import Origin, RunOptions, TrainConfig
+from fastinfogan.engine.config import InitialWeights, RunOptions, TrainConfig
 from fastinfogan.engine.execution import choose_execution
 from fastinfogan.engine.iteration import Iteration
 from fastinfogan.engine.precision import Precision, choose_precision
@@ -8,8 +8,8 @@ from fastinfogan.engine.run_directory import RunDirectory, SavedState
 from fastinfogan.engine.trainer import Schedule, Trainer
 
 __all__ = [
+    "InitialWeights",
     "Iteration",
-    "Origin",
     "Precision",
     "RunDirectory",
     "RunOptions",

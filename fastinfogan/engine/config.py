@@ -1,36 +1,46 @@
-"""What a run is, beside its experiment: what decides its numbers, and what it was asked to do."""
+"""What config.json holds beside the experiment: hyperparameters, options, versions, hardware."""
 
 import dataclasses
+import os
+import platform
 from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
 from typing import Any, Literal, Self
 
+import torch
+
+from fastinfogan import __version__
 from fastinfogan.data.bad_images import OnBadImage
 from fastinfogan.data.cache.policy import CacheName
 from fastinfogan.data.decoders.base import DecoderName
-from fastinfogan.engine.precision import ComputedIn
+from fastinfogan.engine.precision import ComputedIn, cpu_multiplies
 from fastinfogan.errors import InputError, check_fields
 from fastinfogan_kernels.inputs.real_images import Augmentation
 from fastinfogan_kernels.philox import require_seed
+from fastinfogan_kernels.runtime.backend import native_status
 
 Information = Literal["maximise", "observe"]
 Device = Literal["cpu", "cuda"]
 BatchNorm = Literal["synchronised", "per-rank"]
+
+_PACKAGES = ("torch", "triton", "numpy", "scipy", "safetensors", "mlxtend")
 
 MAX_BATCH_SIZE = 2**16
 MAX_ITERATIONS = 2**32 - 1  # the generator's counter has 32 bits for the iteration
 
 
 @dataclass(frozen=True)
-class _Recorded:
-    """Plain data with a way to JSON and back."""
+class _JsonFields:
+    """A dataclass that is written to JSON and read from it."""
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as JSON can hold them."""
+        """Return all fields as JSON can hold them."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Self:
-        """What `to_dict` gave.
+        """Build an instance from what `to_dict` returned.
 
         Raises:
             InputError: a field is missing, unknown, of the wrong type or out of range.
@@ -42,8 +52,8 @@ class _Recorded:
 
 
 @dataclass(frozen=True)
-class TrainConfig(_Recorded):
-    """The settings of a run.
+class TrainConfig(_JsonFields):
+    """The hyperparameters of a run: with the experiment they decide its numbers.
 
     Attributes:
         seed: of weights, codes, data order and augmentation, 0 <= seed < 2^64.
@@ -52,12 +62,12 @@ class TrainConfig(_Recorded):
         augmentation: of the real images.
         information: "maximise" is InfoGAN. "observe" is a GAN with Q observing, the baseline of the
             paper's Figure 1: the D step is InfoGAN's, D's trunk and Q learn from the MI term; only
-            the generator is not told what Q can read.
+            the generator gets no gradient of it.
         data: path of the images, None for the embedded ones.
         data_fingerprint: of the images, see `fastinfogan.data.image_set`.
-        log_every: iterations between two lines of metrics, each a mean over them.
-        batch_norm: of several ranks: by the statistics of the whole batch, or each by its own.
-        ranks: how many share the batch.
+        log_every: iterations between two lines of metrics, which are means over them.
+        batch_norm: with several processes: by the statistics of the whole batch, or per rank.
+        ranks: number of processes that share the batch.
 
     Raises:
         InputError: a field is of the wrong type or out of range.
@@ -92,9 +102,10 @@ class TrainConfig(_Recorded):
             raise InputError(f"`log_every` must be 1 or more, not {self.log_every}")
 
     def deciding(self) -> dict[str, Any]:
-        """The fields that a checkpoint must share: those that decide its numbers.
+        """Return the fields that a checkpoint must share with its run.
 
-        Where the images lie does not; nor do ranks, if batch norm is the whole batch's.
+        Not where the images are, nor the ranks if batch norm is synchronised: neither decides a
+        number.
         """
         fields = self.to_dict()
         del fields["data"]
@@ -104,11 +115,11 @@ class TrainConfig(_Recorded):
 
 
 @dataclass(frozen=True)
-class Origin:
-    """Where a run's first weights come from, if not from its seed.
+class InitialWeights:
+    """The checkpoint whose weights a run started from.
 
     Attributes:
-        run: the other run's folder.
+        run: folder of the other run.
         checkpoint: name of its checkpoint.
         manifest_sha256: of that checkpoint's manifest.
     """
@@ -122,25 +133,25 @@ class Origin:
 
 
 @dataclass(frozen=True)
-class RunOptions(_Recorded):
-    """What a run was asked to do; a resume may ask for more.
+class RunOptions(_JsonFields):
+    """What a run was asked to do, which decides no number; may change on resuming.
 
     Attributes:
-        iterations: how many in all.
-        init_from: whose weights it started from; None for its seed's.
+        iterations: number of iterations in all.
+        init_from: the checkpoint whose weights it started from; None for random ones.
         device: "cpu" or "cuda".
         checkpoint_every: iterations between checkpoints.
         pictures_every: iterations between sets of pictures; 0 for the end alone.
-        cache: where decoded images are kept, see `data.place`.
-        decoder: who decodes pictures, see `data.decode`.
-        on_bad_image: what is done about pictures that cannot be decoded.
+        cache: where decoded images are cached, see `fastinfogan.data.cache.policy`.
+        decoder: name of the decoder, see `fastinfogan.data.decoders`.
+        on_bad_image: what to do about images that cannot be decoded.
 
     Raises:
         InputError: a field is of the wrong type or out of range.
     """
 
     iterations: int
-    init_from: Origin | None = None
+    init_from: InitialWeights | None = None
     device: Device = "cpu"
     checkpoint_every: int = 500
     pictures_every: int = 500
@@ -160,13 +171,65 @@ class RunOptions(_Recorded):
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Self:
-        """What `to_dict` gave.
+        """Build an instance from what `to_dict` returned.
 
         Raises:
             InputError: a field is missing, unknown, of the wrong type or out of range.
         """
         try:
             origin = fields["init_from"]
-            return super().from_dict({**fields, "init_from": Origin(**origin) if origin else None})
+            return super().from_dict(
+                {**fields, "init_from": InitialWeights(**origin) if origin else None}
+            )
         except (KeyError, TypeError) as error:
             raise InputError(f"not the settings of a run: {error}") from error
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of fastinfogan, Python and the packages that decide numbers."""
+    found = {"fastinfogan": __version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def cpu_model() -> str:
+    """Return the CPU's name from /proc/cpuinfo."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def choose_device(name: str) -> torch.device:
+    """Choose a device: "auto" is the first GPU, or the CPU where there is none.
+
+    Raises:
+        InputError: no such device on this machine.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("`device='cuda'`: this machine has no usable GPU; use cpu or auto")
+    if name not in ("cpu", "cuda"):
+        raise InputError(f"no device {name!r}; there are auto, cpu and cuda")
+    return torch.device(name)
+
+
+def hardware() -> dict[str, str]:
+    """Describe the CPU, its threads and matrix instructions, and the GPUs."""
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "cpu": cpu_model(),
+        "cores": str(os.cpu_count()),
+        "threads": str(torch.get_num_threads()),
+        "cpu bf16": cpu_multiplies("bf16") or "none",
+        "cpu fp16": cpu_multiplies("fp16") or "none",
+        "gpu": ", ".join(gpus) or "none",
+        "native kernels": native_status(),
+    }

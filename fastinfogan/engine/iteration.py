@@ -1,23 +1,24 @@
 """One iteration: a D step, which trains trunk, D head and Q head, then a G step.
 
-A fixed program without autograd: each network's way forward and back is written out (`passes`), the
-objective leaves its gradient with its value, Adam rounds the weights into the copies that the
-networks compute with. Nothing here waits for the device: losses are summed there and read every so
-many iterations. Everything random is drawn from (seed, step), so an iteration is a function of the
-state before it.
+A fixed program without autograd: each network's forward and backward pass is written out
+(`network_step`), the objective gives its gradient with its value, Adam rounds the weights into the
+working copies that the networks compute with. Nothing here waits for the device: losses are summed
+there and read once per line of metrics. Everything random is drawn from (seed, step), so an
+iteration is a function of the state before it.
 """
 
 from dataclasses import dataclass
 from typing import Any, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fastinfogan.distributed import SINGLE_PROCESS, Distributed, GradientAllReduce
 from fastinfogan.engine.config import TrainConfig
-from fastinfogan.engine.network_step import DHead, Pass, QHead
-from fastinfogan.engine.precision import PRECISIONS, narrowed
-from fastinfogan.engine.update import Update
+from fastinfogan.engine.network_step import ChainStep, DHeadStep, OptimizerStep, QHeadStep
+from fastinfogan.engine.precision import PRECISIONS, with_working_copies
 from fastinfogan.errors import TrainingError
 from fastinfogan.experiments import Experiment
 from fastinfogan.networks import InfoGAN
@@ -36,13 +37,13 @@ _REAL, _GENERATED = 1, 0
 
 
 @dataclass(frozen=True)
-class Passes:
+class StepNetworks:
     """The four networks in one of the two steps."""
 
-    generator: Pass
-    trunk: Pass
-    d_head: DHead
-    q_head: QHead
+    generator: ChainStep
+    trunk: ChainStep
+    d_head: DHeadStep
+    q_head: QHeadStep
 
     @classmethod
     def of(
@@ -55,19 +56,21 @@ class Passes:
         process_group: Group,
         step: str,
     ) -> Self:
-        """The passes of the "D" or the "G" step."""
+        """Build the networks of the "D" or the "G" step."""
         d = step == "D"
         how: dict[str, Any] = {"dtype": dtype, "impl": impl, "process_group": process_group}
         image = (e.channels, e.height, e.width)
-        generator = Pass(networks.generator, (e.latents.input_width,), rows, **how, trained=not d)
-        # In the D step real and generated images are two batches to batch norm, one to the maps.
+        generator = ChainStep(
+            networks.generator, (e.latents.input_width,), rows, **how, trained=not d
+        )
+        # In the D step real and generated images are one batch with separate batch statistics.
         groups = 2 if d else 1
-        trunk = Pass(networks.trunk, image, groups * rows, groups=groups, **how, trained=d)
+        trunk = ChainStep(networks.trunk, image, groups * rows, groups=groups, **how, trained=d)
         return cls(
             generator,
             trunk,
-            DHead(networks.d_head, trunk.out, groups * rows, groups=groups, **how, trained=d),
-            QHead(networks.q_head, trunk.out, rows, **how, trained=d),
+            DHeadStep(networks.d_head, trunk.out, groups * rows, groups=groups, **how, trained=d),
+            QHeadStep(networks.q_head, trunk.out, rows, **how, trained=d),
         )
 
 
@@ -76,18 +79,18 @@ class Iteration:
 
     Args:
         experiment: what is trained.
-        settings: how.
+        config: its hyperparameters.
         networks: on the device, in training mode; trained in place.
         images: uint8 (N, height, width, channels) on the same device; real images are gathered
             from it and scaled there.
-        impl: who computes.
+        impl: the backend.
         distributed: the processes that share the batch.
-        in_order: `images` are this rank's rows of the batch alone, see `kernels.real_images`;
-            somebody writes them before each iteration.
+        in_order: whether `images` are this process's rows of the batch alone, written by the loader
+            before each iteration.
 
     Attributes:
-        rows: of the batch that are this rank's.
-        passes: the networks in the D step and in the G step.
+        rows: rows of the batch that are this process's.
+        steps: the networks of the D step and of the G step.
         counter: int64 (), the number of the iteration that `program` runs next.
         real: the real images of the last `draw`, (B, height, width, channels).
     """
@@ -95,7 +98,7 @@ class Iteration:
     def __init__(
         self,
         experiment: Experiment,
-        settings: TrainConfig,
+        config: TrainConfig,
         networks: InfoGAN,
         images: Tensor,
         impl: Implementation = "auto",
@@ -105,12 +108,12 @@ class Iteration:
     ) -> None:
         e = experiment
         self.distributed = distributed
-        self.rows = distributed.rows(settings.batch_size)
+        self.rows = distributed.rows(config.batch_size)
         self.experiment = e
-        self.config = settings
+        self.config = config
         self.networks = networks
         self.device = images.device
-        self.precision = PRECISIONS[settings.precision]
+        self.precision = PRECISIONS[config.precision]
         self._images = images
         self._in_order = in_order
         self._impl: Implementation = impl
@@ -121,12 +124,12 @@ class Iteration:
         self._both = images.new_empty(shape, dtype=computed)
         self.real = self._both[:rows]
         self._codes = empty_codes(e.latents, 2 * rows, self.device, computed)
-        computing, copies = narrowed(networks, computed)
+        computing, copies = with_working_copies(networks, computed)
         process_group = distributed.batch_norm_group(
-            synchronised=settings.batch_norm == "synchronised"
+            synchronised=config.batch_norm == "synchronised"
         )
         arguments = (computing, e, rows, computed, impl, process_group)
-        self.passes = (Passes.of(*arguments, "D"), Passes.of(*arguments, "G"))
+        self.steps = (StepNetworks.of(*arguments, "D"), StepNetworks.of(*arguments, "G"))
         betas = (e.beta1, e.beta2)
         self.d_adam = Adam(
             [p for _, p in networks.d_parameters()], e.learning_rate_d, betas, e.epsilon
@@ -143,7 +146,7 @@ class Iteration:
                 if parameter in copies:
                     adam.keep_copy(parameter, copies[parameter])
         self.counter = torch.zeros((), dtype=torch.int64, device=self.device)
-        # The objective is the adversarial loss less lambda times each bound, a mean over all rows.
+        # Of the adversarial loss and of each code's log-likelihood, in a mean over all rows.
         weights = [
             weight / distributed.world_size for weight in (1.0, *(-each for each in lambdas(e)))
         ]
@@ -154,20 +157,41 @@ class Iteration:
             self._weights = self.loss_scale.weights[:1], self.loss_scale.weights[1:]
         dtype = self.precision.dtype
         self._entropies = torch.tensor(e.latents.entropies, device=self.device, dtype=dtype)
-        # d_loss, g_loss, then the G step's bound for each code; see `kernels.measures`.
+        # d_loss, g_loss, then the G step's bound of each code; see `objective.metrics`.
         self.sums = torch.zeros(2 + len(e.latents.codes), dtype=dtype, device=self.device)
-        self.tally = torch.zeros(3, dtype=torch.int32, device=self.device)
-        # One counter for both heads' launches, which follow each other: the rows of Q's output and
-        # of D's logits that were not finite. Adam updates nothing while it is not 0.
-        self._counted = torch.zeros(3 + len(e.latents.codes), dtype=torch.int32, device=self.device)
-        self.problems = self._counted[1:2]
+        self.step_counts = torch.zeros(3, dtype=torch.int32, device=self.device)
+        # One count for both heads, whose launches follow each other: rows of Q's output and of D's
+        # logits that are not finite. Adam updates nothing unless it is 0.
+        self._head_counts = torch.zeros(
+            3 + len(e.latents.codes), dtype=torch.int32, device=self.device
+        )
+        self.non_finite_rows = self._head_counts[1:2]
         self._workspace = Workspace()
-        self._sharing: dict[str, GradientAllReduce] = {}
+        self._all_reduce: dict[str, GradientAllReduce] = {}
         divisor = self.loss_scale.divisor if self.loss_scale else None
         self._d_update, self._g_update = (
-            Update(adam, self.problems, divisor, by_triton=self._by_triton)
+            OptimizerStep(adam, self.non_finite_rows, divisor, by_triton=self._by_triton)
             for adam in (self.d_adam, self.g_adam)
         )
+
+    @classmethod
+    def create(
+        cls,
+        experiment: Experiment,
+        config: TrainConfig,
+        images: Tensor | NDArray[np.uint8],
+        device: torch.device | str = "cpu",
+        *,
+        impl: Implementation = "auto",
+        distributed: Distributed = SINGLE_PROCESS,
+        in_order: bool = False,
+    ) -> Self:
+        """Build the iteration with newly initialised networks and the images on a device."""
+        networks = InfoGAN(experiment, config.seed).to(device)
+        if config.precision == "fp64":
+            networks = networks.double()
+        images = torch.as_tensor(images).to(device)
+        return cls(experiment, config, networks, images, impl, distributed, in_order=in_order)
 
     @torch.no_grad()
     def run(self, step: int) -> None:
@@ -177,19 +201,19 @@ class Iteration:
         self.count_batches(1)
 
     def program(self) -> None:
-        """Run the iteration that `counter` tells, and count on: the whole without a host.
+        """Run iteration number `counter`, which it increments: what is compiled and captured.
 
-        What it leaves to the host is `count_batches`, and `precision.arithmetic` around it.
+        It leaves to its caller `count_batches`, and `precision.arithmetic` around it.
         """
         self._run(self.counter)
 
     @torch.no_grad()
     def count_batches(self, iterations: int) -> None:
-        """Count the batches that so many iterations have put into running statistics."""
-        for step in self.passes:
+        """Count the batches by which iterations have updated running statistics."""
+        for step in self.steps:
             for network in vars(step).values():
-                if network.counters:
-                    torch._foreach_add_(network.counters, network.groups * iterations)
+                if network.batches_tracked:
+                    torch._foreach_add_(network.batches_tracked, network.groups * iterations)
 
     def _run(self, step: int | Tensor) -> None:
         self.draw(step)
@@ -200,9 +224,9 @@ class Iteration:
             g_losses,
             values,
             self._entropies,
-            self.problems,
+            self.non_finite_rows,
             self.sums,
-            self.tally,
+            self.step_counts,
             self.loss_scale,
             step if isinstance(step, Tensor) else None,
             by_triton=self._by_triton,
@@ -238,24 +262,24 @@ class Iteration:
         )
 
     def read(self) -> dict[str, float]:
-        """Means since the last read, and start over. Waits for the device.
+        """Return the means since the last read, and reset them. Waits for the device.
 
         Returns:
-            d_loss and g_loss (the adversarial parts, without lambda * MI), and in nats mi_bound
-            and its parts: mi_categorical, mi_continuous, mi_c1, mi_c2, ..., of the G step's images;
-            and how many iterations were skipped because something in them was not finite.
+            d_loss and g_loss (the adversarial losses, without lambda * MI); in nats mi_bound and
+            its parts mi_categorical, mi_continuous, mi_c1, mi_c2, ..., on the G step's images; and
+            skipped, the iterations in which something was not finite.
 
         Raises:
-            TrainingError: the last `TOO_MANY` iterations or more were.
+            TrainingError: the last `TOO_MANY` iterations or more were skipped.
         """
         spec = self.experiment.latents
-        summed, skipped, broken = self.tally.tolist()
+        summed, skipped, in_a_row = self.step_counts.tolist()
         means = (self.sums / max(summed, 1)).tolist()
         self.sums.zero_()
-        self.tally[:2] = 0
-        if broken >= TOO_MANY:
+        self.step_counts[:2] = 0
+        if in_a_row >= TOO_MANY:
             raise TrainingError(
-                f"the last {broken} iterations had numbers that are not finite and were skipped"
+                f"the last {in_a_row} iterations had numbers that are not finite and were skipped"
             )
         bounds = means[2:]
         categorical = len(spec.categorical)
@@ -271,68 +295,70 @@ class Iteration:
 
     @torch.no_grad()
     def d_step(self) -> tuple[Tensor, Tensor]:
-        """Update trunk, D head and Q head, by what `draw` drew.
+        """Update trunk, D head and Q head, on what `draw` drew.
 
         Returns:
-            Adversarial losses, of real and of generated images, and the mean log-likelihood of
-            each code on the generated ones.
+            The adversarial losses on real and on generated images, (2,), and the mean
+            log-likelihood of each code on the generated ones.
         """
-        p, codes, rows = self.passes[0], self.codes(0), len(self.rows)
+        p, codes, rows = self.steps[0], self.codes(0), len(self.rows)
         self._both[rows:].copy_(p.generator.forward(codes.generator_input[:, None, None]))
         features = p.trunk.forward(self._both)
         losses = p.d_head.losses(
-            features, (_REAL, _GENERATED), self._weights[0], self._counted[1:3]
+            features, (_REAL, _GENERATED), self._weights[0], self._head_counts[1:3]
         )
         values = self._log_likelihood(p.q_head, features[rows:], codes)
         gradient = p.d_head.backward()
         gradient[rows:].add_(p.q_head.backward())
-        p.trunk.backward_to_weights(gradient)
+        p.trunk.backward_parameters(gradient)
         gradients = [*p.trunk.gradients, *p.d_head.gradients, *p.q_head.gradients]
-        gradients, (losses, values) = self._shared("D", gradients, losses, values)
+        gradients, (losses, values) = self._all_reduced("D", gradients, losses, values)
         self._d_update(gradients)
         return losses, values
 
     @torch.no_grad()
     def g_step(self) -> tuple[Tensor, Tensor]:
-        """Update the generator, by what `draw` drew.
+        """Update the generator, on what `draw` drew.
 
         Returns:
             The adversarial loss, (1,), and the mean log-likelihood of each code.
         """
-        p, codes = self.passes[1], self.codes(1)
+        p, codes = self.steps[1], self.codes(1)
         features = p.trunk.forward(p.generator.forward(codes.generator_input[:, None, None]))
-        losses = p.d_head.losses(features, (_REAL,), self._weights[0], self._counted[1:3])
+        losses = p.d_head.losses(features, (_REAL,), self._weights[0], self._head_counts[1:3])
         values = self._log_likelihood(p.q_head, features, codes)
         gradient = p.d_head.backward()
         if self.config.information == "maximise":
             gradient.add_(p.q_head.backward())
-        p.generator.backward_to_weights(p.trunk.backward(gradient))
-        gradients, (losses, values) = self._shared("G", p.generator.gradients, losses, values)
+        p.generator.backward_parameters(p.trunk.backward(gradient))
+        gradients, (losses, values) = self._all_reduced("G", p.generator.gradients, losses, values)
         self._g_update(gradients)
         return losses, values
 
-    def _shared(
-        self, step: str, gradients: list[Tensor], *measured: Tensor
+    def _all_reduced(
+        self, step: str, gradients: list[Tensor], *metrics: Tensor
     ) -> tuple[list[Tensor], tuple[Tensor, ...]]:
-        """All ranks' gradients and means of what was measured."""
+        """Sum the gradients, and average the metrics, over all processes."""
         if self.distributed.world_size == 1:
-            return gradients, measured
-        sizes = [len(each) for each in measured]
-        if step not in self._sharing:
-            self._sharing[step] = GradientAllReduce(self.distributed, gradients, sum(sizes))
-        gradients, means = self._sharing[step](gradients, torch.cat(measured), self.problems)
+            return gradients, metrics
+        sizes = [len(each) for each in metrics]
+        if step not in self._all_reduce:
+            self._all_reduce[step] = GradientAllReduce(self.distributed, gradients, sum(sizes))
+        gradients, means = self._all_reduce[step](
+            gradients, torch.cat(metrics), self.non_finite_rows
+        )
         return gradients, torch.split(means, sizes)
 
     def codes(self, step: int) -> DrawnCodes:
-        """Noise and code of the last `draw`: of the D step (0) or the G step (1), B rows."""
+        """Return the last draw's noise and codes of the D step (0) or the G step (1), B rows."""
         rows = len(self.rows)
         part, c = slice(step * rows, (step + 1) * rows), self._codes
         return DrawnCodes(c.generator_input[part], c.classes[part], c.continuous[part])
 
     def state(self) -> dict[str, dict[str, Tensor]]:
-        """All tensors of the state, by kind and name; they are the live ones, not copies.
+        """Return all tensors of the state by kind and name: the live ones, not copies.
 
-        Whoever writes into them calls `restored` afterwards.
+        Call `restored` after writing into them.
         """
         optimizer: dict[str, Tensor] = {}
         for adam, named in (
@@ -347,23 +373,23 @@ class Iteration:
         return {
             "weights": dict(self.networks.state_dict()),
             "optimizer": optimizer,
-            "metrics": {"sums": self.sums, "tally": self.tally},
+            "metrics": {"sums": self.sums, "tally": self.step_counts},
         }
 
     def reserve(self, captures: int) -> None:
-        """Prepare, at the next iteration, for so many of them in CUDA graphs captured after it."""
+        """Prepare, at the next iteration, for this number of CUDA-graph captures after it."""
         self._d_update.reserve(captures)
         self._g_update.reserve(captures)
 
     def restored(self) -> None:
-        """Follow a state that was written from outside: the copies are rounded anew."""
+        """Round the working copies again, after the state was written from outside."""
         if self.loss_scale:
             self.loss_scale.restored()
         self.d_adam.write_copies()
         self.g_adam.write_copies()
 
-    def _log_likelihood(self, q_head: QHead, features: Tensor, codes: DrawnCodes) -> Tensor:
-        """Of each code, (codes,); what `backward` differentiates is -lambda times it, summed."""
+    def _log_likelihood(self, q_head: QHeadStep, features: Tensor, codes: DrawnCodes) -> Tensor:
+        """Return it for each code, (codes,); `backward` is of the sum of -lambda times it."""
         spec = self.experiment.latents
-        counted = self._counted[: 2 + max(len(spec.codes), 1)]
-        return q_head.log_likelihood(features, codes, spec, self._weights[1], counted)
+        counts = self._head_counts[: 2 + max(len(spec.codes), 1)]
+        return q_head.log_likelihood(features, codes, spec, self._weights[1], counts)

@@ -1,4 +1,4 @@
-"""A network's way forward and back, written out: no autograd, and only the gradients wanted."""
+"""A network's forward and backward pass and its update, written out: no autograd, no lookups."""
 
 import math
 from collections.abc import Sequence
@@ -11,6 +11,8 @@ from torch.nn import Parameter
 
 from fastinfogan.nn import Chain, frozen_statistics
 from fastinfogan.nn.run import resolve
+from fastinfogan.optim import Adam
+from fastinfogan_kernels.adam.adam import NATIVELY, OneLaunch, launcher_of, update
 from fastinfogan_kernels.conv_block import aten_chain, triton_chain
 from fastinfogan_kernels.conv_block.chain_input import Source
 from fastinfogan_kernels.conv_block.deferred import Deferred
@@ -22,25 +24,25 @@ from fastinfogan_kernels.runtime.backend import Implementation, choose
 from fastinfogan_kernels.runtime.launch import nbytes
 
 
-class Network:
-    """One network on batches of one shape, by batch statistics; traceable and capturable.
+class NetworkStep:
+    """One network in one of the two steps, on batches of one shape; traceable and capturable.
 
     Args:
-        network: in training mode; its tensors must stay where they are.
+        network: in training mode, by batch statistics; its tensors must not be reallocated.
         shape: of an input, (C, H, W) or (features,).
-        batch: inputs.
-        groups: equal parts of the batch with statistics of their own.
-        dtype: of the maps.
-        impl: who computes.
-        process_group: with whom statistics are shared.
-        trained: whether its parameters have gradients and its running statistics move.
+        batch: number of inputs.
+        groups: number of equal parts of the batch, each with its own batch statistics.
+        dtype: of the feature maps.
+        impl: the backend.
+        process_group: the processes that share batch statistics.
+        trained: whether its parameters get gradients and its running statistics are updated.
 
     Attributes:
         out: shape of an output, (C, H, W) or (features,).
-        gradients: of the trained parameters, in the network's order, of the last way back.
-        counters: of the batches that running statistics have taken in; each run takes in `groups`.
+        gradients: of the trained parameters, in the network's order, of the last backward pass.
+        batches_tracked: BN's num_batches_tracked buffers; each iteration adds `groups` to them.
         trained: as given.
-        products: bytes of each layer's input, weight and result.
+        operand_bytes: of each layer's input, weight and output.
         groups: as given.
     """
 
@@ -61,125 +63,128 @@ class Network:
         self.out = stages[-1].out
         self.groups = groups
         self.trained = trained
-        maps = [
+        features = [
             batch * math.prod(each) * dtype.itemsize for each in (shape, *(s.out for s in stages))
         ]
         weights = [nbytes(stage.tensors.weight) for stage in stages]
-        self.products = list(zip(maps[:-1], weights, maps[1:], strict=True))
+        self.operand_bytes = list(zip(features[:-1], weights, features[1:], strict=True))
         self._layers = [stage.layer for stage in stages]
         self._tensors = [stage.tensors for stage in stages]
         self._impl: Implementation = impl
         chosen = choose(impl, self._tensors[0].weight.device)
-        self._how: Any = triton_chain if chosen == "triton" else aten_chain
+        self._chain: Any = triton_chain if chosen == "triton" else aten_chain
         self._source = Source(dtype, process_group)
-        self._wanted = [
+        self._needs_grad = [
             [trained and isinstance(t, Parameter) and t.requires_grad for t in layer]
             for layer in self._tensors
         ]
         norms = [stage.norm for stage in stages if trained and stage.norm is not None]
-        self.counters = [n.num_batches_tracked for n in norms if n.num_batches_tracked is not None]
+        self.batches_tracked = [
+            n.num_batches_tracked for n in norms if n.num_batches_tracked is not None
+        ]
         self.gradients: list[Tensor] = []
-        self._kept: tuple[Tensor, list[Tensor | None]] | None = None
+        self._saved: tuple[Tensor, list[Tensor | None]] | None = None
 
-    def _back(
+    def _backward(
         self, dout: Tensor, *, input_gradient: bool = True, bias_gradient: Tensor | None = None
     ) -> Tensor | None:
-        assert self._kept is not None, "the way back follows one forward"
-        (x, kept), self._kept = self._kept, None
+        assert self._saved is not None, "backward follows one forward"
+        (x, saved), self._saved = self._saved, None
         dx: Tensor | None
-        dx, gradients = self._how.backward(
-            x, self._source, self._layers, self._tensors, self.groups, kept, dout, self._wanted,
-            input_gradient=input_gradient, bias_gradient=bias_gradient,
+        dx, gradients = self._chain.backward(
+            x, self._source, self._layers, self._tensors, self.groups, saved, dout,
+            self._needs_grad, input_gradient=input_gradient, bias_gradient=bias_gradient,
         )  # fmt: skip
         self.gradients = [g for g in gradients if g is not None]
         return dx
 
 
-class Pass(Network):
-    """A network that makes maps of maps."""
+class ChainStep(NetworkStep):
+    """The generator or the trunk, which give feature maps."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the network.
 
         Args:
-            x: maps (batch, height, width, channels), contiguous; a row of features is a 1x1 map.
+            x: (batch, height, width, channels), contiguous; a row of features is of height and
+                width 1.
 
         Returns:
-            Its last block's maps.
+            Its last block's output, likewise.
         """
         out: Tensor
-        out, kept = self._how.forward(x, self._source, self._layers, self._tensors, self.groups)
-        self._kept = (x, kept)
+        out, saved = self._chain.forward(x, self._source, self._layers, self._tensors, self.groups)
+        self._saved = (x, saved)
         return out
 
     def backward(self, dout: Tensor) -> Tensor:
-        """The gradient of the last forward's input; the parameters' are left in `gradients`.
+        """Return the gradient of the last input; the parameters' are left in `gradients`.
 
         Args:
-            dout: of its result, of the same shape and dtype.
+            dout: gradient of the output, of its shape and dtype.
         """
-        dx = self._back(dout)
+        dx = self._backward(dout)
         assert dx is not None
         return dx
 
-    def backward_to_weights(self, dout: Tensor) -> None:
-        """As `backward`, for a network whose input needs no gradient."""
-        self._back(dout, input_gradient=False)
+    def backward_parameters(self, dout: Tensor) -> None:
+        """Compute the parameters' gradients alone; see `backward`."""
+        self._backward(dout, input_gradient=False)
 
 
-class _Head(Network):
-    """A network whose last layer ends in its part of the objective, in one operation with it."""
+class _HeadStep(NetworkStep):
+    """A head, whose last layer is one operation with its part of the objective."""
 
     def _features(self, x: Tensor) -> tuple[Deferred, list[Tensor | None]]:
-        """What the last layer reads."""
+        """Return the last layer's input, and what is saved for the backward pass."""
         before = (self._layers[:-1], self._tensors[:-1])
-        found: tuple[Deferred, list[Tensor | None]] = self._how.features(
+        found: tuple[Deferred, list[Tensor | None]] = self._chain.features(
             x, self._source, *before, self.groups
         )
         return found
 
-    def _keep(
-        self, x: Tensor, kept: list[Tensor | None], gradient: Tensor, bias_gradient: Tensor
+    def _save(
+        self, x: Tensor, saved: list[Tensor | None], gradient: Tensor, bias_gradient: Tensor
     ) -> None:
-        """Keep what the objective left: the gradients of the last layer's result and bias."""
-        self._from = (gradient[:, None, None], bias_gradient)
-        self._kept = (x, self._how.keep(kept, self._from[0]))
+        """Save the gradients of the last layer's output and bias, as the objective left them."""
+        self._last_gradients = (gradient[:, None, None], bias_gradient)
+        self._saved = (x, self._chain.keep(saved, self._last_gradients[0]))
 
     def backward(self) -> Tensor:
-        """The gradient of the maps read last; the parameters' are left in `gradients`."""
-        gradient, bias_gradient = self._from
-        dx = self._back(gradient, bias_gradient=bias_gradient)
+        """Return the gradient of the last input; the parameters' are left in `gradients`."""
+        gradient, bias_gradient = self._last_gradients
+        dx = self._backward(gradient, bias_gradient=bias_gradient)
         assert dx is not None
         return dx
 
 
-class DHead(_Head):
+class DHeadStep(_HeadStep):
     """D's head, up to its losses."""
 
     def losses(
-        self, x: Tensor, targets: Sequence[int], scale: float | Tensor, counted: Tensor
+        self, x: Tensor, targets: Sequence[int], scale: float | Tensor, counts: Tensor
     ) -> Tensor:
         """Compute the losses; `backward` differentiates scale times their sum.
 
         Args:
-            x: the trunk's maps, (batch, height, width, channels).
-            targets: of each group of rows, 1 for "should be called real", 0 for "generated".
-            scale: a number, or fp32 (1,) on the device.
-            counted: int32 (2,): rows that are not finite, and the kernel's own.
+            x: the trunk's output, (batch, height, width, channels).
+            targets: of each group of rows: 1 for real, 0 for generated.
+            scale: of the gradients; a number, or fp32 (1,) on the device.
+            counts: int32 (2,): rows that are not finite, and an arrival counter.
 
         Returns:
             (groups,), means over a group, in nats.
         """
         last = self._tensors[-1]
-        features, kept = self._features(x)
+        features, saved = self._features(x)
         found = d_head_objective(
-            features, last.weight, last.bias, targets, scale, counted=counted, impl=self._impl
+            features, last.weight, last.bias, targets, scale, counted=counts, impl=self._impl
         )
-        self._keep(x, kept, found.gradient[:, None], found.bias_gradient)
+        self._save(x, saved, found.gradient[:, None], found.bias_gradient)
         return found.losses
 
 
-class QHead(_Head):
+class QHeadStep(_HeadStep):
     """Q's head, up to the log-likelihood of the codes."""
 
     def log_likelihood(
@@ -188,25 +193,74 @@ class QHead(_Head):
         codes: DrawnCodes,
         spec: LatentSpec,
         weights: Sequence[float] | Tensor,
-        counted: Tensor,
+        counts: Tensor,
     ) -> Tensor:
         """Compute the log-likelihoods; `backward` differentiates their weighted sum.
 
         Args:
-            x: the trunk's maps, (batch, height, width, channels).
+            x: the trunk's output, (batch, height, width, channels).
             codes: that the images were generated from.
-            spec: what stands where.
+            spec: layout of the codes.
             weights: of each code in the sum; numbers, or fp32 (codes,) on the device.
-            counted: int32 (2 + codes,), see `kernels.targets.counters`.
+            counts: int32 (2 + codes,): classes out of range, rows that are not finite, and
+                arrival counters.
 
         Returns:
             (codes,), means over the batch, in nats.
         """
         last = self._tensors[-1]
-        features, kept = self._features(x)
+        features, saved = self._features(x)
         found = q_head_objective(
             features, last.weight, last.bias, codes.classes, codes.continuous, spec,
-            weights=weights, counted=counted, impl=self._impl,
+            weights=weights, counted=counts, impl=self._impl,
         )  # fmt: skip
-        self._keep(x, kept, found.gradient, found.bias_gradient)
+        self._save(x, saved, found.gradient, found.bias_gradient)
         return found.values
+
+
+class OptimizerStep:
+    """Adam's update of one parameter group by gradients it is given; traceable and capturable.
+
+    Args:
+        adam: with its state and working copies made; neither may be reallocated.
+        found_inf: int32, one element; nothing is updated unless it is 0.
+        grad_scale: fp32, one element, by which gradients are divided; those that are not finite
+            are counted in `found_inf` first. None: gradients are not scaled.
+        by_triton: whether Triton's kernel computes it.
+    """
+
+    def __init__(
+        self, adam: Adam, found_inf: Tensor, grad_scale: Tensor | None, *, by_triton: bool
+    ) -> None:
+        (self._group,) = adam.param_groups
+        parameters = self._group["params"]
+        state = [adam.state[p] for p in parameters]
+        moments = ([each[name] for each in state] for name in ("exp_avg", "exp_avg_sq", "step"))
+        copied = [i for i, p in enumerate(parameters) if p in adam.copies]
+        copies = [adam.copies[parameters[i]].detach() for i in copied]
+        self._written = ([p.detach() for p in parameters], *moments, copies, copied)
+        self._found_inf, self._grad_scale = found_inf, grad_scale
+        self._launcher: OneLaunch | None = None
+        self._number = NATIVELY
+        if by_triton:
+            self._launcher, self._number = launcher_of(parameters[0].device)
+
+    def reserve(self, captures: int) -> None:
+        """Prepare, at the next update, for this number of CUDA-graph captures after it."""
+        if self._launcher is not None:
+            # Scaled gradients are checked first, by another launch.
+            self._launcher.reserve(captures * (1 if self._grad_scale is None else 2))
+
+    def __call__(self, gradients: Sequence[Tensor]) -> None:
+        """Update the parameters; one gradient for each, in the group's order."""
+        group = self._group
+        update(
+            *self._written,
+            gradients,
+            self._found_inf,
+            self._grad_scale,
+            group["lr"],
+            *group["betas"],
+            group["eps"],
+            self._number,
+        )

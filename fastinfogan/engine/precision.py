@@ -145,15 +145,18 @@ def choose_precision(name: PrecisionName, device: torch.device) -> tuple[Precisi
     return PRECISIONS[name], "asked for"
 
 
-def narrowed(networks: _Networks, dtype: torch.dtype) -> tuple[_Networks, dict[Tensor, Tensor]]:
-    """Networks that compute with rounded copies of others' weights and share all else with them.
+def with_working_copies(
+    networks: _Networks, dtype: torch.dtype
+) -> tuple[_Networks, dict[Tensor, Tensor]]:
+    """Copy networks so that they compute with working copies of the master weights.
 
     Args:
-        networks: the others.
-        dtype: of the copies.
+        networks: with the master weights.
+        dtype: of the working copies.
 
     Returns:
-        The networks; and the copy of each weight of a map, if its dtype is another one.
+        Networks that share all other tensors with the given ones, and the working copy of each
+        weight of two or more dimensions, if its dtype is another one.
     """
     copies: dict[Tensor, Tensor] = {
         p: nn.Parameter(p.detach().to(dtype), p.requires_grad)

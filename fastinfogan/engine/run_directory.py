@@ -18,8 +18,7 @@ from torch import Tensor
 from fastinfogan import checkpoint
 from fastinfogan.atomic_io import write_json, write_text
 from fastinfogan.checkpoint import Checkpoint
-from fastinfogan.engine import environment
-from fastinfogan.engine.config import RunOptions, TrainConfig
+from fastinfogan.engine.config import RunOptions, TrainConfig, hardware, versions
 from fastinfogan.errors import InputError
 from fastinfogan.experiments import Experiment
 
@@ -103,7 +102,7 @@ class RunDirectory:
             InputError: something is there already, or the folder cannot be made.
         """
         self.require_free()
-        machine = {"versions": environment.versions(), "hardware": environment.hardware()}
+        machine = {"versions": versions(), "hardware": hardware()}
         try:
             self.pictures.mkdir(parents=True)
             self.checkpoints.mkdir()

@@ -1,8 +1,9 @@
-"""The loop around the iteration: metrics, pictures, checkpoints, stopping and going on."""
+"""The loop around the iteration, with metrics, pictures and checkpoints in between."""
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -29,18 +30,18 @@ def _nothing(*_: object) -> None:
 
 @dataclass(frozen=True)
 class Schedule:
-    """What happens at which iteration boundaries.
+    """What happens between which iterations.
 
     Attributes:
         checkpoint_every: iterations between checkpoints; one is written at the end in any case.
         keep: how many checkpoints stay on disk.
         pictures_every: iterations between calls of `on_pictures`; 0 for the end alone.
         on_metrics: called with each line of metrics.
-        on_pictures: called when pictures are due; the networks may be used and must be given back
-            in training mode.
+        on_pictures: called when pictures are due; may use the networks, and leaves them in
+            training mode.
         on_warning: called with a line about something that did not stop the run.
-        stop: asked at every boundary; a true answer ends the run there.
-        save_now: asked at every boundary; a true answer writes a checkpoint there.
+        stop: polled after every call of the execution mode; true ends the run there.
+        save_now: polled likewise; true has a checkpoint written there.
     """
 
     checkpoint_every: int = 500
@@ -57,19 +58,19 @@ class Trainer:
     """A run in progress.
 
     Args:
-        run: where it lives, or will live: nothing is written before `save` or `train`.
-        source: the images, or a set that is yet to be decoded and who decodes it.
+        run: where it is, or will be: nothing is written before `save` or `train`.
+        images: the images, or a decoder of those that are yet to be decoded.
         device: where to train.
-        execution: who drives the iteration.
-        distributed: the processes that train together; one of them writes.
-        cache: where decoded images are kept, see `data.place`.
-        on_bad_image: what is done about pictures that cannot be decoded.
+        execution: name of the execution mode.
+        distributed: the processes that train together; the main one writes.
+        cache: where decoded images are cached, see `fastinfogan.data.cache.policy`.
+        on_bad_image: what to do about images that cannot be decoded.
 
     Attributes:
         iteration: the two steps and their state.
-        execution: who drives it.
-        feed: has its images ready.
-        done: how many iterations the state has seen.
+        execution: runs it.
+        loader: prepares its images.
+        step: how many iterations the state has seen.
         seconds_to_first: from making the trainer to the end of the first iterations that it ran,
             with all that was compiled and captured for them; None before.
 
@@ -80,50 +81,45 @@ class Trainer:
     def __init__(
         self,
         run: RunDirectory,
-        source: ImageSet | Decoder,
+        images: ImageSet | Decoder,
         device: torch.device,
         execution: ExecutionName = "auto",
         distributed: Distributed = SINGLE_PROCESS,
         cache: CacheName = "auto",
         on_bad_image: OnBadImage = "fail",
     ) -> None:
-        images = source.source if isinstance(source, Decoder) else source
-        made_at = time.perf_counter()
-        if differs := difference(source.fingerprint, run.config.data_fingerprint):
+        self._made_at = time.perf_counter()
+        config, image_set = run.config, images.source if isinstance(images, Decoder) else images
+        if images.fingerprint != config.data_fingerprint:
             raise InputError(
-                f"{images.name}: these are not the images that {run.path} was started with; "
-                f"now and then: {differs}"
+                f"{image_set.name}: these are not the images that {run.path} was started with; "
+                f"now and then: {difference(images.fingerprint, config.data_fingerprint)}"
             )
-        if distributed.world_size != run.config.ranks:
+        if distributed.world_size != config.ranks:
             raise InputError(
-                f"{run.path} is of {run.config.ranks} processes, "
+                f"{run.path} is of {config.ranks} processes, "
                 f"{distributed.world_size} are training it"
             )
         self.run = run
         self.distributed = distributed
-        self.done = 0
+        self.step = 0
         self.seconds_to_first: float | None = None
-        self._saved = -1
-        self._made_at = made_at
-        networks = InfoGAN(run.experiment, run.config.seed).to(device)
-        if run.config.precision == "fp64":
-            networks = networks.double()
-        seed, batch = run.config.seed, run.config.batch_size
-        order = Sampler(seed, len(images), batch, distributed.rows(batch))
-        if distributed.world_size > 1 and isinstance(source, Decoder) and cache in ("auto", "file"):
-            fill_shared_cache(distributed, source, cache, on_bad_image)
-        self.feed = make_loader(source, device, order, cache, on_bad_image)
-        self.iteration = Iteration(
+        self._saved_step = -1
+        rows = distributed.rows(config.batch_size)
+        sampler = Sampler(config.seed, len(image_set), config.batch_size, rows)
+        if distributed.world_size > 1 and isinstance(images, Decoder) and cache in ("auto", "file"):
+            fill_shared_cache(distributed, images, cache, on_bad_image)
+        self.loader = make_loader(images, device, sampler, cache, on_bad_image)
+        self.iteration = Iteration.create(
             run.experiment,
-            run.config,
-            networks,
-            self.feed.images,
+            config,
+            self.loader.images,
+            device,
             distributed=distributed,
-            in_order=self.feed.in_order,
+            in_order=self.loader.in_order,
         )
-        self.execution = choose_execution(execution, device, distributed.world_size)[0](
-            self.iteration
-        )
+        mode, _ = choose_execution(execution, device, distributed.world_size)
+        self.execution = mode(self.iteration)
 
     @property
     def networks(self) -> InfoGAN:
@@ -131,19 +127,19 @@ class Trainer:
         return self.iteration.networks
 
     def resume(self, saved: SavedState | None = None) -> None:
-        """Go on exactly where a checkpoint was written, the run's newest if none is given.
+        """Continue exactly where a checkpoint was written; the run's newest if none is given.
 
         Raises:
-            InputError: there is none, it is damaged, or another experiment's or other settings'.
+            InputError: there is none, it is damaged, or it is of another run.
         """
         saved = saved or self.run.read_checkpoint()
         for kind, tensors in self.iteration.state().items():
             saved.fit(kind, tensors)
         self.iteration.restored()
-        self.done = self._saved = saved.iteration
+        self.step = self._saved_step = saved.iteration
 
     def take_weights(self, saved: SavedState) -> None:
-        """Start from a run's weights and batch-norm statistics, and from nothing else of it.
+        """Start from another run's weights and batch-norm statistics, and nothing else of it.
 
         Raises:
             InputError: its networks have other shapes.
@@ -151,148 +147,190 @@ class Trainer:
         saved.fit("weights", dict(self.networks.state_dict()))
         self.iteration.restored()
 
-    def train(self, until: int, schedule: Schedule) -> None:
-        """Train until `until` iterations are done, or `schedule.stop` says so.
+    def train(self, until: int, schedule: Schedule | None = None) -> None:
+        """Train until `until` iterations are done in all, or `schedule.stop` is true.
 
         A checkpoint, a picture or a line of metrics that cannot be written becomes a warning; the
-        last checkpoint must be.
+        last checkpoint must be written.
 
         Raises:
-            InputError: a picture cannot be decoded, or too many cannot; a checkpoint was written.
+            InputError: an image cannot be decoded, or too many cannot; a checkpoint was written.
             OSError: the last checkpoint could not be written.
             TrainingError: a loss or a weight is no longer finite; no checkpoint was written of it.
         """
-        settings = self.run.config
-        log = MetricsLog(self.run, self.done) if self.distributed.is_main else None
+        schedule = schedule or Schedule()
+        metrics = _Metrics(self, schedule)
         self.networks.train()
-        self.distributed.barrier()  # nobody writes before everybody has read
-        started, since = time.perf_counter(), self.done
-        first: dict[str, float] = {}
-
-        def write_metrics() -> None:
-            nonlocal started, since
-            try:
-                line: dict[str, float] = {"iteration": self.done, **self.iteration.read()}
-            except TrainingError as error:
-                self._diverged(str(error))
-            self._require_finite(line)
-            seconds = time.perf_counter() - started
-            line["seconds_per_iteration"] = seconds / (self.done - since)
-            line["images_per_second"] = settings.batch_size * (self.done - since) / seconds
-            if self.feed.seconds_waited is not None:
-                line["data_seconds"], self.feed.seconds_waited = self.feed.seconds_waited, 0.0
-            line |= first
-            first.clear()
-            if log:
-                attempt("metrics", lambda: log.write(line))
-                schedule.on_metrics(line)
-            started, since = time.perf_counter(), self.done
-
-        def attempt(what: str, write: Callable[[], object]) -> None:
-            try:
-                write()
-            except (OSError, InputError) as error:
-                schedule.on_warning(f"no {what} at iteration {self.done}: {error}")
-
-        # Several ranks stop at a boundary that they agree on.
-        stop_waiting = schedule.stop if self.distributed.world_size == 1 else lambda: False
-
-        def prepare(count: int) -> bool:
-            there, error = False, None
-            try:
-                there = self.feed.prepare(self.done, count, stop_waiting)
-            except InputError as found:
-                error = found
-            failed = error is not None
-            if self.feed.seconds_waited is not None:  # ranks decode each their own pictures
-                (failed,) = self.distributed.any_process(failed)
-            if failed:
-                if self.done:
-                    attempt("checkpoint", lambda: self.save(schedule.keep))
-                raise error or InputError("another rank lacks its images; its message says why")
-            tell()
-            return there
-
-        def tell() -> None:
-            for told in self.feed.messages(self.run.path if self.distributed.is_main else None):
-                schedule.on_warning(told)
-
-        def pictures() -> None:
-            if self.distributed.is_main:
-                attempt("pictures", schedule.on_pictures)
-
+        self.distributed.barrier()  # no process writes before all have read
+        metrics.restart()
         try:
-            if self.done < until:
+            if self.step < until:
                 self.execution.prepare()
             stop, save_now = self.distributed.any_process(schedule.stop(), False)
-            while self.done < until and not stop:
-                count = self._to_next_boundary(until, schedule)
-                if not prepare(count):
+            while self.step < until and not stop:
+                count = self._iterations_until_due(until, schedule)
+                if not self._prepare_images(count, schedule):
                     break
-                self.execution.run(self.done, count)
-                self.done += count
-                if self.seconds_to_first is None:
-                    self._wait_for_device()
-                    self.seconds_to_first = time.perf_counter() - self._made_at
-                    first["seconds_to_first_iteration"] = self.seconds_to_first
-                    if self.done % settings.log_every and self.done < until:
-                        # The rate is to be that of what follows.
-                        started, since = time.perf_counter(), self.done
-                if self.done % settings.log_every == 0 or self.done == until:
-                    write_metrics()
-                begun = time.perf_counter()
-                stop, save_now = self.distributed.any_process(schedule.stop(), schedule.save_now())
-                if self.done % schedule.checkpoint_every == 0 or save_now:
-                    attempt("checkpoint", lambda: self.save(schedule.keep))
-                if schedule.pictures_every and self.done % schedule.pictures_every == 0:
-                    pictures()
-                started += time.perf_counter() - begun
+                self.execution.run(self.step, count)
+                self.step += count
+                metrics.update(last=self.step == until)
+                with metrics.paused():
+                    stop, save_now = self.distributed.any_process(
+                        schedule.stop(), schedule.save_now()
+                    )
+                    if save_now or self._is_due(schedule.checkpoint_every):
+                        self.attempt("checkpoint", lambda: self.save(schedule.keep), schedule)
+                    if self._is_due(schedule.pictures_every):
+                        self._draw(schedule)
             self.save(schedule.keep)
-            pictures()
+            self._draw(schedule)
         finally:
-            self.feed.close()
-            tell()
-            if log:
-                attempt("TensorBoard events", log.close)
-
-    def _wait_for_device(self) -> None:
-        if self.iteration.device.type == "cuda":
-            torch.cuda.synchronize(self.iteration.device)
-
-    def _to_next_boundary(self, until: int, schedule: Schedule) -> int:
-        """How many iterations may run before something is due."""
-        every = (self.run.config.log_every, schedule.checkpoint_every, schedule.pictures_every)
-        due = [n - self.done % n for n in every if n]
-        return min(self.execution.iterations_per_call, self.feed.at_once, until - self.done, *due)
+            self.loader.close()
+            self._report_bad_images(schedule)
+            metrics.close()
 
     def save(self, keep: int = 3) -> None:
         """Write a checkpoint of the present state, if there is none yet, and prune older ones.
 
-        Of several ranks rank 0 alone writes; all check.
+        The main process alone writes; all check.
 
         Raises:
-            OSError: it could not be written; older ones are kept.
-            TrainingError: the state is not finite; older ones are kept.
+            OSError: it could not be written; older ones are left.
+            TrainingError: the state is not finite; older ones are left.
         """
-        if self._saved == self.done:
+        if self._saved_step == self.step:
             return
         state = self.iteration.state()
         for kind, tensors in state.items():
             for name, tensor in tensors.items():
                 if tensor.is_floating_point() and not tensor.isfinite().all():
-                    self._diverged(f"{kind} {name} is not finite")
+                    self.fail(f"{kind} {name} is not finite")
         if self.distributed.is_main:
-            self.run.write_checkpoint(self.done, state, keep)
-        self._saved = self.done
+            self.run.write_checkpoint(self.step, state, keep)
+        self._saved_step = self.step
 
-    def _require_finite(self, line: dict[str, float]) -> None:
+    def attempt(self, what: str, write: Callable[[], object], schedule: Schedule) -> None:
+        """Write something; warn if it cannot be written."""
+        try:
+            write()
+        except (OSError, InputError) as error:
+            schedule.on_warning(f"no {what} at iteration {self.step}: {error}")
+
+    def fail(self, reason: str) -> NoReturn:
+        """Raise that training diverged."""
+        newest = (
+            f"its newest checkpoint is of iteration {self._saved_step}"
+            if self._saved_step >= 0
+            else "and there is no older checkpoint"
+        )
+        raise TrainingError(
+            f"{self.run.path}: training diverged by iteration {self.step}, {reason}; "
+            f"nothing was saved of it, {newest}"
+        )
+
+    def _is_due(self, every: int) -> bool:
+        return every > 0 and self.step % every == 0
+
+    def _iterations_until_due(self, until: int, schedule: Schedule) -> int:
+        """How many iterations may run before something is due."""
+        every = (self.run.config.log_every, schedule.checkpoint_every, schedule.pictures_every)
+        due = [n - self.step % n for n in every if n]
+        calls = self.execution.iterations_per_call, self.loader.at_once
+        return min(*calls, until - self.step, *due)
+
+    def _prepare_images(self, count: int, schedule: Schedule) -> bool:
+        """Have the images of the next iterations ready; false if the run is to stop instead."""
+        # Several processes stop where all of them do.
+        stop = schedule.stop if self.distributed.world_size == 1 else lambda: False
+        ready, error = False, None
+        try:
+            ready = self.loader.prepare(self.step, count, stop)
+        except InputError as found:
+            error = found
+        failed = error is not None
+        if self.loader.seconds_waited is not None:  # every process decodes its own images
+            (failed,) = self.distributed.any_process(failed)
+        if failed:
+            if self.step:
+                self.attempt("checkpoint", lambda: self.save(schedule.keep), schedule)
+            raise error or InputError("another rank lacks its images; its message says why")
+        self._report_bad_images(schedule)
+        return ready
+
+    def _report_bad_images(self, schedule: Schedule) -> None:
+        for message in self.loader.messages(self.run.path if self.distributed.is_main else None):
+            schedule.on_warning(message)
+
+    def _draw(self, schedule: Schedule) -> None:
+        if self.distributed.is_main:
+            self.attempt("pictures", schedule.on_pictures, schedule)
+
+
+class _Metrics:
+    """Reads what the iterations left on the device, and adds rates.
+
+    Args:
+        trainer: whose iterations.
+        schedule: with who else gets each line.
+    """
+
+    def __init__(self, trainer: Trainer, schedule: Schedule) -> None:
+        self._trainer, self._schedule = trainer, schedule
+        self._log = MetricsLog(trainer.run, trainer.step) if trainer.distributed.is_main else None
+        self._once: dict[str, float] = {}
+        self.restart()
+
+    def restart(self) -> None:
+        """Measure rates from here on."""
+        self._started, self._first = time.perf_counter(), self._trainer.step
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the time spent inside out of the rates."""
+        begun = time.perf_counter()
+        yield
+        self._started += time.perf_counter() - begun
+
+    def update(self, *, last: bool) -> None:
+        """Note that iterations have run; write a line if one is due.
+
+        Raises:
+            TrainingError: a metric is not finite.
+        """
+        trainer = self._trainer
+        is_due = trainer.step % trainer.run.config.log_every == 0 or last
+        if trainer.seconds_to_first is None:
+            if trainer.iteration.device.type == "cuda":
+                torch.cuda.synchronize(trainer.iteration.device)
+            trainer.seconds_to_first = time.perf_counter() - trainer._made_at
+            self._once["seconds_to_first_iteration"] = trainer.seconds_to_first
+            if not is_due:
+                self.restart()  # the first line's rate is that of the iterations after the first
+        if is_due:
+            self._write()
+
+    def _write(self) -> None:
+        trainer = self._trainer
+        try:
+            line: dict[str, float] = {"iteration": trainer.step, **trainer.iteration.read()}
+        except TrainingError as error:
+            trainer.fail(str(error))
         for name, value in line.items():
             if not math.isfinite(value):
-                self._diverged(f"{name} is {value}")
+                trainer.fail(f"{name} is {value}")
+        seconds = (time.perf_counter() - self._started) / (trainer.step - self._first)
+        line["seconds_per_iteration"] = seconds
+        line["images_per_second"] = trainer.run.config.batch_size / seconds
+        if trainer.loader.seconds_waited is not None:
+            line["data_seconds"], trainer.loader.seconds_waited = trainer.loader.seconds_waited, 0.0
+        line |= self._once
+        self._once = {}
+        if log := self._log:
+            trainer.attempt("metrics", lambda: log.write(line), self._schedule)
+            self._schedule.on_metrics(line)
+        self.restart()
 
-    def _diverged(self, what: str) -> NoReturn:
-        older = f"its newest checkpoint is of iteration {self._saved}" if self._saved >= 0 else ""
-        raise TrainingError(
-            f"{self.run.path}: training diverged by iteration {self.done}, {what}; "
-            f"nothing was saved of it, {older or 'and there is no older checkpoint'}"
-        )
+    def close(self) -> None:
+        """Flush the log."""
+        if self._log:
+            self._trainer.attempt("TensorBoard events", self._log.close, self._schedule)

@@ -25,12 +25,12 @@ from bench.timing.roofline import Roofline
 from bench.timing.rows import Row, read, write
 from bench.timing.table import lines
 from fastinfogan import experiments
-from fastinfogan.engine.update import Update
+from fastinfogan.engine.network_step import OptimizerStep
 from fastinfogan.errors import InputError
 from fastinfogan.reference import Reference
 from fastinfogan_kernels.conv_block import cpu_epilogue
 from fastinfogan_kernels.philox import Stream
-from tests.helpers.training import narrowed
+from tests.helpers.training import narrow_experiment
 
 if TYPE_CHECKING:
     from fastinfogan.experiments import Experiment
@@ -241,7 +241,7 @@ def test_a_wrong_gradient_of_batch_norm_is_not_timed(wrong_batch_norm: Callable[
 @pytest.mark.usefixtures("narrow_networks")
 def test_an_update_that_is_not_adams_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = find(iteration.planned(CPU, ["mnist"], ["fp32"], [16], ["eager"]), "mnist")
-    monkeypatch.setattr(Update, "__call__", lambda *_: None)
+    monkeypatch.setattr(OptimizerStep, "__call__", lambda *_: None)
     with pytest.raises(MismatchError, match="an update of a parameter of shape"):
         plan.make(CPU).check()
 
@@ -290,7 +290,7 @@ def test_on_a_cpu_every_experiment_is_planned_at_batches_that_it_can_do() -> Non
 @pytest.mark.parametrize("name", ["mnist", "svhn", "sprites"])
 def test_the_baseline_loop_is_the_reference(name: str) -> None:
     """Its losses, bounds and weights, in fp64, after two iterations."""
-    e: Experiment = narrowed(experiments.get(name), 8)
+    e: Experiment = narrow_experiment(experiments.get(name), 8)
     images = iteration.images_for(e, 64, CPU)
     loop, reference = UsualLoop(e, images, 8, seed=3, dtype=torch.float64), Reference(e, 3)
     for network in reference.networks:

@@ -113,9 +113,9 @@ def in_g_step(extra: Callable[[Iteration], object]) -> Callable[[Iteration], Any
 @pytest.mark.parametrize(
     ("extra", "grown"),
     [
-        (lambda self: self.problems.add_(0), "launches of mnist in bf16"),
+        (lambda self: self.non_finite_rows.add_(0), "launches of mnist in bf16"),
         (lambda self: torch.empty(1), "allocations of mnist in bf16"),
-        (lambda self: float(self.problems), "host waits of mnist in bf16"),
+        (lambda self: float(self.non_finite_rows), "host waits of mnist in bf16"),
     ],
     ids=["launch", "allocation", "wait"],
 )

@@ -130,11 +130,11 @@ def test_what_is_of_pictures_is_not_asked_of_images_in_memory(
 NARROW = """
 import sys
 sys.path.insert(0, {tests!r})
-from tests.helpers.training import narrowed
+from tests.helpers.training import narrow_experiment
 from fastinfogan import experiments
 from fastinfogan.cli import main
 full = experiments.get
-experiments.get = lambda *arguments: narrowed(full(*arguments), 8)
+experiments.get = lambda *arguments: narrow_experiment(full(*arguments), 8)
 sys.exit(main({arguments!r}))
 """
 

@@ -219,7 +219,7 @@ def test_what_does_not_fit_into_memory_leaves_nothing(
         assert not Path("run").exists()
     assert main(start) == 0
     with monkeypatch.context() as patched:
-        patched.setattr("fastinfogan.engine.Model.generate", too_much)
+        patched.setattr("fastinfogan.model.Model.generate", too_much)
         assert "take a smaller --count" in fails("sample", "run", capsys=capsys)
 
 

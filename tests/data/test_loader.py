@@ -115,9 +115,9 @@ def test_a_bad_picture_ends_the_run_with_a_checkpoint_or_is_skipped(
     told = f"pictures: {late:04d}.raw cannot be decoded: cut short; .* `on_bad_image='skip'`"
     with pytest.raises(InputError, match=told):
         trainer.train(2 * EPOCH, Schedule())
-    assert 0 <= trainer.done <= 5
-    if trainer.done:
-        assert trainer.run.read_checkpoint().iteration == trainer.done
+    assert 0 <= trainer.step <= 5
+    if trainer.step:
+        assert trainer.run.read_checkpoint().iteration == trainer.step
     skipping: dict[str, Any] = {"cache": cache, "on_bad_image": "skip"}
     warnings: list[str] = []
     run = begin(tiny, "skip", RawDecoder(decoder.source), **skipping)
@@ -202,7 +202,7 @@ def test_stopping_does_not_wait_for_pictures(tiny: Experiment) -> None:
     begun = time.monotonic()
     trainer.train(2 * EPOCH, Schedule(stop=stop))
     assert time.monotonic() - begun < 5
-    assert trainer.done < 4
+    assert trainer.step < 4
     assert decoder.closed == 1
 
 

@@ -24,7 +24,7 @@ from fastinfogan.engine.config import BatchNorm
 from fastinfogan.engine.precision import ComputedIn
 from fastinfogan.errors import InputError, TrainingError
 from tests.helpers.torchrun import MNIST, lines, torchrun
-from tests.helpers.training import made_up_images, make_iteration, narrowed, train_config
+from tests.helpers.training import made_up_images, make_iteration, narrow_experiment, train_config
 
 BATCH, ITERATIONS = 12, 3
 
@@ -33,7 +33,7 @@ def trained(
     distributed: Distributed, precision: ComputedIn, batch_norm: BatchNorm
 ) -> dict[str, torch.Tensor]:
     """The state of the tiny experiment after some iterations."""
-    tiny = replace(narrowed(experiments.get("mnist"), 16), batch_size=BATCH)
+    tiny = replace(narrow_experiment(experiments.get("mnist"), 16), batch_size=BATCH)
     iteration = make_iteration(
         tiny, batch_size=BATCH, precision=precision, distributed=distributed, batch_norm=batch_norm
     )
@@ -91,7 +91,7 @@ def shared_troubles(rank: int, folder: Path) -> None:
         "gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2
     )
     distributed = Distributed(rank, 2)
-    tiny = replace(narrowed(experiments.get("mnist"), 16), batch_size=4)
+    tiny = replace(narrow_experiment(experiments.get("mnist"), 16), batch_size=4)
     iteration = make_iteration(tiny, batch_size=4, distributed=distributed)
     before = [p.clone() for p in iteration.networks.parameters()]
     for step in range(3):
@@ -111,17 +111,17 @@ def shared_troubles(rank: int, folder: Path) -> None:
     trainer = Trainer(run, source, torch.device("cpu"), distributed=distributed)
     if distributed.is_main:
         run.make()
-    trainer.feed.waited, trainer.feed.at_once = 0.0, 1
+    trainer.loader.waited, trainer.loader.at_once = 0.0, 1
 
     def prepare(step: int, *_: object) -> bool:
         if rank == 1 and step == 2:
             raise InputError("picture 7 is torn")
         return True
 
-    trainer.feed.prepare = prepare  # type: ignore[method-assign]
+    trainer.loader.prepare = prepare  # type: ignore[method-assign]
     with pytest.raises(InputError, match=("another rank lacks", "picture 7 is torn")[rank]):
         trainer.train(9, Schedule())
-    assert trainer.done == 2
+    assert trainer.step == 2
     dist.destroy_process_group()
 
 

@@ -61,7 +61,7 @@ def test_a_wait_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def waiting(self: Iteration) -> tuple[Tensor, Tensor]:
         found = step(self)
-        float(self.problems)
+        float(self.non_finite_rows)
         return found
 
     monkeypatch.setattr(Iteration, "g_step", waiting)

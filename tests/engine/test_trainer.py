@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fastinfogan import checkpoint
-from fastinfogan.engine import Origin, RunDirectory, RunOptions, Schedule, Trainer
+from fastinfogan.engine import InitialWeights, RunDirectory, RunOptions, Schedule, Trainer
 from fastinfogan.engine.precision import ComputedIn
 from fastinfogan.engine.run_directory import MetricsLog
 from fastinfogan.errors import InputError, TrainingError
@@ -54,7 +54,7 @@ def test_resuming_is_bit_for_bit(
     whole.train(24, Schedule())
     start(Path("cut"), tiny, precision, augmentation).train(stop, Schedule())
     cut = go_on(Path("cut"), tiny)
-    assert cut.done == stop
+    assert cut.step == stop
     cut.train(24, Schedule())
     assert digest(cut) == digest(whole)
 
@@ -63,7 +63,7 @@ def test_metrics_of_a_crashed_run_are_those_of_the_run_never_stopped(tiny: Exper
     """A crash at 27 goes back to the checkpoint at 25, in the middle of a line's iterations."""
     start(Path("whole"), tiny).train(40, Schedule())
     crashed = start(Path("crashed"), tiny)
-    schedule = Schedule(checkpoint_every=25, stop=lambda: crashed.done == 31 and 1 // 0 == 1)
+    schedule = Schedule(checkpoint_every=25, stop=lambda: crashed.step == 31 and 1 // 0 == 1)
     with pytest.raises(ZeroDivisionError):
         crashed.train(40, schedule)
     assert [line["iteration"] for line in crashed.run.metrics()] == [10, 20, 30]
@@ -166,14 +166,14 @@ def test_a_digit_flipped_in_a_block_table_is_named(tiny: Experiment) -> None:
 def test_where_the_images_lie_is_not_compared(tiny: Experiment) -> None:
     start(Path("run"), tiny).train(2, Schedule())
     edit("settings", "data", "/elsewhere")
-    assert go_on(Path("run"), tiny).done == 2
+    assert go_on(Path("run"), tiny).step == 2
 
 
 def test_a_run_that_came_to_no_checkpoint_starts_again_from_its_seed(tiny: Experiment) -> None:
     start(Path("whole"), tiny).train(12, Schedule())
     crashed = start(Path("run"), tiny)
     with pytest.raises(ZeroDivisionError):
-        crashed.train(40, Schedule(stop=lambda: crashed.done == 11 and 1 // 0 == 1))
+        crashed.train(40, Schedule(stop=lambda: crashed.step == 11 and 1 // 0 == 1))
     assert not crashed.run.has_checkpoint()
     again = Trainer(RunDirectory.open(Path("run")), made_up_images(tiny), CPU)
     again.train(12, Schedule())
@@ -275,7 +275,7 @@ def test_training_that_diverges_stops_and_saves_nothing_of_it(
     trainer = Trainer(RunDirectory.create(Path("run"), tiny, settings), source, CPU)
 
     def poison() -> bool:
-        if trainer.done == 15:
+        if trainer.step == 15:
             with torch.no_grad():
                 next(trainer.networks.generator.parameters()).fill_(float("nan"))
         return False
@@ -292,7 +292,7 @@ def test_training_that_diverges_stops_and_saves_nothing_of_it(
 
 def test_the_plan_is_recorded_and_updated(tiny: Experiment) -> None:
     source = made_up_images(tiny)
-    origin = Origin("/other", "iteration-000004", "ab" * 32)
+    origin = InitialWeights("/other", "iteration-000004", "ab" * 32)
     plan = RunOptions(70, origin, checkpoint_every=20, pictures_every=0)
     run = RunDirectory.create(Path("run"), tiny, train_config(source), plan)
     before = json.loads(Path("run/config.json").read_text())
@@ -353,7 +353,7 @@ def test_init_from_takes_weights_alone(tiny: Experiment) -> None:
     second.take_weights(first.run.read_checkpoint())
     for name, tensor in first.networks.state_dict().items():
         assert torch.equal(second.networks.state_dict()[name], tensor)
-    assert second.done == 0
+    assert second.step == 0
     assert not second.iteration.state()["optimizer"]["generator.0.layer.weight.exp_avg"].any()
 
 

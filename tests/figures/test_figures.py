@@ -23,7 +23,7 @@ from fastinfogan.figures import (
 from fastinfogan.model import Model
 from fastinfogan.networks import InfoGAN
 from fastinfogan_kernels.latents import Latents
-from tests.helpers.training import made_up_images, narrowed, train_config
+from tests.helpers.training import made_up_images, narrow_experiment, train_config
 
 
 class Recorder(Model):
@@ -61,14 +61,14 @@ def test_ranges_and_defaults(tiny: Experiment) -> None:
     recorder = Recorder(tiny)
     draw_traversal(recorder, "c3", Path("t.png"), rows=1, steps=3, low=0.0, high=1.0)
     assert recorder.asked[0].continuous[:, 1].tolist() == [0.0, 0.5, 1.0]
-    faces = Recorder(narrowed(experiments.get("faces"), 32))
+    faces = Recorder(narrow_experiment(experiments.get("faces"), 32))
     draw_traversal(faces, "c5", Path("t.png"), rows=1, steps=3)
     assert faces.asked[0].continuous[:, 4].tolist() == [-1.0, 0.0, 1.0]
 
 
 @pytest.mark.parametrize("name", experiments.BASES)
 def test_all_pictures_of_every_experiment(name: str) -> None:
-    e = narrowed(experiments.get(name), 32)
+    e = narrow_experiment(experiments.get(name), 32)
     files = draw_all(Model(e, InfoGAN(e).eval(), 0), Path("pictures"))
     assert [f.name for f in files] == [
         "samples.png",

@@ -15,7 +15,6 @@ from fastinfogan.engine import Iteration, TrainConfig, Trainer
 from fastinfogan.engine.config import BatchNorm, Information
 from fastinfogan.engine.precision import ComputedIn
 from fastinfogan.experiments import BlockSpec, Experiment
-from fastinfogan.networks import InfoGAN
 from fastinfogan_kernels import philox
 from fastinfogan_kernels.inputs.real_images import Augmentation
 from fastinfogan_kernels.runtime.backend import Implementation
@@ -23,7 +22,7 @@ from fastinfogan_kernels.runtime.backend import Implementation
 QUICK = ["--batch-size", "4", "--precision", "fp32"]
 
 
-def narrowed(experiment: Experiment, divisor: int) -> Experiment:
+def narrow_experiment(experiment: Experiment, divisor: int) -> Experiment:
     """The same experiment with every hidden width divided."""
 
     def narrow(blocks: tuple[BlockSpec, ...]) -> tuple[BlockSpec, ...]:
@@ -87,7 +86,7 @@ def make_iteration(
 ) -> Iteration:
     """The product's iteration on made-up images."""
     source = made_up_images(experiment)
-    settings = train_config(
+    config = train_config(
         source,
         seed=seed,
         batch_size=batch_size,
@@ -95,12 +94,10 @@ def make_iteration(
         augmentation=augmentation,
         information=information,
     )
-    networks = InfoGAN(experiment, seed)
-    if precision == "fp64":
-        networks = networks.double()
-    settings = replace(settings, batch_norm=batch_norm, ranks=distributed.world_size)
-    images = torch.from_numpy(source.images).to(device)
-    return Iteration(experiment, settings, networks.to(device), images, impl, distributed)
+    config = replace(config, batch_norm=batch_norm, ranks=distributed.world_size)
+    return Iteration.create(
+        experiment, config, source.images, device, impl=impl, distributed=distributed
+    )
 
 
 def watch_gradients(
@@ -141,7 +138,7 @@ def fails(
 
 def digest(trainer: Trainer) -> str:
     """SHA-256 of every tensor of the state and its name."""
-    sha = hashlib.sha256(str(trainer.done).encode())
+    sha = hashlib.sha256(str(trainer.step).encode())
     for kind, tensors in trainer.iteration.state().items():
         for name, tensor in tensors.items():
             sha.update(f"{kind}/{name}".encode())

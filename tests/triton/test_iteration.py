@@ -11,14 +11,14 @@ from fastinfogan.engine.precision import ComputedIn
 from fastinfogan.experiments import Experiment
 from fastinfogan.reference import Reference
 from tests.helpers.reference import step_reference, widen
-from tests.helpers.training import make_iteration, narrowed, watch_gradients
+from tests.helpers.training import make_iteration, narrow_experiment, watch_gradients
 
 STEP = 5
 
 
 def small(name: str) -> Experiment:
     """The experiment at a fraction of its widths; chairs of half their sides, too."""
-    e = narrowed(experiments.get(name), {"mnist": 16, "svhn": 16}.get(name, 32))
+    e = narrow_experiment(experiments.get(name), {"mnist": 16, "svhn": 16}.get(name, 32))
     if name != "chairs":
         return e
     generator = tuple(
@@ -65,7 +65,7 @@ def test_an_iteration_is_the_references(name: str, precision: ComputedIn) -> Non
     with torch.no_grad():
         ours.program()
     assert ours.counter.item() == STEP + 1
-    assert ours.tally.tolist() == [1, 0, 0]
+    assert ours.step_counts.tolist() == [1, 0, 0]
     step_reference(theirs, ours, STEP)
     losses, _, bounds = step_reference(truth, ours, STEP)
     expected = torch.stack([t.detach() for t in (*losses, *bounds)])
