@@ -372,7 +372,7 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("--target", choices=[*MACHINES], default="sm_90")
-    parser.add_argument("--experiment", choices=[*experiments.BASES], action="append")
+    parser.add_argument("--experiment", choices=[*experiments.EXPERIMENTS], action="append")
     parser.add_argument("--precision", choices=["bf16", "fp16", "fp32"], default="bf16")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--launches", metavar="MODULE:FUNCTION", help="instead of an experiment's: "
@@ -387,7 +387,7 @@ def main(arguments: list[str] | None = None) -> int:
             if args.launches:
                 module, _, function = args.launches.partition(":")
                 launches += getattr(importlib.import_module(module), function)()
-            for name in () if args.launches else args.experiment or experiments.BASES:
+            for name in () if args.launches else args.experiment or experiments.EXPERIMENTS:
                 e = replace(experiments.get(name), batch_size=args.batch_size)
                 launches += record_all(e, args.precision)
             compiled = compile_launches(launches, args.target)

@@ -72,7 +72,7 @@ def _by_machine(group: str, write: Callable[[list[Row]], str]) -> str:
 
 
 def _order(row: Row) -> tuple[int, str, str, int]:
-    names = list(experiments.BASES)
+    names = list(experiments.EXPERIMENTS)
     where = names.index(row.experiment) if row.experiment in names else len(names)
     return where, row.precision or "", row.name.split(",")[0], row.batch or 0
 

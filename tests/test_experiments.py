@@ -1,15 +1,24 @@
-"""The experiments: their published numbers, the variants, and their way through JSON."""
+"""The experiments: their published numbers, the variants, JSON, and how to add one."""
 
 import json
+from dataclasses import replace
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 import torch
 
 from fastinfogan import experiments
+from fastinfogan.cli import main
+from fastinfogan.data.synthetic import SCENES
+from fastinfogan.engine import RunDirectory
 from fastinfogan.errors import InputError
+from fastinfogan.experiments import BlockSpec, Experiment
+from fastinfogan.experiments.variants import of_fields
 from fastinfogan.networks import InfoGAN
 from fastinfogan.reference import Reference
+from fastinfogan_kernels.latents import Categorical, LatentSpec, Noise
+from tests.helpers.training import QUICK
 
 # Parameters of (trunk + D head, Q head, generator), each with the digits that it is stated to.
 PARAMETERS = {
@@ -46,17 +55,17 @@ def test_code_widths_are_the_papers(name: str) -> None:
     assert experiments.get(name).latents.input_width == WIDTHS[name]
 
 
-@pytest.mark.parametrize("name", experiments.BASES)
-def test_a_way_through_json_changes_nothing(name: str) -> None:
-    for variants in [(), *[(v,) for v in experiments.VARIANTS[name]]]:
+@pytest.mark.parametrize("name", experiments.EXPERIMENTS)
+def test_json_round_trip(name: str) -> None:
+    for variants in [(), *[(v,) for v in experiments.EXPERIMENTS[name].variants]]:
         experiment = experiments.get(name, variants)
-        there_and_back = json.loads(json.dumps(experiment.to_dict()))
-        assert experiments.Experiment.from_dict(there_and_back) == experiment
+        parsed = json.loads(json.dumps(experiment.to_dict()))
+        assert Experiment.from_dict(parsed) == experiment
 
 
-@pytest.mark.parametrize("name", experiments.BASES)
-def test_variants_combine_unless_they_decide_the_same(name: str) -> None:
-    known = experiments.VARIANTS[name]
+@pytest.mark.parametrize("name", experiments.EXPERIMENTS)
+def test_variants_combine_unless_they_set_the_same_facet(name: str) -> None:
+    known = experiments.EXPERIMENTS[name].variants
     for one, other in combinations(known, 2):
         if known[one].facets & known[other].facets:
             with pytest.raises(InputError, match="name one"):
@@ -67,10 +76,10 @@ def test_variants_combine_unless_they_decide_the_same(name: str) -> None:
             assert {one, other} <= set(both.variants)
 
 
-@pytest.mark.parametrize("name", experiments.BASES)
+@pytest.mark.parametrize("name", experiments.EXPERIMENTS)
 def test_every_variant_but_the_default_changes_something(name: str) -> None:
     default = experiments.get(name)
-    for variant in experiments.VARIANTS[name]:
+    for variant in experiments.EXPERIMENTS[name].variants:
         changed = experiments.get(name, [variant])
         assert (changed == default) == (variant in default.variants)
 
@@ -94,15 +103,14 @@ def test_named_numbers() -> None:
     assert get("mnist", ["paper"]) == get("mnist")
 
 
-@pytest.mark.parametrize("name", experiments.BASES)
+@pytest.mark.parametrize("name", experiments.EXPERIMENTS)
 def test_product_and_reference_start_from_the_same_weights(name: str) -> None:
     experiment = experiments.get(name)
-    ours = list(InfoGAN(experiment, 9).parameters())
-    theirs = [p for network in Reference(experiment, 9).networks for p in network.parameters()]
-    assert len(ours) == len(theirs)
-    for mine, other in zip(ours, theirs, strict=True):
-        assert torch.equal(mine, other)
-        assert mine.requires_grad == other.requires_grad
+    actual = list(InfoGAN(experiment, 9).parameters())
+    expected = [p for network in Reference(experiment, 9).networks for p in network.parameters()]
+    for one, other in zip(actual, expected, strict=True):
+        assert torch.equal(one, other)
+        assert one.requires_grad == other.requires_grad
 
 
 @pytest.mark.parametrize(
@@ -125,10 +133,45 @@ def test_faces_and_chairs_are_trained_as_their_authors_code_does(
     experiments.get(name, taken)
 
 
+def test_a_new_experiment_is_one_entry(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    toy = Experiment(
+        name="toy",
+        height=64,
+        width=64,
+        channels=1,
+        latents=LatentSpec(Noise(3), (Categorical(3),)),
+        trunk=(BlockSpec("conv", 4, 4, 4, batch_norm=False), BlockSpec("linear", 8)),
+        q_head=(),
+        generator=(
+            BlockSpec("linear", 4, activation="relu", height=16, width=16),
+            BlockSpec("upconv", 1, 4, 4, batch_norm=False, activation="sigmoid"),
+        ),
+    )
+    slow = of_fields("rates", "a small learning rate", learning_rate_g=1e-5)
+    entry = experiments.Entry(toy, data="sprites", variants={"slow": slow})
+    monkeypatch.setitem(experiments.EXPERIMENTS, "toy", entry)
+    monkeypatch.setattr("fastinfogan.data.synthetic.COUNT", 200)
+    monkeypatch.chdir(tmp_path)
+    command = ["train", "toy", "--variant", "slow", "--iterations", "2", "--out", "run", *QUICK]
+    assert main(command) == 0
+    assert "toy in run: iterations 0 to 2" in capsys.readouterr().out
+    run = RunDirectory.open(Path("run"))
+    assert run.experiment == replace(experiments.get("toy", ["slow"]), batch_size=4)
+    assert run.read_checkpoint().iteration == 2
+    assert main(["info"]) == 0
+    assert "toy: --variant" in capsys.readouterr().out
+
+
+def test_default_data_exists() -> None:
+    assert {e.data for e in experiments.EXPERIMENTS.values()} <= {None, "digits", *SCENES}
+
+
 def test_nonsense_is_refused() -> None:
     with pytest.raises(InputError, match="no experiment 'cifar'; there are mnist, svhn"):
         experiments.get("cifar")
     with pytest.raises(InputError, match="celeba has no variant 'two-codes'; it has paper, slope"):
         experiments.get("celeba", ["two-codes"])
     with pytest.raises(InputError, match="not the description of an experiment"):
-        experiments.Experiment.from_dict({"name": "mnist"})
+        Experiment.from_dict({"name": "mnist"})

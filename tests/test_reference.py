@@ -16,7 +16,7 @@ from tests.helpers.training import make_iteration, narrow_experiment, watch_grad
 
 # Narrow enough for fp64 on two cores, with every table at full depth; MNIST also at full width.
 CASES = [
-    *((name, (), 8) for name in experiments.BASES),
+    *((name, (), 8) for name in experiments.EXPERIMENTS),
     ("mnist", (), 1),
     ("mnist", ("released",), 8),
     ("mnist", ("clipped-deviation", "normal-noise"), 8),
@@ -58,7 +58,7 @@ def test_ten_iterations_of_weights_are_the_references(
         torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-8, msg=lambda m, k=key: k + m)
 
 
-@pytest.mark.parametrize("name", experiments.BASES)
+@pytest.mark.parametrize("name", experiments.EXPERIMENTS)
 def test_losses_and_gradients_in_fp32(name: str) -> None:
     """In fp32 the product errs from the fp64 truth no more than twice what the reference does."""
     experiment = narrow_experiment(experiments.get(name), 4)
@@ -94,7 +94,7 @@ def test_losses_and_gradients_in_fp32(name: str) -> None:
         assert (mine - right).norm() <= allowed
 
 
-@pytest.mark.parametrize("name", experiments.BASES)
+@pytest.mark.parametrize("name", experiments.EXPERIMENTS)
 def test_weights_after_20_iterations_in_fp32(name: str) -> None:
     """Each network is as far from the fp64 truth as the reference's is; MNIST's at full size.
 

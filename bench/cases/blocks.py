@@ -43,7 +43,7 @@ def planned(
         batch: images in a step; None for 128, and 16 for chairs on a CPU.
     """
     plans, seen = [], set()
-    for name in experiments.BASES if names is None else names:
+    for name in experiments.EXPERIMENTS if names is None else names:
         e = experiments.get(name)
         for precision in chosen_precisions(device) if precisions is None else precisions:
             for which in NETWORKS:

@@ -67,7 +67,7 @@ def planned(
             can afford.
     """
     plans = []
-    for name in experiments.BASES if names is None else names:
+    for name in experiments.EXPERIMENTS if names is None else names:
         e = experiments.get(name)
         found = chosen_precisions(device) if precisions is None else list(precisions)
         usual = batch_on(device, name)

@@ -51,7 +51,7 @@ def planned(
         precisions: of 16 bits and fp32; None for the device's own, "auto" and fp32.
         batch: images in a step; None for 128, or what a CPU can do of it in the heavy layers.
     """
-    chosen = list(experiments.BASES if names is None else names)
+    chosen = list(experiments.EXPERIMENTS if names is None else names)
     found = chosen_precisions(device) if precisions is None else list(precisions)
     plans: list[Planned] = []
     for name in chosen:

@@ -48,7 +48,7 @@ def _iterations() -> Iterator[tuple[str, int]]:
         "host waits": "host_syncs",
         "allocations": "allocations",
     }
-    for name in experiments.BASES:
+    for name in experiments.EXPERIMENTS:
         for precision in PRECISIONS:
             found = count(experiments.get(name), precision)  # type: ignore[arg-type]
             for what, field in fields.items():
@@ -63,7 +63,7 @@ def _kernels() -> Iterator[tuple[str, int]]:
 
     launches = []
     with assuming(MACHINES[TARGET]):
-        for name in experiments.BASES:
+        for name in experiments.EXPERIMENTS:
             launches += record_all(replace(experiments.get(name), batch_size=128))
     for each in compile_launches(launches, TARGET):
         kernel = each.kernel.removesuffix("_kernel")

@@ -42,7 +42,7 @@ def chains() -> Iterator[tuple[str, int]]:
     Yields:
         A name and a number of bytes.
     """
-    for name in experiments.BASES:
+    for name in experiments.EXPERIMENTS:
         for precision, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
             with recording():  # the kernels, on tensors without storage
                 by_kernels = list(_of_networks(name, torch.device("meta"), dtype))

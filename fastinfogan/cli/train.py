@@ -33,9 +33,12 @@ class Train:
     experiment: Annotated[
         str | None,
         tyro.conf.Positional,
-        tyro.conf.arg(metavar="EXPERIMENT", help_behavior_hint="(or --resume)"),
+        tyro.conf.arg(
+            metavar="EXPERIMENT",
+            help=f"One of {', '.join(experiments.EXPERIMENTS)}.",
+            help_behavior_hint="(or --resume)",
+        ),
     ] = None
-    """One of mnist, svhn, celeba, faces, chairs, sprites."""
     iterations: Annotated[int | None, _open("INT", "as many as the published run")] = None
     """Train until this many iterations are done."""
     batch_size: Annotated[int | None, _open("INT", "128")] = None
@@ -170,7 +173,7 @@ class Train:
         from fastinfogan.engine.session import free_path, new_config
 
         if self.experiment is None:
-            raise InputError(f"name an experiment to train: {', '.join(experiments.BASES)}")
+            raise InputError(f"name an experiment to train: {', '.join(experiments.EXPERIMENTS)}")
         variants = experiments.to_train(self.experiment, self.variant)
         experiment = experiments.get(self.experiment, variants)
         if self.batch_size is not None:

@@ -17,7 +17,7 @@ from fastinfogan.data.formats import (
 from fastinfogan.data.formats.digits import embedded_digits
 from fastinfogan.data.image_set import EncodedImageSet, ImageSet, ImageShape
 from fastinfogan.errors import InputError
-from fastinfogan.experiments import Experiment
+from fastinfogan.experiments import EXPERIMENTS, Experiment
 
 _WANTED = (
     "MNIST's IDX files, SVHN's train_32x32.mat, CelebA's img_align_celeba, rendered_chairs, "
@@ -50,13 +50,14 @@ def open_image_set(
     shape = ImageShape(experiment.height, experiment.width, experiment.channels)
     source: ImageSet | EncodedImageSet
     if path is None:
-        if experiment.name in synthetic.OF_EXPERIMENT:
-            name = synthetic.OF_EXPERIMENT[experiment.name]
-            source = synthetic.open(name, progress=progress)
-        elif experiment.name == "mnist":
+        known = EXPERIMENTS.get(experiment.name)
+        default = known.data if known else None
+        if default is None:
+            raise InputError(f"{experiment.name} has no embedded images; give `data`: {_WANTED}")
+        if default == "digits":
             source = embedded_digits()
         else:
-            raise InputError(f"{experiment.name} has no embedded images; give `data`: {_WANTED}")
+            source = synthetic.open(default, progress=progress)
     else:
         source = _read(path, shape, damaged)
     for part in (source, source.test):

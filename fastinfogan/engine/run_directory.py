@@ -21,7 +21,6 @@ from fastinfogan.checkpoint import Checkpoint
 from fastinfogan.engine.config import RunOptions, TrainConfig, hardware, versions
 from fastinfogan.errors import InputError
 from fastinfogan.experiments import Experiment
-from fastinfogan.optional import MissingPackageError, require
 
 _FORMAT = 4
 
@@ -235,15 +234,12 @@ class RunDirectory:
 
 
 class MetricsLog:
-    """Appends metrics to metrics.jsonl and, where it is installed, to TensorBoard's events.
+    """Appends metrics to metrics.jsonl and to TensorBoard's events.
 
     Args:
         run: where.
         iteration: how many iterations the run has seen; later lines, left by a run that went on
             beyond its last checkpoint, are dropped.
-
-    Attributes:
-        events_missing: why no events are written, or None.
 
     Raises:
         OSError: they cannot be written.
@@ -254,14 +250,11 @@ class MetricsLog:
         self._file = run.path / "metrics.jsonl"
         self._torn = False
         write_text(self._file, "".join(json.dumps(line) + "\n" for line in kept))
-        self.events_missing: str | None = None
         try:
-            require("tensorboard", extra="train", purpose="logging to TensorBoard")
-        except MissingPackageError as error:
-            self._events, self.events_missing = None, str(error)
-        else:
             from torch.utils.tensorboard.writer import SummaryWriter
-
+        except ImportError:
+            self._events = None
+        else:
             self._events = SummaryWriter(str(run.path / "tensorboard"), purge_step=iteration + 1)
 
     def write(self, line: dict[str, float]) -> None:

@@ -21,7 +21,7 @@ from fastinfogan.engine.precision import PrecisionName, choose_precision
 from fastinfogan.engine.run_directory import RunDirectory, SavedState
 from fastinfogan.engine.trainer import Trainer
 from fastinfogan.errors import InputError, reporting_out_of_memory
-from fastinfogan.experiments import Experiment
+from fastinfogan.experiments import EXPERIMENTS, Experiment
 from fastinfogan_kernels.inputs.real_images import Augmentation
 
 Images = ImageSet | Decoder
@@ -61,11 +61,13 @@ def new_config(
         InputError: an argument is out of range, or the device lacks the precision.
     """
     chosen, _ = choose_precision(precision, torch.device(device))
+    known = EXPERIMENTS.get(experiment.name)
+    digits = data is None and known is not None and known.data == "digits"
     return TrainConfig(
         seed=seed,
         batch_size=experiment.batch_size,
         precision=chosen.name,
-        augmentation=augmentation or ("none" if data or experiment.name != "mnist" else "affine"),
+        augmentation=augmentation or ("affine" if digits else "none"),
         information=information,
         data=str(data.absolute()) if data else None,
         data_fingerprint={},

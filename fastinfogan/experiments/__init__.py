@@ -1,17 +1,14 @@
-"""The paper's five experiments and sprites; where published sources disagree, their variants.
+"""The paper's five experiments and sprites; where published sources disagree, their variants."""
 
-Floor 0: plain data.
-"""
-
-from fastinfogan.experiments.tables import BASES, Activation, BlockSpec, Experiment
-from fastinfogan.experiments.variants import OURS, VARIANTS, Variant, get, to_train
+from fastinfogan.experiments.spec import Activation, BlockSpec, Experiment
+from fastinfogan.experiments.tables import EXPERIMENTS, get, to_train
+from fastinfogan.experiments.variants import Entry, Variant
 
 __all__ = [
-    "BASES",
-    "OURS",
-    "VARIANTS",
+    "EXPERIMENTS",
     "Activation",
     "BlockSpec",
+    "Entry",
     "Experiment",
     "Variant",
     "get",

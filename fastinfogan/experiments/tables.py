@@ -1,138 +1,25 @@
-"""What an experiment is, the paper's five (Tables 1 to 6), and sprites as others train them."""
+"""The experiments: the paper's five (Tables 1 to 6), and sprites as others train them.
 
-import dataclasses
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+A new experiment is one more `Entry` of `EXPERIMENTS`.
+"""
 
-from fastinfogan.errors import InputError, check_fields
+from collections.abc import Iterable
+from dataclasses import replace
+
+from fastinfogan.errors import InputError
+from fastinfogan.experiments.spec import Activation, BlockSpec, Experiment
+from fastinfogan.experiments.variants import (
+    DEVIATION,
+    NOISE,
+    RESEARCH,
+    SLOPE,
+    Entry,
+    Variant,
+    of_codes,
+    of_fields,
+    with_deviation,
+)
 from fastinfogan_kernels.latents import Categorical, Continuous, LatentSpec, Noise
-
-Activation = Literal["none", "relu", "leaky_relu", "sigmoid", "tanh"]
-
-
-@dataclass(frozen=True)
-class BlockSpec:
-    """One line of a network table: a linear map, batch norm or not, an activation.
-
-    Attributes:
-        kind: "conv", "upconv" (transposed convolution) or "linear".
-        channels: what comes out. With `height` and `width`, a linear block's height * width *
-            channels features are the (height, width, channels) map that the next block reads.
-        kernel: side of a convolution's window.
-        stride: step of a convolution; an upconv multiplies the sides by it. Padding is "SAME".
-        batch_norm: whether batch norm stands between map and activation.
-        activation: "leaky_relu" takes its slope from the experiment.
-        height: of the map that a linear block's features form, else 0.
-        width: likewise.
-    """
-
-    kind: Literal["conv", "upconv", "linear"]
-    channels: int
-    kernel: int = 0
-    stride: int = 1
-    batch_norm: bool = True
-    activation: Activation = "leaky_relu"
-    height: int = 0
-    width: int = 0
-
-    @property
-    def features(self) -> int:
-        """How many features a linear block gives."""
-        return self.channels * max(self.height * self.width, 1)
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """All that says what is trained and how; everything but data, seed and machine.
-
-    Attributes:
-        name: mnist, svhn, celeba, faces, chairs or sprites.
-        variants: names of the variants applied, see `VARIANTS`.
-        height: of an image in pixels.
-        width: of an image in pixels.
-        channels: 1 or 3.
-        latents: noise and code.
-        trunk: the blocks that D and Q share.
-        q_head: Q's blocks before its output layer.
-        generator: G's blocks; the last one's sigmoid or tanh fixes the images' range.
-        slope: of every leaky ReLU.
-        learning_rate_d: Adam's, for trunk, D head and Q head.
-        learning_rate_g: Adam's, for the generator.
-        lambda_categorical: weight of the categorical codes' MI bound.
-        lambda_continuous: weight of the continuous codes' MI bound.
-        iterations: how long the published run is; for SVHN and CelebA none is published, and for
-            sprites it is ours.
-        batch_size: rows of real and of generated images in a step.
-        beta1: Adam's.
-        beta2: Adam's.
-        epsilon: Adam's.
-        sweep: the range over which the paper's figures vary a continuous code.
-    """
-
-    name: str
-    height: int
-    width: int
-    channels: int
-    latents: LatentSpec
-    trunk: tuple[BlockSpec, ...]
-    q_head: tuple[BlockSpec, ...]
-    generator: tuple[BlockSpec, ...]
-    variants: tuple[str, ...] = ()
-    slope: float = 0.1
-    learning_rate_d: float = 2e-4
-    learning_rate_g: float = 1e-3
-    lambda_categorical: float = 1.0
-    lambda_continuous: float = 1.0
-    iterations: int = 20_000
-    batch_size: int = 128
-    beta1: float = 0.5
-    beta2: float = 0.999
-    epsilon: float = 1e-8
-    sweep: tuple[float, float] = (-1.0, 1.0)
-
-    @property
-    def image_range(self) -> tuple[float, float]:
-        """What pixel values 0 and 255 are scaled to: the range of G's last activation."""
-        return (-1.0, 1.0) if self.generator[-1].activation == "tanh" else (0.0, 1.0)
-
-    def to_dict(self) -> dict[str, Any]:
-        """All fields as JSON can hold them."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> "Experiment":
-        """What `to_dict` gave, also after a way through JSON.
-
-        Raises:
-            InputError: a field is missing, unknown or of the wrong shape.
-        """
-        try:
-            latents = fields["latents"]
-            codes = tuple(
-                Categorical(**code)
-                if "classes" in code
-                else Continuous(code["deviation"], tuple(code["clip"]))
-                for code in latents["codes"]
-            )
-            tables = {
-                part: tuple(BlockSpec(**block) for block in fields[part])
-                for part in ("trunk", "q_head", "generator")
-            }
-            experiment = cls(
-                **{
-                    **fields,
-                    **tables,
-                    "latents": LatentSpec(Noise(**latents["noise"]), codes),
-                    "variants": tuple(fields["variants"]),
-                    "sweep": tuple(fields["sweep"]),
-                }
-            )
-            parts = (*experiment.trunk, *experiment.q_head, *experiment.generator)
-            for part in (experiment, experiment.latents.noise, *codes, *parts):
-                check_fields(part)
-        except (KeyError, TypeError, InputError) as error:
-            raise InputError(f"not the description of an experiment: {error}") from error
-        return experiment
 
 
 def _conv(channels: int, stride: int = 2, *, batch_norm: bool = True) -> BlockSpec:
@@ -155,7 +42,7 @@ def _image(channels: int, activation: Activation) -> BlockSpec:
 
 _FIRST = _conv(64, batch_norm=False)
 
-MNIST = Experiment(
+_MNIST = Experiment(
     name="mnist",
     height=28,
     width=28,
@@ -169,13 +56,13 @@ MNIST = Experiment(
         _upconv(64),
         _image(1, "sigmoid"),
     ),
-    # See OURS. At 1 a learned deviation outweighs the digit; 0.1 is the number of the faces.
+    # At 1 a learned deviation outweighs the digit; 0.1 is the paper's number for the faces.
     lambda_continuous=0.1,
     iterations=5_000,
     sweep=(-2.0, 2.0),
 )
 
-SVHN = Experiment(
+_SVHN = Experiment(
     name="svhn",
     height=32,
     width=32,
@@ -192,9 +79,9 @@ SVHN = Experiment(
     ),
 )
 
-CELEBA = replace(SVHN, name="celeba", latents=LatentSpec(Noise(128), (Categorical(10),) * 10))
+_CELEBA = replace(_SVHN, name="celeba", latents=LatentSpec(Noise(128), (Categorical(10),) * 10))
 
-FACES = Experiment(
+_FACES = Experiment(
     name="faces",
     height=32,
     width=32,
@@ -210,7 +97,7 @@ FACES = Experiment(
     ),
 )
 
-CHAIRS = Experiment(
+_CHAIRS = Experiment(
     name="chairs",
     height=64,
     width=64,
@@ -241,7 +128,7 @@ CHAIRS = Experiment(
 # and Mnih 2018 (FactorVAE); nor has their D batch norm. Ours: ReLU and batch norm in G as in the
 # paper, D without their spectral norm, the paper's learning rates (theirs: 2e-3 and 1e-3) and its
 # batch of 128 (theirs: 64).
-SPRITES = Experiment(
+_SPRITES = Experiment(
     name="sprites",
     height=64,
     width=64,
@@ -263,4 +150,156 @@ SPRITES = Experiment(
     lambda_continuous=0.05,
 )
 
-BASES = {e.name: e for e in (MNIST, SVHN, CELEBA, FACES, CHAIRS, SPRITES)}
+
+def _factor(about: str, rate_d: float, rate_g: float, weight: float) -> Variant:
+    """Return the learning rates and lambda by which the paper has a factor of faces learned."""
+    return of_fields(
+        "factor",
+        about,
+        learning_rate_d=rate_d,
+        learning_rate_g=rate_g,
+        lambda_continuous=weight,
+    )
+
+
+EXPERIMENTS: dict[str, Entry] = {
+    entry.experiment.name: entry
+    for entry in (
+        Entry(
+            _MNIST,
+            data="digits",
+            variants={
+                "categorical-only": of_codes(
+                    "c ~ Cat(10) alone (paper, Figure 1)", (Categorical(10),)
+                ),
+                "released": Variant(
+                    frozenset({"slope", "deviation", "lambda"}),
+                    "slope 0.01, standard deviation 1, lambda 1 on every code (released code)",
+                    lambda e: replace(
+                        with_deviation(e, "fixed"), slope=0.01, lambda_continuous=1.0
+                    ),
+                ),
+                "lambda-1": of_fields(
+                    "lambda",
+                    "lambda 1 on continuous codes too (released code)",
+                    lambda_continuous=1.0,
+                ),
+                **SLOPE,
+                **DEVIATION,
+                **NOISE,
+            },
+            about="lambda 0.1 on continuous codes is ours: the paper says smaller, and gives none",
+        ),
+        Entry(
+            _SVHN,
+            variants={
+                "two-codes": of_codes(
+                    "2 continuous codes (paper, main text; its appendix says 4)",
+                    (Categorical(10),) * 4 + (Continuous(),) * 2,
+                ),
+                **SLOPE,
+                **DEVIATION,
+                **NOISE,
+            },
+        ),
+        Entry(
+            _CELEBA,
+            variants={**SLOPE, **NOISE},
+        ),
+        Entry(
+            _FACES,
+            data="faces3d",
+            variants={
+                "azimuth": _factor(
+                    "D 2e-4, G 5e-4, lambda 0.2 (paper); the default", 2e-4, 5e-4, 0.2
+                ),
+                "elevation": _factor("D 4e-4, G 3e-4, lambda 0.1 (paper)", 4e-4, 3e-4, 0.1),
+                "lighting": _factor("D 8e-4, G 3e-4, lambda 0.1 (paper)", 8e-4, 3e-4, 0.1),
+                "width": _factor(
+                    "wide or narrow: D 8e-4, G 3e-4, lambda 0.1 (paper)", 8e-4, 3e-4, 0.1
+                ),
+                **RESEARCH,
+                **SLOPE,
+                **DEVIATION,
+                **NOISE,
+            },
+            defaults=("azimuth",),
+            training_defaults=("research",),
+        ),
+        Entry(
+            _CHAIRS,
+            data="chairs3d",
+            variants={
+                "four-codes": of_codes(
+                    "4 categorical codes (paper, main text; its appendix says 3)",
+                    (Categorical(20),) * 4 + (Continuous(),),
+                ),
+                "rotation": of_fields(
+                    "factor",
+                    "lambda 10 on the continuous code, 1 on the others (paper); the default",
+                    lambda_continuous=10.0,
+                    lambda_categorical=1.0,
+                ),
+                "width": of_fields(
+                    "factor",
+                    "lambda 0.05 on the continuous code, 2 on the others (paper)",
+                    lambda_continuous=0.05,
+                    lambda_categorical=2.0,
+                ),
+                **RESEARCH,
+                **SLOPE,
+                **DEVIATION,
+                **NOISE,
+            },
+            defaults=("rotation",),
+            training_defaults=("research",),
+        ),
+        Entry(
+            _SPRITES,
+            data="sprites",
+            variants={
+                "shape-code": of_codes(
+                    "1 of 3 classes and 4 continuous codes (ours: sprites have 3 shapes)",
+                    (Categorical(3),) + (Continuous("fixed"),) * 4,
+                ),
+                "learned-deviation": Variant(
+                    frozenset({"deviation"}),
+                    "Q's standard deviations learned, as in the paper (ours)",
+                    lambda e: with_deviation(e, "learned"),
+                ),
+                **NOISE,
+            },
+            about=(
+                "networks, codes and lambda of InfoGAN-CR's baseline (Lin et al. 2020); learning "
+                "rates, no spectral norm in D and 20,000 iterations are ours"
+            ),
+        ),
+    )
+}
+
+
+def get(name: str, variants: Iterable[str] = ()) -> Experiment:
+    """Return the experiment of that name, with variants applied.
+
+    Args:
+        name: a key of `EXPERIMENTS`.
+        variants: names of its variants, in any order; "paper" names the defaults.
+
+    Raises:
+        InputError: no such experiment or variant, or two variants that set the same facet.
+    """
+    if name not in EXPERIMENTS:
+        raise InputError(f"no experiment {name!r}; there are {', '.join(EXPERIMENTS)}")
+    return EXPERIMENTS[name].with_variants(variants)
+
+
+def to_train(name: str, variants: Iterable[str] = ()) -> tuple[str, ...]:
+    """Return the variants that a run takes if these are requested.
+
+    For faces and chairs "research" is added: the authors' own code for them leaves out the batch
+    norm that the paper's tables have in front of the heads. By the tables D, whose logits batch
+    norm then gives the same mean on real and on generated images, teaches G nothing but patterns of
+    single pixels on `faces3d`; by the research code G makes heads after 400 iterations. "paper", or
+    a variant that sets the same facets as "research", leaves it out.
+    """
+    return EXPERIMENTS[name].to_train(variants) if name in EXPERIMENTS else tuple(variants)

@@ -261,7 +261,7 @@ def test_all_operations_of_all_experiments_are_right_at_small_shapes() -> None:
 
 
 @pytest.mark.usefixtures("narrow_networks")
-@pytest.mark.parametrize("name", experiments.BASES)
+@pytest.mark.parametrize("name", experiments.EXPERIMENTS)
 def test_blocks_and_iterations_of_all_experiments_at_small_shapes(name: str) -> None:
     """Checked, run, and their FLOPs what torch counts of the baselines."""
     plans = blocks.planned(CPU, [name], ["fp32"], 4)
@@ -283,7 +283,7 @@ def test_on_a_cpu_every_experiment_is_planned_at_batches_that_it_can_do() -> Non
     plans = iteration.planned(CPU)
     names = [plan.name for plan in plans]
     assert len(set(names)) == len(names)
-    assert {name.split(",")[0] for name in names} == set(experiments.BASES)
+    assert {name.split(",")[0] for name in names} == set(experiments.EXPERIMENTS)
     assert any(name.startswith("mnist, batch 512") for name in names)
 
 

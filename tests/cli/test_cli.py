@@ -47,7 +47,7 @@ def test_ctrl_c_anywhere_is_one_line(
 
 def test_info_says_what_is_our_own(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info"]) == 0
-    assert "lambda 0.1 on continuous codes is our number" in capsys.readouterr().out
+    assert "lambda 0.1 on continuous codes is ours" in capsys.readouterr().out
 
 
 def test_help_tells_what_an_observing_q_is(capsys: pytest.CaptureFixture[str]) -> None:

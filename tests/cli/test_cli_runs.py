@@ -259,7 +259,7 @@ def test_the_embedded_digits_are_augmented_and_others_are_not(digits: str) -> No
         assert settings["augmentation"] == expected
 
 
-@pytest.mark.parametrize("name", experiments.BASES)
+@pytest.mark.parametrize("name", experiments.EXPERIMENTS)
 def test_every_experiment_trains(name: str) -> None:
     source = made_up_images(experiments.get(name), count=9)
     np.savez("images.npz", images=source.images)

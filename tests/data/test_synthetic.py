@@ -210,11 +210,11 @@ def test_the_smallest_set_has_a_test_image() -> None:
     assert (len(source), len(source.test)) == (1, 1)
 
 
-@pytest.mark.parametrize("name", synthetic.OF_EXPERIMENT)
+@pytest.mark.parametrize("name", ["faces", "chairs", "sprites"])
 def test_they_are_what_their_experiments_train_on(name: str, few: int) -> None:
     source = open_image_set(None, experiments.get(name))
     assert len(source) == few
-    assert source.name.startswith(synthetic.OF_EXPERIMENT[name])
+    assert source.name.startswith(str(experiments.EXPERIMENTS[name].data))
 
 
 @pytest.mark.usefixtures("narrow_networks", "few")

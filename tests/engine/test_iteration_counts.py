@@ -13,7 +13,7 @@ from fastinfogan.engine import Iteration
 from fastinfogan.engine.precision import ComputedIn
 
 
-@pytest.fixture(scope="module", params=experiments.BASES)
+@pytest.fixture(scope="module", params=experiments.EXPERIMENTS)
 def counts(request: pytest.FixtureRequest) -> Counts:
     return count(experiments.get(request.param))
 

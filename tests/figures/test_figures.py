@@ -66,7 +66,7 @@ def test_ranges_and_defaults(tiny: Experiment) -> None:
     assert faces.asked[0].continuous[:, 4].tolist() == [-1.0, 0.0, 1.0]
 
 
-@pytest.mark.parametrize("name", experiments.BASES)
+@pytest.mark.parametrize("name", experiments.EXPERIMENTS)
 def test_all_pictures_of_every_experiment(name: str) -> None:
     e = narrow_experiment(experiments.get(name), 32)
     files = draw_all(Model(e, InfoGAN(e).eval(), 0), Path("pictures"))

@@ -47,7 +47,7 @@ LAUNCHES = {
 }
 
 
-@pytest.mark.parametrize("name", experiments.BASES)
+@pytest.mark.parametrize("name", experiments.EXPERIMENTS)
 def test_launches_of_every_network(name: str) -> None:
     parts = recorded(name)
     assert tuple(len(parts[part]) for part in PARTS) == LAUNCHES[name]
@@ -55,7 +55,7 @@ def test_launches_of_every_network(name: str) -> None:
     assert not any(apart & set(names(launches)) for launches in parts.values())
 
 
-@pytest.mark.parametrize("name", experiments.BASES)
+@pytest.mark.parametrize("name", experiments.EXPERIMENTS)
 def test_no_elementwise_pass_between_two_blocks(name: str) -> None:
     """Elementwise passes stand at a chain's ends, and where a row of features becomes a map."""
     parts = recorded(name)

@@ -29,7 +29,7 @@ def small(name: str) -> Experiment:
 
 @pytest.mark.parametrize(
     ("name", "precision"),  # sprites is the same kinds of blocks, and a minute
-    [*((name, "fp32") for name in experiments.BASES if name != "sprites"), ("mnist", "fp16")],
+    [*((name, "fp32") for name in experiments.EXPERIMENTS if name != "sprites"), ("mnist", "fp16")],
 )
 def test_an_iteration_is_the_references(name: str, precision: ComputedIn) -> None:
     """In fp32 losses and gradients err from the fp64 truth little more than torch's do.

@@ -21,7 +21,6 @@ from fastinfogan.data.decoders.geometry import recipe
 from fastinfogan.data.formats.npz import UNREADABLE
 from fastinfogan.data.image_set import Factors, ImageSet, ImageShape, as_labels, pixels
 from fastinfogan.errors import InputError
-from fastinfogan.optional import require
 
 HDF5_SUFFIXES: Final = frozenset({".h5", ".hdf5"})
 GRIDS: Final = [(6, 6, 2, 3, 3, 40, 40), (4, 4, 2, 3, 3, 40, 40)]
@@ -124,7 +123,13 @@ def read_hdf5(path: Path, shape: ImageShape) -> ImageSet:
         InputError: h5py is not installed, the file is damaged, has no images, or they cannot be
             made to fit.
     """
-    h5py = require("h5py", extra="hdf5", purpose=f"{path}: reading HDF5")
+    try:
+        import h5py
+    except ImportError as error:
+        raise InputError(
+            f"{path}: HDF5 is read by h5py, which cannot be imported ({error}); "
+            "install fastinfogan[hdf5]"
+        ) from error
     try:
         with h5py.File(path, "r") as file:
             arrays = {name: file[name] for name in ("images", "labels") if name in file}

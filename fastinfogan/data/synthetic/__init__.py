@@ -20,8 +20,6 @@ from fastinfogan.errors import InputError
 from fastinfogan_kernels import philox
 
 SCENES: Final = {scene.name: scene for scene in (FACES, CHAIRS, SPRITES)}
-OF_EXPERIMENT: Final = {"faces": "faces3d", "chairs": "chairs3d", "sprites": "sprites"}
-"""What an experiment trains on where no data is given."""
 COUNT = 50_000
 """How many images that set has."""
 MAX_COUNT: Final = 10_000_000

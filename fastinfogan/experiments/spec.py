@@ -1,0 +1,134 @@
+"""What an experiment is: networks, codes and hyperparameters, as plain data."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fastinfogan.errors import InputError, check_fields
+from fastinfogan_kernels.latents import Categorical, Continuous, LatentSpec, Noise
+
+Activation = Literal["none", "relu", "leaky_relu", "sigmoid", "tanh"]
+
+
+@dataclass(frozen=True)
+class BlockSpec:
+    """One row of a network table: a convolution or linear layer, batch norm, activation.
+
+    Attributes:
+        kind: "conv", "upconv" (transposed convolution) or "linear".
+        channels: of the output. With `height` and `width`, a linear block's height * width *
+            channels features are the (height, width, channels) feature map of the next block.
+        kernel: side of the filter, in pixels.
+        stride: of a convolution; an upconv multiplies height and width by it. Padding is "SAME".
+        batch_norm: whether batch norm precedes the activation.
+        activation: "leaky_relu" takes its slope from the experiment.
+        height: of the feature map that a linear block's output forms, else 0.
+        width: likewise.
+    """
+
+    kind: Literal["conv", "upconv", "linear"]
+    channels: int
+    kernel: int = 0
+    stride: int = 1
+    batch_norm: bool = True
+    activation: Activation = "leaky_relu"
+    height: int = 0
+    width: int = 0
+
+    @property
+    def features(self) -> int:
+        """Output features of a linear block."""
+        return self.channels * max(self.height * self.width, 1)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What is trained and how: everything but data, seed and machine.
+
+    Attributes:
+        name: unique among the experiments.
+        height: of an image, in pixels.
+        width: of an image, in pixels.
+        channels: 1 or 3.
+        latents: noise and codes.
+        trunk: the blocks that D and Q share.
+        q_head: Q's blocks before its output layer.
+        generator: G's blocks; the last one's sigmoid or tanh fixes the images' range.
+        variants: names of the variants applied.
+        slope: of every leaky ReLU.
+        learning_rate_d: Adam's, for trunk, D head and Q head.
+        learning_rate_g: Adam's, for the generator.
+        lambda_categorical: weight of the categorical codes' MI bound.
+        lambda_continuous: weight of the continuous codes' MI bound.
+        iterations: of a run by default; the published number where there is one.
+        batch_size: real images of a step; as many are generated.
+        beta1: Adam's.
+        beta2: Adam's.
+        epsilon: Adam's.
+        sweep: the range over which the paper's figures vary a continuous code.
+    """
+
+    name: str
+    height: int
+    width: int
+    channels: int
+    latents: LatentSpec
+    trunk: tuple[BlockSpec, ...]
+    q_head: tuple[BlockSpec, ...]
+    generator: tuple[BlockSpec, ...]
+    variants: tuple[str, ...] = ()
+    slope: float = 0.1
+    learning_rate_d: float = 2e-4
+    learning_rate_g: float = 1e-3
+    lambda_categorical: float = 1.0
+    lambda_continuous: float = 1.0
+    iterations: int = 20_000
+    batch_size: int = 128
+    beta1: float = 0.5
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    sweep: tuple[float, float] = (-1.0, 1.0)
+
+    @property
+    def image_range(self) -> tuple[float, float]:
+        """Return what pixel values 0 and 255 are scaled to: the range of G's last activation."""
+        return (-1.0, 1.0) if self.generator[-1].activation == "tanh" else (0.0, 1.0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields as JSON can hold them."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> "Experiment":
+        """Build an experiment from the result of `to_dict`, also after JSON.
+
+        Raises:
+            InputError: a field is missing, unknown or of the wrong shape.
+        """
+        try:
+            latents = fields["latents"]
+            codes = tuple(
+                Categorical(**code)
+                if "classes" in code
+                else Continuous(code["deviation"], tuple(code["clip"]))
+                for code in latents["codes"]
+            )
+            tables = {
+                part: tuple(BlockSpec(**block) for block in fields[part])
+                for part in ("trunk", "q_head", "generator")
+            }
+            experiment = cls(
+                **{
+                    **fields,
+                    **tables,
+                    "latents": LatentSpec(Noise(**latents["noise"]), codes),
+                    "variants": tuple(fields["variants"]),
+                    "sweep": tuple(fields["sweep"]),
+                }
+            )
+            parts = (*experiment.trunk, *experiment.q_head, *experiment.generator)
+            for part in (experiment, experiment.latents.noise, *codes, *parts):
+                check_fields(part)
+        except (KeyError, TypeError, InputError) as error:
+            raise InputError(f"not the description of an experiment: {error}") from error
+        return experiment
