@@ -5,6 +5,7 @@ a kept set against one in memory; gathering from the kept file against plain rea
 """
 
 from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from bench.accuracy import MismatchError
 from bench.baselines.decoding import BarePipeline
 from bench.cases import Case, Planned
 from bench.conftest import Measured
+from bench.training import train_config
 from fastinfogan import experiments
 from fastinfogan.data import ImageSet
 from fastinfogan.data.bad_images import BadImages
@@ -27,7 +29,7 @@ from fastinfogan.data.decoders.base import DecodedBatch, Decoder
 from fastinfogan.data.decoders.dali import DaliDecoder
 from fastinfogan.data.decoders.pillow import PillowDecoder
 from fastinfogan.data.image_set import CropResize, EncodedImageSet, ImageFile, ImageShape
-from fastinfogan.engine import RunDirectory, TrainConfig, Trainer, choose_precision
+from fastinfogan.engine import RunDirectory, Trainer, choose_precision
 from fastinfogan_kernels import shuffle
 
 PHOTOGRAPHS, HEIGHT, WIDTH, SIDE = 1024, 218, 178, 32  # of CelebA's size
@@ -127,16 +129,10 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Generator[MadeUp]:
 
 def trainer(path: Path, source: ImageSet | Decoder, cache: Any = "auto") -> Trainer:  # noqa: ANN401
     """A run of celeba on the CPU."""
-    settings = TrainConfig(
-        seed=1,
-        batch_size=BATCH,
-        precision=choose_precision("auto", torch.device("cpu"))[0].name,
-        augmentation="none",
-        information="maximise",
-        data=None,
-        data_fingerprint=source.fingerprint,
-    )
-    run = RunDirectory.create(path, experiments.get("celeba"), settings)
+    e = replace(experiments.get("celeba"), batch_size=BATCH)
+    precision = choose_precision("auto", torch.device("cpu"))[0].name
+    config = train_config(e, precision, data_fingerprint=source.fingerprint)
+    run = RunDirectory.create(path, e, config)
     return Trainer(run, source, torch.device("cpu"), cache=cache)
 
 

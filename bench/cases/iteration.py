@@ -30,15 +30,14 @@ from bench.cases.blocks import copy_parameters, widen
 from bench.cases.shapes import batch_on, chosen_precisions, layer_shapes
 from bench.counting.iteration import count
 from bench.timing.clock import Run
+from bench.training import SEED, images_for, iteration_for
 from fastinfogan import experiments
-from fastinfogan.engine import Iteration, TrainConfig
+from fastinfogan.engine import Iteration
 from fastinfogan.engine.execution import EagerExecution, Execution, choose_execution
 from fastinfogan.engine.precision import PRECISIONS, ComputedIn
 from fastinfogan.experiments import Experiment
-from fastinfogan.networks import InfoGAN
 from fastinfogan.optim import Adam
 
-SEED = 1
 BATCHES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 """On a GPU, those that fit into its memory."""
 MNIST_ON_A_CPU = (32, 128, 512)
@@ -118,30 +117,6 @@ def _baselines(
     if name == "mnist" and batch == batch_on(device, name):
         return [EAGER, BEST, COMPILED], gpu
     return [EAGER, BEST], f"{COMPILED}: minutes of compiling each; {gpu}"
-
-
-def images_for(e: Experiment, count: int, device: torch.device) -> Tensor:
-    """Make images of bright discs in random places, uint8 (count, height, width, channels)."""
-    u = torch.rand((count, 2, 1, 1), generator=torch.Generator().manual_seed(5)) * 1.2 - 0.6
-    y, x = (torch.linspace(-1, 1, side) for side in (e.height, e.width))
-    distance = torch.hypot(y[None, :, None] - u[:, 0], x[None, None, :] - u[:, 1])
-    discs = ((1.5 - 3.0 * distance).clamp(0, 1) * 255).to(torch.uint8)
-    return discs[..., None].expand(-1, -1, -1, e.channels).contiguous().to(device)
-
-
-def iteration_for(e: Experiment, precision: ComputedIn, batch: int, images: Tensor) -> Iteration:
-    """Make the iteration that training runs, on the images' device."""
-    settings = TrainConfig(
-        seed=SEED,
-        batch_size=batch,
-        precision=precision,
-        augmentation="none",
-        information="maximise",
-        data=None,
-        data_fingerprint={},
-    )
-    networks = InfoGAN(e, SEED).to(images.device)
-    return Iteration(e, settings, networks, images)
 
 
 def _iteration(at: Setting, baselines: Sequence[str], left_out: str) -> Case:

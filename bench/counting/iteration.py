@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from bench.training import train_config
 from fastinfogan.distributed import SINGLE_PROCESS, Distributed
-from fastinfogan.engine.config import BatchNorm, TrainConfig
+from fastinfogan.engine.config import BatchNorm
 from fastinfogan.engine.iteration import Iteration
 from fastinfogan.engine.precision import PRECISIONS, ComputedIn
 from fastinfogan.experiments import Experiment
@@ -167,20 +168,10 @@ def made(
 ) -> Iteration:
     """An iteration on tensors without storage, to be walked while launches are recorded."""
     e = experiment
-    settings = TrainConfig(
-        seed=0,
-        batch_size=e.batch_size,
-        precision=precision,
-        augmentation="none",
-        information="maximise",
-        data=None,
-        data_fingerprint={},
-        batch_norm=batch_norm,
-        ranks=distributed.world_size,
-    )
+    config = train_config(e, precision, batch_norm=batch_norm, ranks=distributed.world_size)
     with _META:
         images = torch.empty((e.batch_size, e.height, e.width, e.channels), dtype=torch.uint8)
-        return Iteration(e, settings, InfoGAN(e), images, distributed=distributed)
+        return Iteration(e, config, InfoGAN(e), images, distributed=distributed)
 
 
 def _minimum(iteration: Iteration) -> int:

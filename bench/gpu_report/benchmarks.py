@@ -18,7 +18,7 @@ from bench.gpu_report.context import Context, FailedError
 from bench.gpu_report.workload import FIVE, as_trained, experiment, names
 from bench.timing.clock import Run, clock_for
 from bench.timing.interleaved import Interleaved, Times
-from bench.timing.measure import OURS, measure
+from bench.timing.measure import FASTINFOGAN, measure
 from bench.timing.rows import Row
 from fastinfogan.engine.precision import ComputedIn
 from fastinfogan_kernels.runtime.backend import native_available
@@ -170,9 +170,9 @@ def _grown(context: Context, name: str, batch: int) -> Mapping[str, Any]:
     )
     steps = iter(range(0, 1 << 30, execution.iterations_per_call))
     spread = timed(
-        context, {OURS: lambda: execution.run(next(steps), execution.iterations_per_call)}, 7, 0.3,
+        context, {FASTINFOGAN: lambda: execution.run(next(steps), execution.iterations_per_call)}, 7, 0.3,
         units=execution.iterations_per_call,
-    ).spread(OURS)  # fmt: skip
+    ).spread(FASTINFOGAN)  # fmt: skip
     numbers: dict[str, Any] = {
         "experiment": name,
         "batch": batch,

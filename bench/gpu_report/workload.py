@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from bench.cases.iteration import images_for, iteration_for
+from bench.training import images_for, iteration_for, train_config
 from fastinfogan import experiments
 from fastinfogan.engine import Iteration, TrainConfig, choose_execution
 from fastinfogan.engine.execution import Execution
@@ -55,8 +55,4 @@ def as_trained(e: Experiment, device: torch.device, *, dry: bool) -> Execution:
 
 def config(e: Experiment, precision: ComputedIn, **changes: Any) -> TrainConfig:
     """The configuration of a run of an experiment as it is."""
-    usual = TrainConfig(
-        seed=1, batch_size=e.batch_size, precision=precision, augmentation="affine",
-        information="maximise", data=None, data_fingerprint={}, log_every=100,
-    )  # fmt: skip
-    return replace(usual, **changes)
+    return train_config(e, precision, **{"augmentation": "affine", "log_every": 100} | changes)

@@ -17,6 +17,7 @@ from typing import Any, Final, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from bench.training import train_config
 from fastinfogan.data import ImageSet
 from fastinfogan.data.transforms import to_network
 from fastinfogan.engine import Iteration, Precision, TrainConfig, choose_execution
@@ -102,13 +103,10 @@ class Setup:
 
     def settings(self, seed: int, config: Config = "engine") -> TrainConfig:
         """The engine's."""
-        return TrainConfig(
+        return train_config(
+            self.experiment,
+            self.computed(config).name,
             seed=seed,
-            batch_size=self.experiment.batch_size,
-            precision=self.computed(config).name,
-            augmentation="none",
-            information="maximise",
-            data=None,
             data_fingerprint=self.source.fingerprint,
             log_every=1,
         )

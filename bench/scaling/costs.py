@@ -9,13 +9,11 @@ from bench.counting.collectives import collectives, one_of
 from bench.counting.iteration import Counts, count
 from bench.timing.clock import Run, clock_for
 from bench.timing.interleaved import Interleaved
+from bench.training import images_for, iteration_for
 from fastinfogan import experiments
-from fastinfogan.data.image_set import ImageSet
-from fastinfogan.engine import Iteration, TrainConfig
 from fastinfogan.engine.execution import choose_execution
 from fastinfogan.engine.precision import ComputedIn
 from fastinfogan.experiments import BlockSpec, Experiment
-from fastinfogan.networks import InfoGAN
 from fastinfogan_kernels.latents import Categorical
 
 BATCHES = tuple(2**i for i in range(5, 13))
@@ -101,26 +99,6 @@ def _by_ranks(experiment: Experiment, precision: ComputedIn) -> Axis:
     return Axis(RANKS, {name: tuple(each) for name, each in costs.items()})
 
 
-def iteration_of(
-    experiment: Experiment, precision: ComputedIn, device: torch.device, images: int = 1024
-) -> Iteration:
-    """An iteration on random images, which cost what real ones do."""
-    e = experiment
-    shape = (images, e.height, e.width, e.channels)
-    pixels = torch.randint(0, 256, shape, dtype=torch.uint8)
-    source = ImageSet("random images", pixels.numpy())
-    settings = TrainConfig(
-        seed=1,
-        batch_size=e.batch_size,
-        precision=precision,
-        augmentation="none",
-        information="maximise",
-        data=None,
-        data_fingerprint=source.fingerprint,
-    )
-    return Iteration(e, settings, InfoGAN(e, 1).to(device), pixels.to(device))
-
-
 def timed(
     name: str, precision: ComputedIn, device: torch.device, rounds: int = ROUNDS
 ) -> dict[str, Axis]:
@@ -136,7 +114,8 @@ def timed(
     found, steps = {}, iter(range(0, 10**9, at_once))
 
     def one(each: Experiment) -> Run:
-        execution = kind(iteration_of(each, precision, device))
+        images = images_for(each, 1024, device)
+        execution = kind(iteration_for(each, precision, each.batch_size, images))
         return lambda: execution.run(next(steps), at_once)
 
     for axis, (along, made) in sizes.items():

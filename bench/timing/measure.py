@@ -9,7 +9,7 @@ from bench.timing.interleaved import Interleaved
 from bench.timing.roofline import Roofline
 from bench.timing.rows import Row
 
-OURS = "fastinfogan"
+FASTINFOGAN = "fastinfogan"
 
 
 def measure(
@@ -37,7 +37,7 @@ def measure(
     case.check()
     by_host = case.timed == "host"
     pair = Interleaved(
-        {OURS: case.run, **case.baselines},
+        {FASTINFOGAN: case.run, **case.baselines},
         HostClock(roofline.device) if by_host else clock_for(roofline.device),
         steady=case.timed == "steady",
         units=case.units,
@@ -60,17 +60,17 @@ def measure(
     row = Row(
         case.group,
         case.name,
-        len(times.seconds[OURS]),
+        len(times.seconds[FASTINFOGAN]),
         seconds,
-        {peer: times.ratio(OURS, peer) for peer in case.baselines},
+        {peer: times.ratio(FASTINFOGAN, peer) for peer in case.baselines},
         case.experiment,
         case.precision,
         case.batch,
         case.flops,
         case.bytes,
-        floor / seconds[OURS].median if floor else None,
+        floor / seconds[FASTINFOGAN].median if floor else None,
         energies or None,
-        _how(pair.stretches[OURS]),
+        _how(pair.stretches[FASTINFOGAN]),
         case.more,
     )
     pair.release()
