@@ -30,7 +30,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from bench.counting.iteration import made
+from bench.counting.iteration import meta_iteration
 from fastinfogan import experiments
 from fastinfogan.engine.iteration import Iteration
 from fastinfogan.engine.precision import PRECISIONS, ComputedIn, with_working_copies
@@ -95,7 +95,7 @@ def record(e: Experiment, precision: ComputedIn = "bf16") -> dict[str, list[Laun
     """
     found: dict[str, list[Launch]] = {}
     with recording() as launches, PRECISIONS[precision].arithmetic(), torch.no_grad():
-        iteration = made(e, precision)
+        iteration = meta_iteration(e, precision)
         iteration.program()  # the first one makes tables
         launches.clear()
         _attribute(iteration, launches, found)

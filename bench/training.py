@@ -8,7 +8,6 @@ from torch import Tensor
 from fastinfogan.engine import Iteration, TrainConfig
 from fastinfogan.engine.precision import ComputedIn
 from fastinfogan.experiments import Experiment
-from fastinfogan.networks import InfoGAN
 
 SEED = 1
 
@@ -40,4 +39,4 @@ def images_for(e: Experiment, count: int, device: torch.device) -> Tensor:
 def iteration_for(e: Experiment, precision: ComputedIn, batch: int, images: Tensor) -> Iteration:
     """Make the iteration that training runs, on the images' device."""
     config = train_config(e, precision, batch_size=batch)
-    return Iteration(e, config, InfoGAN(e, SEED).to(images.device), images)
+    return Iteration.create(e, config, images, images.device)

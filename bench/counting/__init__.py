@@ -1,1 +1,1 @@
-"""Exact counts: launches, bytes, FLOPs, collectives."""
+"""Exact counts on any machine: launches, bytes, FLOPs, saved bytes, registers and collectives."""

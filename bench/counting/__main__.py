@@ -14,39 +14,39 @@ from fastinfogan.cli import run
 class Counts:
     """Count the launches, bytes, multiplications, waits and allocations of one iteration.
 
-    With --ranks, of one rank of so many, and what it tells the others.
+    With --ranks, of one process of so many, with its collectives.
     """
 
     experiment: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="EXPERIMENT")]
     """One of mnist, svhn, celeba, faces, chairs, sprites."""
     batch_size: int = 128
-    """Real and generated images in a step, of all ranks together."""
+    """Real and generated images in a step, of all processes together."""
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "bf16"
-    """Of convolutions and matrix products; with fp16, gradients are looked through, too."""
+    """Of convolutions and matrix products; with fp16, gradients are checked for overflows, too."""
     ranks: int = 1
-    """How many share the batch."""
+    """How many processes share the batch."""
     batch_norm: Literal["synchronised", "per-rank"] = "synchronised"
-    """Of several ranks: by the statistics of the whole batch, or each by its own."""
+    """Of several processes: statistics of the whole batch, or of each process's part."""
     json: bool = False
     """Print JSON."""
 
     def run(self) -> int:
-        """Do it; the exit code."""
+        """Run the command; the exit code."""
         import json
         from dataclasses import asdict, replace
 
-        from bench.counting.collectives import collectives, one_of
+        from bench.counting.collectives import collectives, fake_distributed
         from bench.counting.iteration import count
         from fastinfogan import experiments
 
         experiment = replace(experiments.get(self.experiment), batch_size=self.batch_size)
         how = (self.precision, self.ranks, self.batch_norm)
         messages = collectives(experiment, *how)
-        with one_of(self.ranks) as distributed:
+        with fake_distributed(self.ranks) as distributed:
             found = count(experiment, self.precision, distributed, self.batch_norm)
         if self.json:
-            told = {"collectives": [asdict(each) for each in messages]} if self.ranks > 1 else {}
-            print(json.dumps(asdict(found) | told, indent=1))
+            more = {"collectives": [asdict(each) for each in messages]} if self.ranks > 1 else {}
+            print(json.dumps(asdict(found) | more, indent=1))
             return 0
         of = f", a rank of {self.ranks}" if self.ranks > 1 else ""
         print(f"{found.experiment}, batch {found.batch_size}, {found.precision}{of}: one iteration")
@@ -57,8 +57,8 @@ class Counts:
         print(f"host waits     {found.host_syncs}")
         print(f"allocations    {found.allocations}, and none in a replayed graph")
         if messages:
-            handed_in = sum(each.bytes for each in messages)
-            print(f"collectives    {len(messages)}, {handed_in:,} bytes handed in")
+            size = sum(each.bytes for each in messages)
+            print(f"collectives    {len(messages)}, {size:,} bytes of operands")
         for name, launches in found.kernels.items():
             print(f"  {launches:3d}  {name}")
         return 0

@@ -1,6 +1,6 @@
-"""What the ranks of a run tell each other in one iteration, counted on any machine, by one process.
+"""Collectives of one iteration, counted on any machine by one process.
 
-The iteration is walked on tensors without storage, as one rank of many that do not exist.
+The iteration runs on tensors without storage, as one process of a group that does not exist.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bench.counting.iteration import made
+from bench.counting.iteration import meta_iteration
 from fastinfogan.distributed import SINGLE_PROCESS, Distributed
 from fastinfogan.engine.config import BatchNorm
 from fastinfogan.engine.precision import PRECISIONS, ComputedIn
@@ -25,23 +25,23 @@ Kind = Literal["all_reduce", "all_gather"]
 _KINDS: dict[str, tuple[Kind, int]] = {
     "allreduce_": ("all_reduce", 0), "_allgather_base_": ("all_gather", 1),
 }  # fmt: skip
-"""By the operation of torch.distributed: ours, and where its operand stands."""
+"""By the operation of torch.distributed: its kind, and the position of its operand."""
 
 
 @dataclass(frozen=True)
 class Collective:
-    """One message in which all ranks take part.
+    """One collective.
 
     Attributes:
-        kind: "all_reduce" for sums, "all_gather" for everybody's.
-        bytes: that each rank hands in.
+        kind: "all_reduce" or "all_gather".
+        bytes: of each process's operand.
     """
 
     kind: Kind
     bytes: int
 
 
-class _Heard(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Collectives(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.found: list[Collective] = []
@@ -62,8 +62,8 @@ class _Heard(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 @contextmanager
-def one_of(count: int) -> Iterator[Distributed]:
-    """Join ranks that do not exist: what is sent to them is dropped, to count what one rank does.
+def fake_distributed(count: int) -> Iterator[Distributed]:
+    """Join a process group that does not exist: what is sent is dropped.
 
     Raises:
         InputError: fewer than one, or this process is one of several that do exist.
@@ -74,7 +74,7 @@ def one_of(count: int) -> Iterator[Distributed]:
         yield SINGLE_PROCESS
         return
     if dist.is_initialized():
-        raise InputError("collectives are counted by a process that has joined no others")
+        raise InputError("collectives are counted by a process that is in no process group")
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=count)
@@ -90,22 +90,22 @@ def collectives(
     count: int,
     batch_norm: BatchNorm = "synchronised",
 ) -> list[Collective]:
-    """Count what one iteration tells the other ranks, in its order.
+    """List the collectives of one iteration, in order.
 
     Args:
-        experiment: its batch size is of all ranks together.
+        experiment: its batch size is of all processes together.
         precision: of the networks.
-        count: of ranks; one tells nobody anything.
-        batch_norm: by the statistics of the whole batch, or each rank's own.
+        count: of processes; one has no collectives.
+        batch_norm: by the statistics of the whole batch, or each process's.
 
     Raises:
         InputError: the batch cannot be shared equally, or this process is one of several.
     """
     arithmetic = PRECISIONS[precision].arithmetic()
-    with one_of(count) as distributed, recording(), torch.no_grad(), arithmetic:
-        iteration = made(experiment, precision, distributed, batch_norm)
+    with fake_distributed(count) as distributed, recording(), torch.no_grad(), arithmetic:
+        iteration = meta_iteration(experiment, precision, distributed, batch_norm)
         iteration.program()  # the first one makes tables
-        heard = _Heard()
-        with heard:
+        recorder = _Collectives()
+        with recorder:
             iteration.program()
-    return heard.found
+    return recorder.found

@@ -1,7 +1,7 @@
 """What one iteration asks of a GPU, counted from the program itself, on any machine.
 
-The iteration is walked on tensors without storage: each launch is noted and weighed instead of run.
-A number that the host reads from the device is a wait; inside one of our operations it is an error.
+The iteration runs on tensors without storage: each launch is recorded with its bytes instead of
+run. A number that the host reads from the device is a wait; inside an operation it is an error.
 """
 
 from collections import Counter
@@ -21,14 +21,13 @@ from fastinfogan.engine.config import BatchNorm
 from fastinfogan.engine.iteration import Iteration
 from fastinfogan.engine.precision import PRECISIONS, ComputedIn
 from fastinfogan.experiments import Experiment
-from fastinfogan.networks import InfoGAN
 from fastinfogan_kernels.runtime.launch import nbytes, recording
 
 _META = torch.device("meta")
 _FREE = ("empty", "view", "slice", "select", "expand", "alias", "detach", "as_strided", "permute")
 """Beginnings of ATen operations that launch nothing."""
 _READS = {"_local_scalar_dense": 0, "is_nonzero": False, "equal": False}
-"""ATen operations by which the host reads the device, and what the walk answers."""
+"""ATen operations by which the host reads the device, and their result here."""
 _ADAM = 7
 """Moments, parameter and gradient read, moments and parameter written: values of a parameter."""
 
@@ -39,16 +38,16 @@ class Counts:
 
     Attributes:
         experiment: its name.
-        batch_size: real and generated images in a step, of this rank.
+        batch_size: real and generated images in a step, of this process.
         precision: "bf16", "fp32", "tf32" or "fp16".
-        launches: of all kernels, ours and ATen's.
+        launches: of all kernels, fastinfogan's and ATen's.
         kernels: launches by kernel.
         bytes: read and written by all launches, each operand and result of a launch once.
         bytes_minimum: each operand and result of each product once, and what Adam reads and writes.
         flops: of the products, two for a multiplication with its addition.
         host_syncs: how often the host waits for the device.
-        allocations: tensors that our code makes after the first iterations, run call by call; a
-            replayed graph makes none.
+        allocations: tensors made in an iteration after the first, in eager mode; a replayed graph
+            makes none.
     """
 
     experiment: str
@@ -64,13 +63,13 @@ class Counts:
 
 
 @contextmanager
-def _makers_counted() -> Iterator[list[str]]:
-    """Collect the tensors that Python makes, in our operations too, where no mode of torch sees."""
-    made: list[str] = []
+def allocations_recorded() -> Iterator[list[str]]:
+    """Record the tensors that Python makes, in operations too, where no dispatch mode sees them."""
+    found: list[str] = []
 
     def counted(function: Callable[..., Any]) -> Callable[..., Any]:
         def make(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-            made.append(function.__name__)
+            found.append(function.__name__)
             return function(*args, **kwargs)
 
         return make
@@ -83,14 +82,14 @@ def _makers_counted() -> Iterator[list[str]]:
     try:
         for where, name, function in before:
             setattr(where, name, counted(function))
-        yield made
+        yield found
     finally:
         for where, name, function in before:
             setattr(where, name, function)
 
 
 class _Aten(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes ATen's operations that would launch a kernel, or have the host wait."""
+    """Records ATen's operations that would launch a kernel, or make the host wait."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -123,16 +122,16 @@ def count(
     distributed: Distributed = SINGLE_PROCESS,
     batch_norm: BatchNorm = "synchronised",
 ) -> Counts:
-    """Count one iteration, of one rank if there are several.
+    """Count one iteration, of one process if there are several.
 
     Args:
-        experiment: with its batch size, of all ranks together.
-        precision: "bf16", "fp32", "tf32" or "fp16", which also looks for overflows.
-        distributed: the processes that share the batch, see `collectives.one_of`.
-        batch_norm: of several ranks.
+        experiment: with its batch size, of all processes together.
+        precision: "bf16", "fp32", "tf32" or "fp16", which also checks for overflows.
+        distributed: the processes that share the batch, see `collectives.fake_distributed`.
+        batch_norm: of several processes.
     """
     with recording() as launches, PRECISIONS[precision].arithmetic():
-        iteration = made(experiment, precision, distributed, batch_norm)
+        iteration = meta_iteration(experiment, precision, distributed, batch_norm)
         with torch.no_grad():
             with _Aten():
                 iteration.program()  # the first one makes tables
@@ -141,10 +140,10 @@ def count(
                 iteration.program()
     with recording(), torch.no_grad(), _Aten():
         iteration.run(0)  # the workspace is laid out
-        with _makers_counted() as makers:
+        with allocations_recorded() as makers:
             iteration.run(1)
     with FlopCounterMode(display=False) as flops, _Aten(), torch.no_grad():
-        made(replace(experiment, batch_size=len(iteration.rows)), precision).run(0)
+        meta_iteration(replace(experiment, batch_size=len(iteration.rows)), precision).run(0)
     kernels = Counter(launch.name.removesuffix("_kernel") for launch in launches)
     return Counts(
         experiment.name,
@@ -160,18 +159,18 @@ def count(
     )
 
 
-def made(
+def meta_iteration(
     experiment: Experiment,
     precision: ComputedIn,
     distributed: Distributed = SINGLE_PROCESS,
     batch_norm: BatchNorm = "synchronised",
 ) -> Iteration:
-    """An iteration on tensors without storage, to be walked while launches are recorded."""
+    """Make an iteration on tensors without storage, to run while launches are recorded."""
     e = experiment
     config = train_config(e, precision, batch_norm=batch_norm, ranks=distributed.world_size)
     with _META:
         images = torch.empty((e.batch_size, e.height, e.width, e.channels), dtype=torch.uint8)
-        return Iteration(e, config, InfoGAN(e), images, distributed=distributed)
+        return Iteration.create(e, config, images, _META, distributed=distributed)
 
 
 def _minimum(iteration: Iteration) -> int:
@@ -189,6 +188,6 @@ def _minimum(iteration: Iteration) -> int:
         for parameter in adam.param_groups[0]["params"]:
             copy = adam.copies.get(parameter)
             total += _ADAM * nbytes(parameter)
-            if copy is not None:  # the gradient is as narrow
+            if copy is not None:  # the gradient has its dtype
                 total += 2 * nbytes(copy) - nbytes(parameter)
     return total

@@ -170,8 +170,9 @@ def _grown(context: Context, name: str, batch: int) -> Mapping[str, Any]:
     )
     steps = iter(range(0, 1 << 30, execution.iterations_per_call))
     spread = timed(
-        context, {FASTINFOGAN: lambda: execution.run(next(steps), execution.iterations_per_call)}, 7, 0.3,
-        units=execution.iterations_per_call,
+        context,
+        {FASTINFOGAN: lambda: execution.run(next(steps), execution.iterations_per_call)},
+        7, 0.3, units=execution.iterations_per_call,
     ).spread(FASTINFOGAN)  # fmt: skip
     numbers: dict[str, Any] = {
         "experiment": name,

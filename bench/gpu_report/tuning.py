@@ -21,7 +21,7 @@ from torch import Tensor
 
 from bench.cases.iteration import check_parity, images_for
 from bench.compiled import META, compile_share, start_workers
-from bench.counting.iteration import made
+from bench.counting.iteration import meta_iteration
 from bench.gpu_report.benchmarks import timed
 from bench.gpu_report.context import Context, first_line
 from bench.gpu_report.machine import shares
@@ -134,7 +134,7 @@ def passes_of(name: str, device: torch.device) -> list[Call]:
     """The passes of an experiment's iteration, most expensive first."""
     e, meta = experiment(name, dry=False), device.type == "meta"
     with recording() if meta else nullcontext(), PRECISIONS["bf16"].arithmetic(), torch.no_grad():
-        iteration = made(e, "bf16") if meta else make_iteration(e, device, dry=False)
+        iteration = meta_iteration(e, "bf16") if meta else make_iteration(e, device, dry=False)
         with watching(name) as calls:
             iteration.program()  # without a workspace, so that no tensor is written over
     return sorted(calls.values(), key=lambda call: -call.flops)

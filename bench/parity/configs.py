@@ -26,7 +26,6 @@ from fastinfogan.engine.execution import ExecutionName
 from fastinfogan.engine.precision import FP32
 from fastinfogan.errors import TrainingError
 from fastinfogan.experiments import Experiment
-from fastinfogan.networks import InfoGAN
 from fastinfogan.reference import Reference
 from fastinfogan_kernels import shuffle
 from fastinfogan_kernels.philox import Stream
@@ -50,7 +49,7 @@ _ENGINE: Final = (
 
 @dataclass(frozen=True)
 class Setup:
-    """What is trained, on what, and how.
+    """What is trained, on which images, and how.
 
     Attributes:
         experiment: with the batch size to train at.
@@ -79,7 +78,7 @@ class Setup:
 
     @property
     def quantities(self) -> tuple[str, ...]:
-        """What is recorded of an iteration, in nats.
+        """Names of what is recorded of an iteration, in nats.
 
         d_loss and g_loss are the adversarial parts, without the MI terms; the bounds L_I of each
         code are those of the G step.
@@ -89,20 +88,20 @@ class Setup:
 
     @property
     def configs(self) -> tuple[Config, ...]:
-        """What is trained."""
+        """The configurations that are trained."""
         configs: tuple[Config, ...] = get_args(Config)
         return configs[:3] if self.precision is FP32 else configs
 
     def length(self, config: Config) -> int:
-        """Iterations of a configuration's trajectory."""
+        """Return the iterations of a configuration's trajectory."""
         return self.iterations if config in ("reference", "engine") else self.early
 
     def computed(self, config: Config) -> Precision:
-        """Precision of a configuration; of the rounded reference, the one that it rounds as."""
+        """Return the precision of a configuration; of a rounded reference, of its rounding."""
         return FP32 if config in ("reference", "engine32", "rounded32") else self.precision
 
     def settings(self, seed: int, config: Config = "engine") -> TrainConfig:
-        """The engine's."""
+        """Return the engine's configuration of training."""
         return train_config(
             self.experiment,
             self.computed(config).name,
@@ -112,7 +111,7 @@ class Setup:
         )
 
     def fingerprint(self, config: Config) -> dict[str, Any]:
-        """All that decides a configuration's trajectory, but for its seed and the machine."""
+        """Return what decides a trajectory, except for its seed and the machine."""
         found: dict[str, Any] = {
             "experiment": dataclasses.asdict(self.experiment),
             "data": self.source.fingerprint,
@@ -173,9 +172,9 @@ def trajectory(
 
 
 def _engine(setup: Setup, seed: int, config: Config) -> Step:
-    networks = InfoGAN(setup.experiment, seed).to(setup.device)
-    images = torch.from_numpy(setup.source.images).to(setup.device)
-    iteration = Iteration(setup.experiment, setup.settings(seed, config), networks.train(), images)
+    iteration = Iteration.create(
+        setup.experiment, setup.settings(seed, config), setup.source.images, setup.device
+    )
     execution = choose_execution(setup.execution, setup.device)[0](iteration)
     if iteration.loss_scale:
         _settle(iteration)
@@ -213,7 +212,7 @@ def _settle(iteration: Iteration) -> None:
 
 
 def _reference(setup: Setup, seed: int, rounded: Precision | None) -> Step:
-    """The reference in fp32; or rounded as PyTorch has a precision, for fp32 in fp64."""
+    """Make the reference in fp32; or rounded as PyTorch does in a precision, for fp32 in fp64."""
     e, device = setup.experiment, setup.device
     dtype = torch.float64 if rounded is FP32 else torch.float32
     reference = Reference(e, seed, dtype)
@@ -245,7 +244,7 @@ def _reference(setup: Setup, seed: int, rounded: Precision | None) -> Step:
 
 @contextmanager
 def _arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
-    """How PyTorch itself computes in a precision.
+    """Compute as PyTorch does in a precision.
 
     Autocast caches the weights that it has rounded until its context is left; so each step has one.
     """

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 
-from bench.counting.collectives import collectives, one_of
+from bench.counting.collectives import collectives, fake_distributed
 from bench.counting.iteration import Counts, count
 from bench.timing.clock import Run, clock_for
 from bench.timing.interleaved import Interleaved
@@ -89,7 +89,7 @@ def _by_ranks(experiment: Experiment, precision: ComputedIn) -> Axis:
     launches, handed_in, told = [], [], []
     for number in RANKS:
         e = replace(experiment, batch_size=experiment.batch_size * number)
-        with one_of(number) as distributed:
+        with fake_distributed(number) as distributed:
             launches.append(count(e, precision, distributed).launches)
         messages = collectives(e, precision, number)
         handed_in.append(sum(each.bytes for each in messages))

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from bench.counting.collectives import Collective, collectives, one_of
+from bench.counting.collectives import Collective, collectives, fake_distributed
 from bench.counting.iteration import Counts, count
 from fastinfogan import experiments
 from fastinfogan.engine.config import BatchNorm
@@ -155,7 +155,7 @@ def predict(
     cluster, messages, here = Cluster(gpus, speeds), [], alone
     if gpus > 1:
         messages = collectives(e, precision, gpus, batch_norm)
-        with one_of(gpus) as distributed:
+        with fake_distributed(gpus) as distributed:
             here = _parts(count(e, precision, distributed, batch_norm), speeds)
     bound, computing, launching = here
     telling = cluster.told(messages)

@@ -207,14 +207,14 @@ def dies_before():
     os._exit(3)
 """
 CASES = """
-from bench.cases import Case, Planned
+from types import SimpleNamespace
 from fastinfogan import op
 
 def planned(device):
     def plan(name):
         def make(device):
-            return Case("ops", name, getattr(op, name), {}, lambda: None)
-        return Planned("ops", name, make, short=name in ("run", "steady"))
+            return SimpleNamespace(run=getattr(op, name), timed="alone", units=1)
+        return SimpleNamespace(group="ops", name=name, make=make, short=name in ("run", "steady"))
     return [plan(name) for name in ("run", "steady", "only_now", "only_before", "dies_before")]
 """
 QUICK = ["--times-only", "--rounds", "16"]
@@ -228,7 +228,7 @@ def repository(tmp_path: Path, counted: dict[str, int]) -> Path:
         shutil.copytree(TREE / "bench" / name, root / "bench" / name)
     files = {
         "bench/__init__.py": "",
-        "bench/cases/__init__.py": (TREE / "bench" / "cases" / "__init__.py").read_text(),
+        "bench/cases/__init__.py": "",
         "bench/cases/ops.py": CASES,
         "bench/cases/blocks.py": "def planned(device): return []",
         "bench/cases/iteration.py": "def planned(device): return []",
@@ -236,8 +236,6 @@ def repository(tmp_path: Path, counted: dict[str, int]) -> Path:
             {"versions": committed._versions(), "counts": counted}
         ),
         "fastinfogan/__init__.py": "",
-        "fastinfogan/engine/__init__.py": "",
-        "fastinfogan/engine/precision.py": "ComputedIn = str\n",
         "fastinfogan/op.py": OP,
         "kernels/fastinfogan_kernels/__init__.py": "",
         ".gitignore": "__pycache__\n*.so\n",

@@ -203,8 +203,8 @@ def weight_of_c1(patched: pytest.MonkeyPatch) -> None:
 
 
 def q_heads_gradient(patched: pytest.MonkeyPatch) -> None:
-    true = network_step.QHead.backward
-    patched.setattr(network_step.QHead, "backward", lambda self: 1.03 * true(self))
+    true = network_step.QHeadStep.backward
+    patched.setattr(network_step.QHeadStep, "backward", lambda self: 1.03 * true(self))
 
 
 def batch_norms_gradient(patched: pytest.MonkeyPatch) -> None:

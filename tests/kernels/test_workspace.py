@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.counting.iteration import _makers_counted
+from bench.counting.iteration import allocations_recorded
 from fastinfogan.engine.precision import ComputedIn
 from fastinfogan.experiments import Experiment
 from fastinfogan_kernels.runtime import workspace
@@ -91,7 +91,7 @@ def test_training_is_the_same_with_and_without(
     """To the last bit; and with it nothing is made any more after the first iteration."""
     iteration = make_iteration(tiny, precision=precision)
     iteration.run(0)
-    with _makers_counted() as made:
+    with allocations_recorded() as made:
         for step in range(1, 4):
             iteration.run(step)
     assert made == []
@@ -99,7 +99,7 @@ def test_training_is_the_same_with_and_without(
     monkeypatch.setattr(Workspace, "__enter__", lambda self: self)
     monkeypatch.setattr(Workspace, "__exit__", lambda self, *_: None)
     plain = make_iteration(tiny, precision=precision)
-    with _makers_counted() as made:
+    with allocations_recorded() as made:
         for step in range(4):
             plain.run(step)
     assert len(made) > 20
