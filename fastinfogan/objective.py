@@ -1,35 +1,15 @@
-"""The variational bound on the mutual information of codes and image, and what weighs it.
-
-Computed in float32 at least, whatever the networks' precision: by the kernels, or for float64 by
-plain torch.
-"""
-
-from dataclasses import dataclass
+"""The variational bound on the mutual information of codes and image, and its weights."""
 
 import torch
 from torch import Tensor
 
 from fastinfogan.experiments import Experiment
-from fastinfogan_kernels.latents import Continuous
+from fastinfogan_kernels.latents import Continuous, LatentSpec
 from fastinfogan_kernels.objective.likelihood import q_head_log_likelihood
-from fastinfogan_kernels.objective.targets import counters
-
-
-@dataclass(frozen=True)
-class MutualInformation:
-    """L_I = H(c) + E[log Q(c|x)] (paper, equation 5).
-
-    Attributes:
-        bounds: (codes,), nats, one bound per code.
-        weighted: scalar, lambda * L_I with each kind of code's own lambda; both losses subtract it.
-    """
-
-    bounds: Tensor
-    weighted: Tensor
 
 
 def lambdas(experiment: Experiment) -> list[float]:
-    """What multiplies the bound of each code: its kind's lambda."""
+    """Return the weight of each code's bound in the losses: the lambda of its kind."""
     return [
         experiment.lambda_continuous
         if isinstance(code, Continuous)
@@ -38,34 +18,22 @@ def lambdas(experiment: Experiment) -> list[float]:
     ]
 
 
-class InformationBound:
-    """Computes L_I for one experiment on one device.
+def information_bounds(
+    output: Tensor, classes: Tensor, continuous: Tensor, spec: LatentSpec
+) -> Tensor:
+    """Compute L_I = H(c) + E[log Q(c|x)] of each code (paper, equation 5).
 
     Args:
-        experiment: codes and lambdas.
-        device: of the tensors to come.
-        dtype: float32, or float64 in tests.
+        output: Q's raw output; (B, output_width), any floating dtype.
+        classes: categorical codes; integers (B, categorical codes).
+        continuous: continuous codes; (B, continuous codes).
+        spec: the layout and the prior.
 
-    Attributes:
-        counted: what was wrong with outputs and codes so far, see `kernels.targets.counters`.
+    Returns:
+        (codes,), nats, fp32, or fp64 of fp64; NaN where a class or an output is invalid.
+
+    Raises:
+        InputError: shapes, dtypes or devices do not fit.
     """
-
-    def __init__(
-        self,
-        experiment: Experiment,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        self.spec = experiment.latents
-        weights = lambdas(experiment)
-        self._entropies = torch.tensor(self.spec.entropies, device=device, dtype=dtype)
-        self._weights = torch.tensor(weights, device=device, dtype=dtype)
-        self.counted = counters(self.spec, device)
-
-    def __call__(self, q_output: Tensor, classes: Tensor, continuous: Tensor) -> MutualInformation:
-        """Bound the information between codes and image; shapes as in `q_head_log_likelihood`."""
-        found = q_head_log_likelihood(
-            q_output, classes, continuous, self.spec, counted=self.counted
-        )
-        bounds = self._entropies + found
-        return MutualInformation(bounds, (self._weights * bounds).sum())
+    found = q_head_log_likelihood(output, classes, continuous, spec)
+    return torch.tensor(spec.entropies, dtype=found.dtype, device=found.device) + found

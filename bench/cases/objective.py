@@ -14,8 +14,9 @@ from bench.cases.inputs import SEED, randn, with_compiled
 from fastinfogan.networks import InfoGAN
 from fastinfogan_kernels.conv_block.deferred import Deferred
 from fastinfogan_kernels.inputs.draw import draw_codes
-from fastinfogan_kernels.objective.heads import d_head_objective, q_head_objective
+from fastinfogan_kernels.objective.d_head import d_head_objective
 from fastinfogan_kernels.objective.likelihood import likelihood_with_gradient
+from fastinfogan_kernels.objective.q_head import q_head_objective
 from fastinfogan_kernels.philox import Stream
 from fastinfogan_kernels.runtime.launch import nbytes
 

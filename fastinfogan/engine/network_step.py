@@ -19,7 +19,8 @@ from fastinfogan_kernels.conv_block.deferred import Deferred
 from fastinfogan_kernels.conv_block.sync_batch_norm import Group
 from fastinfogan_kernels.inputs.draw import DrawnCodes
 from fastinfogan_kernels.latents import LatentSpec
-from fastinfogan_kernels.objective.heads import d_head_objective, q_head_objective
+from fastinfogan_kernels.objective.d_head import d_head_objective
+from fastinfogan_kernels.objective.q_head import q_head_objective
 from fastinfogan_kernels.runtime.backend import Implementation, choose
 from fastinfogan_kernels.runtime.launch import nbytes
 
@@ -178,7 +179,7 @@ class DHeadStep(_HeadStep):
         last = self._tensors[-1]
         features, saved = self._features(x)
         found = d_head_objective(
-            features, last.weight, last.bias, targets, scale, counted=counts, impl=self._impl
+            features, last.weight, last.bias, targets, scale, counters=counts, impl=self._impl
         )
         self._save(x, saved, found.gradient[:, None], found.bias_gradient)
         return found.losses
@@ -212,7 +213,7 @@ class QHeadStep(_HeadStep):
         features, saved = self._features(x)
         found = q_head_objective(
             features, last.weight, last.bias, codes.classes, codes.continuous, spec,
-            weights=weights, counted=counts, impl=self._impl,
+            weights=weights, counters=counts, impl=self._impl,
         )  # fmt: skip
         self._save(x, saved, found.gradient, found.bias_gradient)
         return found.values

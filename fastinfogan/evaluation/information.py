@@ -3,7 +3,7 @@
 import torch
 
 from fastinfogan.model import Model
-from fastinfogan.objective import InformationBound
+from fastinfogan.objective import information_bounds
 from fastinfogan_kernels.inputs.draw import draw_codes
 from fastinfogan_kernels.philox import Stream
 
@@ -22,6 +22,6 @@ def fresh_information(trained: Model, rows: int = 4096, seed: int = 0) -> dict[s
     """
     spec = trained.experiment.latents
     codes = draw_codes(spec, seed, 0, Stream.EVALUATION, rows, device=trained.device)
-    bound = InformationBound(trained.experiment, trained.device)
-    bounds = bound(trained.read_generated(codes), codes.classes, codes.continuous).bounds
+    output = trained.read_generated(codes)
+    bounds = information_bounds(output, codes.classes, codes.continuous, spec)
     return dict(zip(spec.names, bounds.tolist(), strict=True))

@@ -8,9 +8,14 @@ from torch import Tensor, nn
 
 from fastinfogan.errors import InputError
 from fastinfogan_kernels.latents import LatentSpec
-from fastinfogan_kernels.objective.code_layout import code_table, row_of
+from fastinfogan_kernels.objective.code_layout import (
+    LikelihoodInputs,
+    check_weights,
+    code_table,
+    constant,
+    make_counters,
+)
 from fastinfogan_kernels.objective.likelihood import REDUCTIONS, Reduction, q_head_log_likelihood
-from fastinfogan_kernels.objective.targets import Targets, check_weights, counters, first_problem
 from fastinfogan_kernels.runtime.backend import Implementation
 
 
@@ -33,13 +38,13 @@ class QHeadLikelihood(nn.Module):
         impl: "auto", "triton", "native" or "reference".
 
     Attributes:
-        counted: int32, see `kernels.targets.counters`.
+        counters: int32, see `fastinfogan_kernels.objective.code_layout.make_counters`.
 
     Raises:
         InputError: weights or reduction do not fit.
     """
 
-    counted: Tensor
+    counters: Tensor
 
     def __init__(
         self,
@@ -56,7 +61,7 @@ class QHeadLikelihood(nn.Module):
         self.weights = None if weights is None else check_weights(weights, spec)
         self.reduction: Reduction = reduction
         self.impl: Implementation = impl
-        self.register_buffer("counted", counters(spec), persistent=False)
+        self.register_buffer("counters", make_counters(spec), persistent=False)
         self._place()
 
     def forward(self, output: Tensor, classes: Tensor, continuous: Tensor) -> Tensor:
@@ -75,30 +80,31 @@ class QHeadLikelihood(nn.Module):
             InputError: shapes, dtypes or devices do not fit; on CPU in eager mode also a class out
                 of range, a NaN or an infinity, with its code and row.
         """
-        if output.device != self.counted.device:
+        if output.device != self.counters.device:
             raise InputError(
                 f"Q's output is on {output.device}, this QHeadLikelihood on "
-                f"{self.counted.device}; move it there with .to()"
+                f"{self.counters.device}; move it there with .to()"
             )
         at_once = output.device.type == "cpu" and not torch.compiler.is_compiling()
-        counted = counters(self.spec) if at_once else self.counted
+        counters = make_counters(self.spec) if at_once else self.counters
         values = q_head_log_likelihood(
             output,
             classes,
             continuous,
             self.spec,
             reduction=self.reduction,
-            counted=counted,
+            counters=counters,
             table=self._table,
             impl=self.impl,
         )
-        if at_once and any(counted[:2].tolist()):
-            raise InputError(str(first_problem(Targets(output, classes, continuous), self.spec)))
+        if at_once and any(counters[:2].tolist()):
+            inputs = LikelihoodInputs(output, classes, continuous)
+            raise InputError(str(inputs.first_invalid(self.spec)))
         if self.weights is None or self._weights is None:
             return values
         wide = values.dtype == torch.float64
         return values * (
-            row_of(self.weights, values.device, values.dtype) if wide else self._weights
+            constant(self.weights, values.device, values.dtype) if wide else self._weights
         )
 
     def check(self) -> None:
@@ -108,9 +114,9 @@ class QHeadLikelihood(nn.Module):
             InputError: class indices out of range, or rows of Q's output with a NaN or an infinity;
                 says how many of each.
         """
-        classes, rows = self.counted[:2].tolist()
+        classes, rows = self.counters[:2].tolist()
         if classes or rows:
-            self.counted[:2].zero_()
+            self.counters[:2].zero_()
             raise InputError(
                 f"since the last check {classes} class indices were out of range, and {rows} rows "
                 "of Q's output had a NaN or an infinity; their log-likelihoods are NaN or infinite"
@@ -124,17 +130,17 @@ class QHeadLikelihood(nn.Module):
         )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:  # noqa: ANN401
-        had_storage = self.counted.device.type != "meta"
+        had_storage = self.counters.device.type != "meta"
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if not had_storage:
-            self.counted.zero_()
+            self.counters.zero_()
         self._place()
         return self
 
     def _place(self) -> None:
         """Put the spec's tables where the module is; no buffers, which .half() would round."""
-        device = self.counted.device
+        device = self.counters.device
         self._table = code_table(self.spec, device)
         self._weights = (
-            None if self.weights is None else row_of(self.weights, device, torch.float32)
+            None if self.weights is None else constant(self.weights, device, torch.float32)
         )

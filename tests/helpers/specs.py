@@ -1,4 +1,4 @@
-"""Specs of codes, outputs and codes drawn for them, and a bound on errors: for the objective."""
+"""Specs of codes, outputs and codes drawn for them, and a bound on errors."""
 
 from dataclasses import dataclass
 
@@ -10,12 +10,12 @@ from fastinfogan_kernels.latents import Categorical, Continuous, LatentSpec, Noi
 
 
 def spec_of(*codes: Categorical | Continuous) -> LatentSpec:
-    """Some codes and a noise that does not matter."""
+    """Return a spec of these codes."""
     return LatentSpec(Noise(1), codes)
 
 
 def any_codes(classes: int = 1000, at_most: int = 6) -> st.SearchStrategy[LatentSpec]:
-    """Any mix of up to 2 * at_most codes, of every kind."""
+    """Draw any mix of up to 2 * at_most codes, of every kind."""
     clip = st.tuples(st.floats(1e-3, 1.0), st.floats(1.01, 1e3))
     continuous = st.builds(Continuous, st.sampled_from(["learned", "fixed", "clipped"]), clip)
     mixes = st.tuples(
@@ -23,6 +23,17 @@ def any_codes(classes: int = 1000, at_most: int = 6) -> st.SearchStrategy[Latent
         st.lists(continuous, max_size=at_most),
     ).filter(lambda mix: bool(mix[0] or mix[1]))
     return mixes.map(lambda mix: spec_of(*mix[0], *mix[1]))
+
+
+MIXED = spec_of(
+    Categorical(3),
+    Categorical(70),
+    Continuous(),
+    Continuous("fixed"),
+    Continuous("clipped", (0.5, 2.0)),
+)
+"""A code of every kind."""
+WEIGHTS = (1.0, 2.0, 0.5, 0.1, 10.0)
 
 
 @dataclass(frozen=True)
@@ -36,7 +47,7 @@ class Drawn:
 
 
 def drawn(spec: LatentSpec, rows: int, seed: int = 1, spread: float = 2.0) -> Drawn:
-    """Outputs of a normal distribution this wide, and codes from the prior."""
+    """Draw normal outputs with this standard deviation, and codes from the prior."""
     source = torch.Generator().manual_seed(seed)
     output = torch.randn(rows, spec.output_width, generator=source) * spread
     classes = torch.empty(rows, len(spec.categorical), dtype=torch.int64)
@@ -46,9 +57,16 @@ def drawn(spec: LatentSpec, rows: int, seed: int = 1, spread: float = 2.0) -> Dr
     return Drawn(spec, output, classes, continuous)
 
 
-def assert_as_good(found: Tensor, torch_at_same: Tensor, truth: Tensor, tolerance: float) -> None:
-    """Per element within twice torch's own error at the same precision, and a tolerance."""
-    error = (found.double() - truth).abs()
-    theirs = (torch_at_same.double() - truth).abs()
+def assert_as_good(actual: Tensor, baseline: Tensor, truth: Tensor, tolerance: float) -> None:
+    """Check that each element's error is at most twice the baseline's, plus a tolerance.
+
+    Args:
+        actual: what is tested.
+        baseline: torch's result at the same precision.
+        truth: fp64.
+        tolerance: relative to the truth's magnitude, or absolute under 1.
+    """
+    error = (actual.double() - truth).abs()
+    baseline_error = (baseline.double() - truth).abs()
     scale = truth.abs().clamp(min=1.0)
-    assert bool((error <= 2 * theirs + tolerance * scale).all()), (error / scale).max()
+    assert bool((error <= 2 * baseline_error + tolerance * scale).all()), (error / scale).max()

@@ -30,3 +30,12 @@ def half(request: pytest.FixtureRequest) -> torch.dtype:
     """Each 16-bit dtype that the device computes rightly."""
     dtype: torch.dtype = request.param
     return dtype
+
+
+@pytest.fixture(
+    params=[torch.float32, torch.float16, pytest.param(torch.bfloat16, marks=needs_cuda)], ids=str
+)
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    """Each dtype of rows and feature maps that the device computes correctly."""
+    dtype: torch.dtype = request.param
+    return dtype
