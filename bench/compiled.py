@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -163,17 +163,9 @@ def record_modules(
     return launches
 
 
-def _run(
-    chain: Chain, x: torch.Tensor | Images, shape: tuple[int, ...] | None = None
-) -> torch.Tensor:
-    """Run a chain's kernels; the chain itself asks for autocast, which "meta" tensors lack.
-
-    Args:
-        chain: of blocks.
-        x: its input.
-        shape: of an input that is no tensor.
-    """
-    batch, *each = x.shape if isinstance(x, torch.Tensor) else shape or ()
+def _run(chain: Chain, x: Any, shape: Sequence[int] | None = None) -> torch.Tensor:
+    """Run a chain's kernels; the chain itself asks for autocast, which "meta" tensors lack."""
+    batch, *each = shape or x.shape
     return fused_chain(x, *describe(chain.stages(), tuple(each), batch, 1), 1)
 
 
@@ -190,26 +182,12 @@ class _NoDevice:
     """Stands in for Triton's driver: says what to compile for, and runs nothing."""
 
     def __init__(self, target: GPUTarget) -> None:
-        self._target = target
-
-    def get_current_target(self) -> GPUTarget:
-        return self._target
-
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-    def get_active_torch_device(self) -> torch.device:
-        return META
-
-    def map_python_to_cpp_type(self, kind: str) -> str:
-        return kind
-
-    @classmethod
-    def is_active(cls) -> bool:
-        return True
+        self.get_current_target = lambda: target
+        self.get_current_device = lambda: 0
+        self.get_current_stream = lambda device: 0
+        self.get_active_torch_device = lambda: META
+        self.map_python_to_cpp_type = lambda kind: kind
+        self.is_active = lambda: True
 
 
 def _require_compiler(target: str) -> None:
@@ -319,16 +297,12 @@ def compile_share(waves: Waves, share: Share) -> None:
             for launch in list(new.values())[share.part :: share.parts]:
                 if time.time() > share.deadline and out.tell():
                     return
-                for found in _compiled_or_refused(launch, share.target):
-                    out.write(json.dumps({"wave": wave, **found}) + "\n")
-
-
-def _compiled_or_refused(launch: Launch, target: str) -> Iterator[dict[str, Any]]:
-    try:
-        for each in compile_launches([launch], target):
-            yield {**asdict(each), "assembly": ""}
-    except Exception as error:  # one that the compiler refuses costs itself alone
-        yield {"kernel": launch.name, "refused": f"{type(error).__name__}: {error}"[:300]}
+                found: dict[str, Any] = {"wave": wave, "kernel": launch.name}
+                try:
+                    found |= asdict(compile_launches([launch], share.target)[0]) | {"assembly": ""}
+                except Exception as error:  # one that the compiler refuses costs itself alone
+                    found["refused"] = f"{type(error).__name__}: {error}"[:300]
+                out.write(json.dumps(found) + "\n")
 
 
 def signature(launch: Launch) -> tuple[Any, ...]:
@@ -344,12 +318,10 @@ def signature(launch: Launch) -> tuple[Any, ...]:
     return launch.name, tuple(found), tuple(sorted(map(str, launch.parameters.items())))
 
 
-def start_workers(
-    body: Callable[..., None], arguments: Sequence[Any], shares: Sequence[Share]
-) -> list[Any]:
-    """Start `body(*arguments, share)` in a process for each share, which ends with this one."""
+def start_workers(waves: Waves, shares: Sequence[Share]) -> list[Any]:
+    """Start `compile_share` in a process for each share, which ends with this one."""
     context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=body, args=(*arguments, s), daemon=True) for s in shares]
+    workers = [context.Process(target=compile_share, args=(waves, s), daemon=True) for s in shares]
     for worker in workers:
         worker.start()
     return workers

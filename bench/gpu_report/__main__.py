@@ -9,7 +9,6 @@ two traces and log.txt. Prints a table last.
 """
 
 import argparse
-import importlib.util
 import os
 import shutil
 import signal
@@ -20,12 +19,16 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
+import torch
+
+from bench.gpu_report import page, report
+from bench.gpu_report.journal import Journal
+from bench.gpu_report.report import GpuReport, StageResult
 from bench.gpu_report.stages import STAGES, Stage, allowance
-
-if TYPE_CHECKING:
-    from bench.gpu_report.supervise import Supervisor
+from bench.gpu_report.supervise import JOURNAL, PART, Ended, Supervisor
+from fastinfogan.errors import InputError
 
 ROOT = Path(__file__).parents[2]
 _LARGEST_LOG = 8 << 20
@@ -45,27 +48,17 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dry-run", action="store_true", help="on a CPU, what can be done there")
     parser.add_argument("--only", default="", metavar="STAGE,...", help="run these alone; what a "
                         "report in --out has of the others stays")  # fmt: skip
-    parser.add_argument("--skip", default="", metavar="STAGE,...", help="leave these out")
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the exit code: 0, or 1 if an item failed, or 2 if nothing could be run."""
-    begun, args = time.monotonic(), parse(arguments)
-    for package in ("torch", "triton"):
-        if importlib.util.find_spec(package) is None:
-            return _refuse(f"{package} is not installed, and nothing can be measured without it")
-    from fastinfogan.errors import InputError
-
+    begun = time.monotonic()
     try:
-        return Command(args, begun).run()
+        return Command(parse(arguments), begun).run()
     except InputError as error:
-        return _refuse(str(error))
-
-
-def _refuse(why: str) -> int:
-    print(f"gpu_report: {why}", file=sys.stderr)
-    return 2
+        print(f"gpu_report: {error}", file=sys.stderr)
+        return 2
 
 
 class Command:
@@ -80,17 +73,12 @@ class Command:
     """
 
     def __init__(self, args: argparse.Namespace, begun: float) -> None:
-        import torch
-
-        from bench.gpu_report.report import NAME, GpuReport, StageResult, read
-        from fastinfogan.errors import InputError
-
         self._args, self._begun = args, begun
         known = [stage.name for stage in STAGES]
-        only, skip = ([name for name in text.split(",") if name] for text in (args.only, args.skip))
+        only = [name for name in args.only.split(",") if name]
         if not 0.2 <= args.minutes <= 600:
             raise InputError(f"--minutes is 0.2 to 600, not {args.minutes:g}")
-        for name in (*only, *skip):
+        for name in only:
             if name not in known:
                 raise InputError(f"no stage {name!r}; there are {', '.join(known)}")
         if not args.dry_run and not torch.cuda.is_available():
@@ -100,10 +88,11 @@ class Command:
             self._out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"{self._out}: cannot be written to: {error}") from error
-        before = read(self._out / NAME) if (self._out / NAME).exists() else None
+        file = self._out / report.NAME
+        before = report.read(file) if file.exists() else None
         if before and before.arguments.get("dry_run") != args.dry_run:
             raise InputError(f"{self._out}: holds a report that is dry or not; name another --out")
-        self._chosen = [s for s in STAGES if (not only or s.name in only) and s.name not in skip]
+        self._chosen = [stage for stage in STAGES if not only or stage.name in only]
         results = []
         for stage in STAGES:
             chosen = stage in self._chosen
@@ -111,14 +100,11 @@ class Command:
             if before and not chosen and before.stage(stage.name).items:
                 result = before.stage(stage.name)
             results.append(result)
-        chosen_by = {"only": only, "skip": skip}
-        self.report = GpuReport(
-            {"minutes": args.minutes, "dry_run": args.dry_run, **chosen_by}, results
-        )
+        arguments = {"minutes": args.minutes, "dry_run": args.dry_run, "only": only}
+        self.report = GpuReport(arguments, results)
 
     def run(self) -> int:
         """Run the stages, and write the report, also of a run that is stopped in the middle."""
-        from bench.gpu_report import page, report
 
         def leave(number: int, _: FrameType | None) -> NoReturn:
             raise SystemExit(128 + number)
@@ -130,7 +116,6 @@ class Command:
                 left = 60 * self._args.minutes - (time.monotonic() - self._begun)
                 limit = allowance(left, self._chosen[number:])
                 if limit:
-                    print(f"{stage.name:12s} {limit:4.0f} s at the most", flush=True)
                     self._run_stage(stage, limit)
                 else:
                     print(f"{stage.name:12s} not reached: {max(left, 0):.0f} s left", flush=True)
@@ -145,12 +130,10 @@ class Command:
 
     def _run_stage(self, stage: Stage, limit: float) -> None:
         """Run a stage's processes; what they found is on disk before the next stage starts."""
-        from bench.gpu_report.report import StageResult
-        from bench.gpu_report.supervise import Ended
-
         supervisors = list(self._supervisors(stage))
         ended = [Ended("stopped", 0.0, 1)] * len(supervisors)
         try:
+            print(f"{stage.name:12s} {limit:4.0f} s at the most", flush=True)
             with ThreadPoolExecutor(len(supervisors)) as pool:
                 futures = [pool.submit(each.run, limit) for each in supervisors]
                 try:
@@ -165,12 +148,8 @@ class Command:
             self.report.stages = [found if each.name == stage.name else each for each in stages]
             self._write()
 
-    def _supervisors(self, stage: Stage) -> "Iterator[Supervisor]":
+    def _supervisors(self, stage: Stage) -> Iterator[Supervisor]:
         """One process of a stage, or several of the test suite, each with a part of the tests."""
-        from bench.gpu_report.journal import Journal
-        from bench.gpu_report.pytest_plugin import JOURNAL, PART
-        from bench.gpu_report.supervise import Supervisor
-
         dry, work = self._args.dry_run, self._work
         environment = self._environment(stage)
         if stage.run:

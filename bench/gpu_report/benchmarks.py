@@ -1,7 +1,5 @@
 """Iterations, blocks and operations against PyTorch, and how an iteration grows with the batch."""
 
-import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -28,8 +26,6 @@ _COMPILING = 25.0
 """Seconds without which what torch.compile makes is not begun."""
 _BATCHES = (32, 512, 4096, 128, 1024, 2048, 64, 256)
 """The ends and the middle first."""
-_FULL = 512
-"""The batch from which a GPU is full, and time is a power of the batch."""
 
 
 def iteration(context: Context) -> None:
@@ -144,21 +140,10 @@ def _roofline(context: Context) -> Mapping[str, Any]:
 
 
 def scaling(context: Context) -> None:
-    """Run the stage: all experiments at a batch, then at the next; ours alone."""
+    """Run the stage: all experiments at a batch, then at the next."""
     for batch in (2, 4) if context.dry else _BATCHES:
         for name in names(dry=context.dry):
             context.run(f"{name}, batch {batch}", _grown, context, name, batch)
-    found = {}
-    rows = [item.numbers for item in context.journal.read().items if "us" in item.numbers]
-    for name in FIVE:
-        points = [
-            (math.log(n["batch"]), math.log(n["us"]))
-            for n in rows
-            if n["experiment"] == name and (n["batch"] >= _FULL or context.dry)
-        ]
-        if len(points) > 1:
-            found[name] = round(statistics.linear_regression(*zip(*points, strict=True)).slope, 3)
-    context.fact(exponents=found)
 
 
 def _grown(context: Context, name: str, batch: int) -> Mapping[str, Any]:

@@ -16,7 +16,6 @@ import torch
 
 from bench.compiled import (
     Share,
-    compile_share,
     read_lines,
     record,
     record_all,
@@ -35,15 +34,13 @@ if TYPE_CHECKING:
 
 OPTIONAL = {
     "tyro": "the command line; the report does without",
-    "rich": "the command line's progress bar; the report does without",
     "tensorboard": "events beside metrics.jsonl; the report does without",
     "nvidia.dali": "decoding by DALI; the report decodes nothing",
-    "PIL": "pictures in files; the run of MNIST draws none",
-    "matplotlib": "plots on the page; tables alone are left",
-    "scipy": "c1 as a classifier; the run of MNIST reports no error",
+    "matplotlib": "plots; tables alone are left",
+    "scipy": "c1 as a classifier; no error is reported",
     "safetensors": "checkpoints; resume and the run of MNIST fail",
     "pynvml": "energy; none is reported",
-    "pytest": "the kernels' test suite; the correctness stage fails",
+    "pytest": "the test suite of the kernels; the correctness stage fails",
     "hypothesis": "the same",
     "fastinfogan_kernels._native": "C++ for CPU tensors; the report uses the GPU",
 }
@@ -64,7 +61,6 @@ def environment(context: Context) -> None:
     if not context.dry:
         context.run("the GPU", _gpu, context)
         context.run("nvidia-smi", _nvidia_smi, limit=20.0)
-    context.run("a product", _product, context)
 
 
 def _packages(context: Context) -> Mapping[str, Any]:
@@ -102,10 +98,8 @@ def _source() -> Mapping[str, Any]:
 def _gpu(context: Context) -> Mapping[str, Any]:
     found = torch.cuda.get_device_properties(context.device)
     free, total = torch.cuda.mem_get_info()
-    cudnn: Any = torch.backends.cudnn
     return {
         "name": found.name,
-        "GPUs": torch.cuda.device_count(),
         "compute capability": f"{found.major}.{found.minor}",
         "multiprocessors": found.multi_processor_count,
         "shared memory of a program, KiB": machine_of(context.device).shared // 1024,
@@ -113,8 +107,6 @@ def _gpu(context: Context) -> Mapping[str, Any]:
         "memory, GiB": round(total / 2**30, 2),
         "free, GiB": round(free / 2**30, 2),
         "CUDA": torch.version.cuda,
-        "cuDNN": cudnn.version(),
-        "fp32 products": torch.get_float32_matmul_precision(),
     }
 
 
@@ -125,15 +117,6 @@ def _nvidia_smi() -> Mapping[str, Any]:
     if len(values) != len(names):
         return {"nvidia-smi": printed}
     return dict(zip(names, values, strict=True))
-
-
-def _product(context: Context) -> Mapping[str, Any]:
-    begun = time.monotonic()
-    a = torch.randn(256, 256, device=context.device)
-    off = ((a @ a).double() - a.double() @ a.double()).abs().max().item()
-    if not off < 0.2:
-        raise FailedError(f"a product of torch's is off by {off:.2e}", {})
-    return {"off by": off, "seconds": round(time.monotonic() - begun, 3)}
 
 
 def target_of(device: torch.device) -> tuple[str, Machine]:
@@ -195,7 +178,7 @@ def _compile(context: Context, seconds: float) -> Mapping[str, Any]:
     if target not in MACHINES:
         raise FailedError(f"no ahead-of-time compiler for {target}; stages compile as they go", {})
     work = shares(context, seconds - 8, "compiled")
-    workers = start_workers(compile_share, (partial(waves, dry=context.dry),), work)
+    workers = start_workers(partial(waves, dry=context.dry), work)
     for worker in workers:
         worker.join(max(0.0, begun + seconds - time.monotonic()))
     codes = [worker.exitcode for worker in workers]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.gpu_report.report import GpuReport, StageResult
-from bench.gpu_report.training import PICTURE
+from bench.gpu_report.stages import PICTURE
 from fastinfogan.atomic_io import write_text
 
 NAME = "report.html"
@@ -156,28 +156,8 @@ def _mnist(stage: StageResult, rows: Sequence[Any], figure: Any) -> None:
         axes.legend(fontsize=7)
 
 
-def _tuning(stage: StageResult, rows: Sequence[Any], figure: Any) -> None:
-    axes = figure.subplots()
-    for which in dict.fromkeys(row["pass"] for row in rows):
-        points = [(r["us, the rule"], r["of the rule"]) for r in rows if r["pass"] == which]
-        axes.scatter(*zip(*points, strict=True), s=12, label=which)
-    axes.axhline(1, color="grey", lw=0.8)
-    axes.set(xlabel="µs by the rule", ylabel="best, of the rule's time", xscale="log")
-    axes.legend(fontsize=7)
-
-
-def _profile(stage: StageResult, rows: Sequence[Any], figure: Any) -> None:
-    longest = stage.facts["table of mnist, as trained"][13::-1]
-    axes = figure.subplots()
-    axes.barh([row["name"][:48] for row in longest], [row["us"] for row in longest])
-    axes.set(xlabel="µs in one iteration of MNIST")
-    axes.tick_params(axis="y", labelsize=6)
-
-
 _PLOTS: dict[str, Callable[[StageResult, Sequence[Any], Any], None]] = {
     "iteration": _bars,
     "mnist": _mnist,
-    "tuning": _tuning,
     "scaling": _scaling,
-    "profile": _profile,
 }

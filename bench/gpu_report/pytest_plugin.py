@@ -12,8 +12,8 @@ import torch
 
 from bench.gpu_report.context import exit_if_device_is_lost, first_line
 from bench.gpu_report.journal import Item, Journal, State
+from bench.gpu_report.supervise import JOURNAL, PART
 
-JOURNAL, PART = "GPU_REPORT_JOURNAL", "GPU_REPORT_PART"
 _FIRST = ("iteration", "chain", "adam", "head")
 """Words in the names of the files that come first, in this order."""
 _LIMIT = 240.0

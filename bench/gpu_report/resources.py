@@ -13,15 +13,10 @@ import torch
 from bench.baselines import BEST, EAGER
 from bench.baselines.iteration import loop
 from bench.cases.iteration import images_for
-from bench.counting.saved import saved_bytes
 from bench.gpu_report.context import Context, FailedError
 from bench.gpu_report.workload import as_trained, experiment, iteration, names
 from fastinfogan.engine.execution import EagerExecution, Execution
-from fastinfogan.engine.precision import with_working_copies
 from fastinfogan.experiments import Experiment
-from fastinfogan.networks import InfoGAN
-from fastinfogan.reference import Reference
-from fastinfogan_kernels.runtime.backend import native_available
 
 TRACES = {"as trained": "trace_as_trained.json.gz", "call by call": "trace_call_by_call.json.gz"}
 _ON_GPU = ("kernel", "gpu_memcpy", "gpu_memset")
@@ -36,11 +31,6 @@ def memory(context: Context) -> None:
             e = experiment(name, dry=context.dry, batch=batch)
             for side in ("captured", "call by call", BEST, EAGER):
                 context.run(f"{name}, batch {batch}, {side}", _peak, context, e, side)
-            saved = f"{name}, batch {batch}, saved for backward"
-            if context.dry and not native_available():
-                context.skip(saved, "on a CPU it needs C++ for CPU tensors, which is not compiled")
-            elif batch <= 128:
-                context.run(saved, _saved, context, e)
 
 
 def _peak(context: Context, e: Experiment, side: str) -> Mapping[str, Any]:
@@ -68,24 +58,6 @@ def _peak(context: Context, e: Experiment, side: str) -> Mapping[str, Any]:
         found["MiB before"] = round(before / 2**20, 1)
         found["MiB reserved"] = round(torch.cuda.max_memory_reserved() / 2**20, 1)
     return found
-
-
-def _saved(context: Context, e: Experiment) -> Mapping[str, Any]:
-    """Bytes that the trunk saves for its backward, beside its weights."""
-    device, dtype = context.device, torch.bfloat16
-    x = torch.randn((e.batch_size, e.channels, e.height, e.width), device=device).to(dtype)
-    x = x.contiguous(memory_format=torch.channels_last)
-    networks, _ = with_working_copies(InfoGAN(e).to(device).train(), dtype)
-    eager = Reference(e, 1).trunk.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    with torch.autocast(device.type, dtype):
-        usual = saved_bytes(lambda: eager(x), eager)
-    ours = saved_bytes(lambda: networks.trunk(x), networks.trunk)
-    return {
-        "experiment": e.name,
-        "MiB saved, fastinfogan": round(ours / 2**20, 3),
-        "MiB saved, eager": round(usual / 2**20, 3),
-        "ratio": round(ours / usual, 3),
-    }
 
 
 def profile(context: Context) -> None:

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+PICTURE = "mnist_c1.png"
+"""What MNIST's run draws, in the report's folder."""
 CLOSING = 12.0
 """Seconds left for the page and the table."""
 _KILLED = 3.0

@@ -18,6 +18,8 @@ STARTS = 12
 """Starts of a stage at the most; each but the first follows an item that killed the process."""
 LOST_DEVICE = 75
 """Exit code of a stage whose CUDA context is lost: its item is written, the rest starts anew."""
+JOURNAL, PART = "GPU_REPORT_JOURNAL", "GPU_REPORT_PART"
+"""Environment variables of the test suite, see `pytest_plugin`."""
 _POLL = 0.1
 _ERROR = re.compile(r"[\w.]*(Error|Exception|Exit)\b|.*\b([Ee]rror:|Fatal )")
 _TAIL = 1 << 16  # bytes of a log that are searched for an error

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bench.gpu_report.context import Context
+from bench.gpu_report.stages import PICTURE
 from bench.gpu_report.workload import config, experiment
 from fastinfogan.data.formats.digits import embedded_digits
 from fastinfogan.engine import RunDirectory, Schedule, Trainer, choose_precision
@@ -14,7 +15,6 @@ from fastinfogan.evaluation import classify
 from fastinfogan.evaluation.information import fresh_information
 from fastinfogan.model import Model
 
-PICTURE = "mnist_c1.png"
 _CURVE = ("iteration", "d_loss", "g_loss", "mi_c1", "mi_c2", "mi_c3", "images_per_second")
 
 

@@ -7,6 +7,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from bench.accuracy import MismatchError
-from bench.gpu_report import page, report, tuning
+from bench.gpu_report import page, passes, report, tuning
 from bench.gpu_report.context import Context, FailedError
 from bench.gpu_report.journal import Entries, Item, Journal
 from bench.gpu_report.report import GpuReport, StageResult, table
-from bench.gpu_report.stages import CLOSING, STAGES, Stage, allowance
+from bench.gpu_report.stages import CLOSING, PICTURE, STAGES, Stage, allowance
 from bench.gpu_report.supervise import LOST_DEVICE, STARTS, Ended, Supervisor
-from bench.gpu_report.training import PICTURE
 from fastinfogan.errors import InputError
 from fastinfogan_kernels.conv_block.launch_table import Choice, GemmTile, read_table
 
@@ -255,8 +255,8 @@ def test_an_items_error_is_in_the_journal(tmp_path: Path) -> None:
 def test_launch_tables_are_merged(tmp_path: Path) -> None:
     tile = GemmTile(64, 128, 64, 8, 3, 1, 255)
     present = {name: {"candidate": "aten"} for name in ("kept", "worse now", "better now")}
-    tuned = {"worse now": None, "better now": tuning.entry(Choice("gemm", tile)),
-             "new": tuning.entry(Choice("aten")), "as the rule": None}  # fmt: skip
+    tuned = {"worse now": None, "better now": asdict(Choice("gemm", tile)),
+             "new": asdict(Choice("aten")), "as the rule": None}  # fmt: skip
     merged = tuning.merged(present, tuned)
     assert list(merged) == ["better now", "kept", "new"]
     file = tmp_path / "table.json"
@@ -267,16 +267,16 @@ def test_launch_tables_are_merged(tmp_path: Path) -> None:
 
 
 def test_tiles_around_the_rules() -> None:
-    call = tuning.Call("mnist", "forward", "cpu|key", False, 1 << 30, 128, dict)
+    call = passes.Call("mnist", "forward", "cpu|key", False, 1 << 30, 128, dict)
     rule = GemmTile(64, 128, 64, 8, 3, 1, 255)
-    choices = tuning.choices_beside(call, rule, Choice("gemm", GemmTile(32, 32, 32)))
+    choices = passes.choices_beside(call, rule, Choice("gemm", GemmTile(32, 32, 32)))
     assert choices[:2] == [Choice("gemm", GemmTile(32, 32, 32)), Choice("aten")]
     tiles = [choice.tile for choice in choices[2:]]
     assert 4 <= len(tiles) == len(set(tiles))
     assert rule not in tiles
     assert all(tile and tile.n <= 128 and tile.registers == 255 for tile in tiles)
-    flat = tuning.Call("mnist", "forward", "cpu|key", True, 1 << 30, 1024, dict)
-    found = tuning.choices_beside(flat, rule, None)
+    flat = passes.Call("mnist", "forward", "cpu|key", True, 1 << 30, 1024, dict)
+    found = passes.choices_beside(flat, rule, None)
     assert Choice("aten") not in found  # which computes no fully connected layer
     assert any(choice.tile and choice.tile.splits == 2 for choice in found)
 
@@ -326,7 +326,7 @@ def test_the_page_and_the_table(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((4, 6), np.uint8)).save(tmp_path / PICTURE)
     page.write(made, tmp_path)
     text = (tmp_path / page.NAME).read_text()
-    assert text.count("<svg") == 5
+    assert text.count("<svg") == 3
     assert "no plot" not in text
     for stage in STAGES:
         assert stage.title in text
@@ -353,7 +353,7 @@ def test_a_page_without_plots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     page.write(made, tmp_path)
     text = (tmp_path / page.NAME).read_text()
     assert "no plot: KeyError" in text
-    assert text.count("<svg") == 4
+    assert text.count("<svg") == 2
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     page.write(made, tmp_path)
     text = (tmp_path / page.NAME).read_text()

@@ -25,8 +25,6 @@ sys.meta_path.insert(0, Missing())
 NOT_ON_A_CPU = {
     "compiled, mnist, bf16": "in a dry run it takes too long; the engine's tests have it",
     "blocks": "on a CPU they need C++ for CPU tensors, which is not compiled",
-    "mnist, batch 4, saved for backward":
-        "on a CPU it needs C++ for CPU tensors, which is not compiled",
 }  # fmt: skip
 
 
