@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from bench.accuracy import MismatchError
-from bench.gpu_report.journal import Item, Journal, State
+from bench.gpu_report.journal import Item, Journal, State, first_line
 from bench.gpu_report.stages import STAGES
 from bench.gpu_report.supervise import LOST_DEVICE
 from bench.timing.roofline import Roofline
@@ -155,12 +155,6 @@ def exit_if_device_is_lost() -> None:
     except Exception as lost:
         print(f"the device is lost: {first_line(lost)}", flush=True)
         os._exit(LOST_DEVICE)
-
-
-def first_line(error: BaseException | str) -> str:
-    """An error in a line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__
 
 
 def main() -> None:

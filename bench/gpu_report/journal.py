@@ -12,8 +12,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import torch
-
 State = Literal["ok", "failed", "no memory", "crashed", "hung", "not reached"]
 NO_FAILURE = ("ok", "not reached")
 
@@ -117,8 +115,14 @@ def as_json(value: Any) -> Any:
         return {str(name): as_json(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
         return [as_json(each) for each in value]
-    if isinstance(value, torch.Tensor):
+    if hasattr(value, "tolist"):  # a tensor
         return as_json(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value if value is None or isinstance(value, str | int | float) else str(value)
+
+
+def first_line(error: BaseException | str) -> str:
+    """An error in a line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__

@@ -5,13 +5,12 @@ again after a crash, it runs the tests that the journal lacks.
 """
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
-import torch
 
-from bench.gpu_report.context import exit_if_device_is_lost, first_line
-from bench.gpu_report.journal import Item, Journal, State
+from bench.gpu_report.journal import Item, Journal, State, first_line
 from bench.gpu_report.supervise import JOURNAL, PART
 
 _FIRST = ("iteration", "chain", "adam", "head")
@@ -65,7 +64,10 @@ class Recorder:
         seconds = round(sum(each.duration for each in self._reports), 3)
         error = first_line(error) if error else ""
         self._journal.add(Item(report.nodeid, state, seconds, {}, error))
-        if state == "failed" and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch = sys.modules.get("torch")
+        if state == "failed" and torch and torch.cuda.is_initialized():
+            from bench.gpu_report.context import exit_if_device_is_lost
+
             exit_if_device_is_lost()
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:

@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from bench.cases import Setting
 from bench.cases.iteration import check_parity, images_for
 from bench.compiled import META, start_workers
 from bench.gpu_report.benchmarks import timed
-from bench.gpu_report.context import Context, first_line
+from bench.gpu_report.context import Context
+from bench.gpu_report.journal import first_line
 from bench.gpu_report.machine import shares
 from bench.gpu_report.passes import (
     Call,
@@ -193,16 +195,15 @@ def tuned(context: Context) -> None:
         context.skip("all", "the table is empty: there is nothing to compare")
         return
     for name in names(dry=context.dry):
-        if not context.dry:
-            context.run(f"{name}, right by the table", _right, context, name, table)
+        context.run(f"{name}, right by the table", _right, context, name, table)
         context.run(f"{name}, an iteration", _timed, context, name, table)
 
 
 def _right(context: Context, name: str, table: dict[str, Choice]) -> Mapping[str, Any]:
-    e = experiment(name, dry=context.dry)
+    e = experiment(name, dry=False, batch=4 if context.dry else None)
     images = images_for(e, 2 * e.batch_size, context.device)
     with using_table(table):
-        check_parity(e, "bf16", e.batch_size, images)
+        check_parity(Setting("iteration", name, e, "bf16", e.batch_size, context.device), images)
     return {"experiment": name}
 
 

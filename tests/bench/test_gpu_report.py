@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from bench.accuracy import MismatchError
-from bench.gpu_report import page, passes, report, tuning
+from bench.gpu_report import machine, page, passes, report, tuning
 from bench.gpu_report.context import Context, FailedError
 from bench.gpu_report.journal import Entries, Item, Journal
 from bench.gpu_report.report import GpuReport, StageResult, table
@@ -115,7 +116,7 @@ def test_whatever_kills_a_stage_costs_one_item(tmp_path: Path) -> None:
 
 def test_a_stage_whose_time_is_up_keeps_its_items(tmp_path: Path) -> None:
     Journal(tmp_path / "stage.jsonl").add(Item("one", "ok"))
-    ended, found = supervised(tmp_path, "one", "sleep", "two", seconds=12.0)
+    ended, found = supervised(tmp_path, "one", "sleep", "two", seconds=4.0)
     assert ended.state == "out of time"
     assert [(item.name, item.state) for item in found.items] == [
         ("one", "ok"), ("sleep", "not reached"),
@@ -279,6 +280,16 @@ def test_tiles_around_the_rules() -> None:
     found = passes.choices_beside(flat, rule, None)
     assert Choice("aten") not in found  # which computes no fully connected layer
     assert any(choice.tile and choice.tile.splits == 2 for choice in found)
+
+
+def test_what_workers_compile_on_a_gpu_can_be_recorded() -> None:
+    """Workers of a GPU's stages record on tensors without storage, on any machine."""
+    for _, launches in islice(machine.waves(dry=False), 2):
+        assert len({launch.name for launch in launches}) > 8
+    tiles = list(tuning.tile_waves())
+    assert len(tiles) > 100
+    names = {launch.name for _, launches in tiles for launch in launches}
+    assert {"implicit_gemm_kernel", "weight_gradient_kernel"} <= names
 
 
 def test_a_tile_that_gives_other_numbers_cannot_win() -> None:
