@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.counting.iteration import made
+from bench.counting.iteration import meta_iteration
 from bench.gpu_report.workload import FIVE, experiment
 from bench.gpu_report.workload import iteration as make_iteration
 from fastinfogan.engine.precision import PRECISIONS
@@ -99,7 +99,7 @@ def passes_of(name: str, device: torch.device) -> list[Call]:
     """The passes of an experiment's iteration, most expensive first."""
     e, meta = experiment(name, dry=False), device.type == "meta"
     with recording() if meta else nullcontext(), PRECISIONS["bf16"].arithmetic(), torch.no_grad():
-        iteration = made(e, "bf16") if meta else make_iteration(e, device, dry=False)
+        iteration = meta_iteration(e, "bf16") if meta else make_iteration(e, device, dry=False)
         with watching(name) as calls:
             iteration.program()  # without a workspace, so that no tensor is written over
     return sorted(calls.values(), key=lambda call: -call.flops)

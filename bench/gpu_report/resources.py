@@ -12,9 +12,9 @@ import torch
 
 from bench.baselines import BEST, EAGER
 from bench.baselines.iteration import loop
-from bench.cases.iteration import images_for
 from bench.gpu_report.context import Context, FailedError
 from bench.gpu_report.workload import as_trained, experiment, iteration, names
+from bench.training import images_for
 from fastinfogan.engine.execution import EagerExecution, Execution
 from fastinfogan.experiments import Experiment
 

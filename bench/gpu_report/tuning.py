@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bench.cases import Setting
-from bench.cases.iteration import check_parity, images_for
+from bench.cases.iteration import check_parity
 from bench.compiled import META, start_workers
 from bench.gpu_report.benchmarks import timed
 from bench.gpu_report.context import Context
@@ -35,6 +35,7 @@ from bench.gpu_report.passes import (
 from bench.gpu_report.workload import as_trained, experiment, names
 from bench.timing.clock import Clock, clock_for
 from bench.timing.interleaved import Interleaved
+from bench.training import images_for
 from fastinfogan.atomic_io import write_json
 from fastinfogan_kernels.conv_block.launch_table import TABLE, Choice, read_table, using_table
 from fastinfogan_kernels.runtime.launch import Launch, recording
