@@ -1,9 +1,9 @@
 """What fastinfogan costs, measured against PyTorch.
 
-measuring: how things are timed, and what is kept of it. cases: what is timed, each with the check
-that it computes the right thing. peers: what it is compared with. results: the rows, by machine.
-`pytest bench/` runs the cases; `python -m bench.compare` sets one commit against another;
-`python -m bench.gpu_report` collects all that a GPU can tell in a few minutes.
+cases: what is timed, each with a check of its results. baselines: what it is compared with. timing:
+clocks, roofline and rows. results: the rows, by machine. counting: exact counts. `pytest bench/`
+runs the cases; `python -m bench.compare` compares two commits; `python -m bench.parity` compares
+training with the reference; `python -m bench.gpu_report` collects what a GPU shows in minutes.
 """
 
 import sys

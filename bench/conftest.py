@@ -1,4 +1,4 @@
-"""`pytest bench/`: each case is checked, then timed by turns with its peers, and kept as a row.
+"""`pytest bench/`: each case is checked, timed interleaved with its baselines, and stored as a row.
 
     pytest bench/ --short           about a minute
     pytest bench/ -k "mnist and bf16" --results rows
@@ -38,24 +38,24 @@ Measured = Callable[[Planned], Row]
 
 
 def device() -> torch.device:
-    """Where everything is measured: the first GPU, or the CPU where there is none."""
+    """Choose where everything is measured: the first GPU, or the CPU."""
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Our two options."""
+    """Add two options."""
     group = parser.getgroup("fastinfogan")
     group.addoption("--short", action="store_true", help="only the set of about a minute")
     group.addoption(
-        "--results", type=Path, default=RESULTS, metavar="DIR", help="where rows are kept"
+        "--results", type=Path, default=RESULTS, metavar="DIR", help="where rows are stored"
     )
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Before pytest-benchmark asks: the table of ours stands for its own, unless it is wanted."""
+    """Replace pytest-benchmark's table by ours."""
     config.addinivalue_line("markers", "short: in the set of about a minute")
-    # Even windows are padded unevenly, as in the published networks; torch would tell each time.
+    # Even windows are padded unevenly, as in the published networks; torch would warn each time.
     config.addinivalue_line("filterwarnings", "ignore:Using padding='same' with even kernel")
     config.addinivalue_line("filterwarnings", "ignore:`torch.jit.script_method` is deprecated")
     config.option.benchmark_quiet = True
@@ -65,7 +65,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The small things first; the short set alone, if that is asked for."""
+    """Order the modules; select the short set, if that is asked for."""
     items.sort(key=lambda item: ORDER.index(item.path.name) if item.path.name in ORDER else 99)
     if config.option.short:
         left = [item for item in items if item.get_closest_marker("short") is None]
@@ -74,7 +74,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def cases(plans: list[Planned]) -> Any:  # noqa: ANN401 - pytest's mark
-    """A test for each plan."""
+    """Parametrize a test by plans."""
     parameters = [
         pytest.param(plan, id=plan.name, marks=[pytest.mark.short] if plan.short else [])
         for plan in plans
@@ -84,7 +84,7 @@ def cases(plans: list[Planned]) -> Any:  # noqa: ANN401 - pytest's mark
 
 @pytest.fixture
 def measured(benchmark: Any, request: pytest.FixtureRequest) -> Iterator[Measured]:  # noqa: ANN401
-    """Checks and times a planned case: one round is one of pytest-benchmark's."""
+    """Check and time a planned case; a round is one of pytest-benchmark's."""
     roofline = request.config.stash[_CEILINGS]
 
     def by_benchmark(pair: Interleaved, rounds: int, budget: float) -> None:
@@ -111,7 +111,7 @@ def measured(benchmark: Any, request: pytest.FixtureRequest) -> Iterator[Measure
         benchmark.extra_info |= asdict(row)
         rows = request.config.stash[_ROWS]
         if rows and rows[-1].group != row.group:
-            roofline.again()
+            roofline.remeasure()
         rows.append(row)
         return row
 
@@ -122,7 +122,7 @@ def measured(benchmark: Any, request: pytest.FixtureRequest) -> Iterator[Measure
 
 
 def _by_the_best(roofline: Roofline, row: Row) -> Row:
-    """A row's share by the best roofline of the run."""
+    """Recompute a row's share by the best roofline of the run."""
     if row.share is None or row.precision is None:
         return row
     taken = row.seconds["fastinfogan"].median
@@ -131,21 +131,21 @@ def _by_the_best(roofline: Roofline, row: Row) -> Row:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:  # noqa: ANN401
-    """Keep the rows and print them."""
+    """Store the rows and print them."""
     rows, roofline = config.stash[_ROWS], config.stash[_CEILINGS]
     if not rows:
         return
-    roofline.again()
+    roofline.remeasure()
     rows = [_by_the_best(roofline, row) for row in rows]
-    say = terminalreporter.line
-    terminalreporter.section("ours against PyTorch, by turns in one process")
-    say("ours: median; then our time of each peer's, median (quartiles)")
-    say("")
+    write_line = terminalreporter.line
+    terminalreporter.section("fastinfogan against PyTorch, interleaved in one process")
+    write_line("median; then the ratio to each baseline's time, median (quartiles)")
+    write_line("")
     for line in lines(rows):
-        say(line)
+        write_line(line)
     rates = [f"{rate / 1e9:,.0f} GFLOP/s in {name}" for name, rate in roofline.flops.items()]
     rates += [f"{roofline.copy / 1e9:,.1f} GB/s copied"] if roofline.copy else []
     if rates:
-        say(f"roofline, measured in this run: {', '.join(rates)}")
+        write_line(f"roofline, measured in this run: {', '.join(rates)}")
     file = write(rows, roofline, config.option.results)
-    say(f"{len(rows)} rows in {time.monotonic() - config.stash[_BEGUN]:.0f} s, kept in {file}")
+    write_line(f"{len(rows)} rows in {time.monotonic() - config.stash[_BEGUN]:.0f} s, in {file}")

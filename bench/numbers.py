@@ -1,33 +1,331 @@
-"""Writes the numbers of README.md and bench/scaling.md, from bench/results/.
+"""Write the numbers of the documentation's pages, each from a file of bench/results/.
 
     python -m bench.numbers            # write them
-    python -m bench.numbers --check    # or say which are not what bench/results/ holds
+    python -m bench.numbers --check    # or list pages that are not up to date
 
 A part between `<!-- numbers: NAME -->` and `<!-- end of NAME -->` is what the writer of that name
 makes of the results; the rest of a page is left alone.
 """
 
 import argparse
+import json
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any
 
-from bench.writers import PAGES, WRITERS
+from bench.learned import FOLDER as LEARNED
+from bench.timing.interleaved import Spread
+from bench.timing.rows import RESULTS, Row, read
+from bench.timing.table import duration
+from fastinfogan import experiments
 from fastinfogan.errors import InputError
 
 ROOT = Path(__file__).parents[1]
+PAGES = ("README.md", "bench/scaling.md")
+"""Pages with numbers, from the root of the repository."""
+
+
+@cache
+def _read(name: str) -> Any:  # noqa: ANN401
+    file = RESULTS / name
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: not to be read: {error}") from error
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Write a Markdown table; all columns but the first are aligned to the right."""
+    rule = ["---", *("---:" for _ in head[1:])]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *rows))
+
+
+def _machines() -> list[tuple[dict[str, Any], list[Row]]]:
+    """Read each machine's file: its document and its rows."""
+    found = []
+    for file in sorted(RESULTS.glob("*.json")):
+        document = json.loads(file.read_text())
+        if "roofline" in document:
+            found.append((document, read(file)))
+    return found
+
+
+def _named(document: dict[str, Any]) -> str:
+    """Name the machine in a few words."""
+    hardware, roofline = document["hardware"], document["roofline"]
+    if roofline["device"] == "cuda":
+        return str(hardware["gpu"].split(", ")[0])
+    kind = hardware["cpu bf16"]
+    return f"{hardware['threads']} threads of a CPU" + (f" with {kind}" if kind != "none" else "")
+
+
+def machines() -> str:
+    """Write the machines and their rooflines."""
+    lines = []
+    for document, _ in _machines():
+        roofline, versions = document["roofline"], document["versions"]
+        rates = [f"{rate / 1e12:.3g} TFLOP/s in {k}" for k, rate in roofline["flops"].items()]
+        lines.append(
+            f"- {_named(document)}, torch {versions['torch']}: a large product runs at "
+            f"{', '.join(rates)}, a large copy at {roofline['copy'] / 1e9:.3g} GB/s"
+        )
+    return "\n".join(lines)
+
+
+def _by_machine(group: str, write: Callable[[list[Row]], str]) -> str:
+    found, parts = _machines(), []
+    for document, rows in found:
+        if chosen := [row for row in rows if row.group == group]:
+            parts += [f"On {_named(document)}:"] * (len(found) > 1)
+            parts.append(write(sorted(chosen, key=_order)))
+    return "\n\n".join(parts)
+
+
+def _order(row: Row) -> tuple[int, str, str, int]:
+    names = list(experiments.EXPERIMENTS)
+    where = names.index(row.experiment) if row.experiment in names else len(names)
+    return where, row.precision or "", row.name.split(",")[0], row.batch or 0
+
+
+def _measured(rows: list[Row]) -> str:
+    """Write a line a row: the median, and the ratio to each baseline's time."""
+    names = list(dict.fromkeys(name for row in rows for name in row.ratios))
+    shares = any(row.share is not None for row in rows)
+    head = ("", "fastinfogan", *(f"of {name}" for name in names), *["of the roofline"] * shares)
+    return table(
+        head,
+        [
+            (
+                row.name,
+                duration(row.seconds["fastinfogan"].median),
+                *(_spread(row.ratios[name]) if name in row.ratios else "" for name in names),
+                *[f"{row.share:.2f}" if row.share is not None else ""] * shares,
+            )
+            for row in rows
+        ],
+    )
+
+
+def _spread(spread: Spread) -> str:
+    return f"{spread.median:.3f} ({spread.low:.3f} to {spread.high:.3f})"
+
+
+def iteration() -> str:
+    """Write whole iterations against loops in PyTorch."""
+    return _by_machine("iteration", _measured)
+
+
+def blocks() -> str:
+    """Write trunks and generators, forward and backward."""
+    return _by_machine("blocks", _measured)
+
+
+def data() -> str:
+    """Write decoding and the cache."""
+    return _by_machine("data", _measured)
+
+
+def startup() -> str:
+    """Write importing and the first iteration."""
+    return _by_machine("startup", _measured)
+
+
+def ops() -> str:
+    """Write single operations: of each kind, the range over the experiments' shapes."""
+    return _by_machine("ops", _ranges)
+
+
+def _ranges(rows: list[Row]) -> str:
+    kinds: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        kinds.setdefault((row.name.split(",")[0], row.precision or ""), []).append(row)
+    names = list(dict.fromkeys(name for row in rows for name in row.ratios))
+    found = []
+    for (kind, precision), each in sorted(kinds.items()):
+        ranges = []
+        for name in names:
+            ratios = sorted(row.ratios[name].median for row in each if name in row.ratios)
+            several = len(ratios) > 1
+            ends = ratios[:1] + ratios[-1:] * several
+            ranges.append(" to ".join(f"{ratio:.2f}" for ratio in ends))
+        found.append((f"{kind}{', ' if precision else ''}{precision}", str(len(each)), *ranges))
+    return table(("", "shapes", *(f"of {name}" for name in names)), found)
+
+
+def counts() -> str:
+    """Write the counts of one iteration."""
+    found = _read("scaling.json")["iterations"]
+    rows = [
+        ("launches", *(f"{each['launches']}" for each in found.values())),
+        (
+            "of them the trunk's in the D step, forward and backward",
+            *(f"{each['trunk_launches']}" for each in found.values()),
+        ),
+        (
+            "bytes moved, of the minimum",
+            *(f"{each['bytes'] / each['bytes_minimum']:.2f}" for each in found.values()),
+        ),
+        ("FLOPs", *(f"{each['flops'] / 1e9:.3g} G" for each in found.values())),
+        ("host waits", *(f"{each['host_syncs']}" for each in found.values())),
+        ("allocations", *(f"{each['allocations']}" for each in found.values())),
+    ]
+    return table(("", *found), rows)
+
+
+def exponents() -> str:
+    """Write how launches, bytes, FLOPs and seconds grow."""
+    found = _read("scaling.json")
+    rows = []
+    for kind in ("counted", "timed"):
+        for axis, each in found[kind].items():
+            sizes = each["sizes"]
+            for cost, e in each["exponents"].items():
+                margin = "" if e["margin"] != e["margin"] else f" ± {e['margin']:.2f}"
+                rows.append(
+                    (
+                        f"{cost}{', timed' if kind == 'timed' else ''}",
+                        f"{axis}, {sizes[0]:g} to {sizes[-1]:g}",
+                        f"{e['overall']:.2f}{margin}",
+                        f"{e['last']:.2f}",
+                    )
+                )
+    head = ("cost", "along", "exponent", "at the large end")
+    return table(head, rows)
+
+
+def model() -> str:
+    """Write predicted iterations on one GPU, one node and a hundred."""
+    rows = [
+        (
+            m["experiment"],
+            f"{m['gpus']} x {m['rows']}",
+            m["batch_norm"],
+            m["bound"],
+            *(f"{1e6 * m[k]:,.0f}" for k in ("computing", "launching", "communicating", "seconds")),
+            f"{m['efficiency']:.2f}",
+            f"{m['images_per_second'] / 1e6:.2f} M",
+        )
+        for m in _read("scaling.json")["model"]
+    ]
+    head = (
+        "experiment", "GPUs x rows", "batch norm", "bound by", "computing, us", "launching",
+        "communicating", "iteration", "efficiency", "images/s",
+    )  # fmt: skip
+    return table(head, rows)
+
+
+def parity() -> str:
+    """Write the engine's trajectories and the reference's, and the verdict."""
+    found = _read("parity/parity.json")
+    settings, rows = found["settings"], []
+    for d in found["whole"]:
+        difference = f"{d['difference']:+.3f} ({d['low']:+.3f} to {d['high']:+.3f})"
+        early = next(
+            e["ratio"]
+            for e in found["early"]
+            if e["quantity"] == d["quantity"] and e["precision"] == settings["precision"]
+        )
+        numbers = (f"{d[config]:.3f}" for config in ("reference", "engine"))
+        rows.append((d["quantity"], *numbers, difference, f"{d['detectable']:.3f}", f"{early:.2f}"))
+    head = (
+        "nats, mean of the run", "reference", "engine", "difference (95 %)", "detectable from",
+        "early, of rounding",
+    )  # fmt: skip
+    summary = (
+        f"{settings['experiment']} in {settings['precision']}, {len(settings['seeds'])} seeds of "
+        f"{settings['iterations']:,} iterations; verdict: {found['verdict']}."
+    )
+    return f"{table(head, rows)}\n\n{summary}"
+
+
+def learned() -> str:
+    """Write what 5,000 iterations learn, by seed."""
+    seeds = [_read(f"{LEARNED.name}/mnist-seed-{seed}.json") for seed in (1, 2)]
+    head = ("", *(f"seed {each['seed']}" for each in seeds))
+    errors = [each["evaluation"]["classification"]["c1"]["matching_error"] for each in seeds]
+    return table(
+        head,
+        [
+            (
+                "L_I of c1 after 300 iterations, of 2.303 nats",
+                *(f"{each['bounds']['300']['mi_c1']:.2f}" for each in seeds),
+            ),
+            (
+                "c1 as a classifier after 5,000 iterations, error on images that the matching has "
+                "not seen",
+                *(f"{100 * error:.1f} %" for error in errors),
+            ),
+        ],
+    )
+
+
+def demo() -> str:
+    """Write what a minute's training learns."""
+    found = _read(f"{LEARNED.name}/demo.json")["evaluation"]
+    carried, most = found["information"]["c1"], found["entropy"]["c1"]
+    return (
+        f"After {found['iteration']} iterations, a minute on two CPU cores with AMX, c1 carries "
+        f"{carried:.2f} of at most {most:.2f}\nnats, and some of its columns are digits already; "
+        "after 5,000 most are (see Measured)."
+    )
+
+
+def figure1() -> str:
+    """Write the two bounds of the paper's Figure 1."""
+    infogan, gan = (_read(f"{LEARNED.name}/figure1-{who}.json") for who in ("infogan", "gan"))
+    at = {step: bounds["mi_bound"] for step, bounds in infogan["bounds"].items()}
+    return (
+        f"With InfoGAN the bound climbs to H(c), {at['25']:.2f} nats at 25 iterations and "
+        f"{at['100']:.2f} at\n100; with a plain GAN, whose generator does not learn from Q, it "
+        f"peaks at\n{gan['highest']:.2f} and decays to "
+        f"{gan['bounds']['1000']['mi_bound']:.2f}."
+    )
+
+
+def faces() -> str:
+    """Write which factors the codes of the heads follow."""
+    factors = _read(f"{LEARNED.name}/faces-seed-1.json")["evaluation"]["factors"]
+    found = factors["factors"]
+    rows = [
+        (name, each["code"], f"{each['score']:.2f}", f"{each['information']:.2f}")
+        for name, each in found.items()
+    ]
+    head = ("factor", "most informative code", "rank correlation", "information, nats")
+    return (
+        f"{table(head, rows)}\n\nMIG {factors['mig']:.3f}, {factors['images']:,} held-out images."
+    )
+
+
+WRITERS: dict[str, Callable[[], str]] = {
+    "counts": counts,
+    "machines": machines,
+    "iteration": iteration,
+    "blocks": blocks,
+    "ops": ops,
+    "data": data,
+    "startup": startup,
+    "exponents": exponents,
+    "model": model,
+    "parity": parity,
+    "demo": demo,
+    "learned": learned,
+    "figure1": figure1,
+    "faces": faces,
+}
 
 
 def filled(text: str, writers: Mapping[str, Callable[[], str]]) -> str:
-    """A page with its numbers.
+    """Fill in a page's numbers.
 
     Args:
         text: of the page.
         writers: by name.
 
     Raises:
-        InputError: the page asks for numbers that nobody writes, or does not end a part.
+        InputError: the page asks for unknown numbers, or does not end a part.
     """
     begun = re.findall(r"<!-- numbers: (.+?) -->", text)
     ended = re.findall(r"<!-- end of (.+?) -->", text)
@@ -44,10 +342,10 @@ def filled(text: str, writers: Mapping[str, Callable[[], str]]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; the exit code, 1 if --check finds old numbers."""
+    """Run the command; the exit code, 1 if --check finds old numbers."""
     parser = argparse.ArgumentParser(prog="python -m bench.numbers", description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing")
-    asked = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     old = 0
     for page in PAGES:
         text = (ROOT / page).read_text()
@@ -59,12 +357,12 @@ def main(arguments: list[str] | None = None) -> int:
         if new == text:
             continue
         old += 1
-        if asked.check:
+        if options.check:
             print(f"{page}: not the numbers of bench/results/; run python -m bench.numbers")
         else:
             (ROOT / page).write_text(new)
             print(page)
-    return 1 if asked.check and old else 0
+    return 1 if options.check and old else 0
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def blocks(context: Context) -> None:
     for plan in plans:
         _run(context, _uncompiled(plan), budget=0.3 if context.dry else 0.5, rounds=11)
     for plan in ops:
-        _run(context, _uncompiled(plan), budget=0.1, rounds=11, weigh=False)
+        _run(context, _uncompiled(plan), budget=0.1, rounds=11, energy=False)
     for plan in () if context.dry else plans:
         _run(context, plan, f", with {COMPILED}", budget=1.0, limit=120.0, least=_COMPILING)
 
@@ -179,7 +179,7 @@ def timed(
     pair = Interleaved(runs, clock_for(context.device), steady=True, units=units)
     pair()
     pair.clear()
-    pair.go_on(rounds, budget)
+    pair.time(rounds, budget)
     times = pair.times
     pair.release()
     return times

@@ -106,7 +106,7 @@ def tune(call: Call, present: Choice | None, clock: Clock, *, dry: bool) -> Mapp
         pair = Interleaved(runs, clock)
         pair()
         pair.clear()
-        pair.go_on(3 if dry else 9, 0.4)
+        pair.time(3 if dry else 9, 0.4)
     times = pair.times
     pair.release()
     medians = {words: statistics.median(times.seconds[words]) for words in runs}

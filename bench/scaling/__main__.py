@@ -15,6 +15,7 @@ from bench.scaling.fits import exponent
 from bench.scaling.model import Speeds, predict
 from bench.timing.rows import RESULTS, machine_key
 from fastinfogan import experiments
+from fastinfogan.atomic_io import write_json
 from fastinfogan.engine import choose_precision
 from fastinfogan.engine.config import hardware, versions
 
@@ -24,7 +25,7 @@ CLUSTERS = ((1, 128), (8, 16), (8, 128), (800, 64))
 
 
 def fitted(axis: Axis) -> dict[str, Any]:
-    """An axis with the exponents of its costs."""
+    """Fit the exponents of an axis's costs."""
     return {
         "sizes": axis.sizes,
         "costs": axis.costs,
@@ -34,8 +35,14 @@ def fitted(axis: Axis) -> dict[str, Any]:
     }
 
 
-def report(device: torch.device, rounds: int) -> dict[str, Any]:
-    """All of it, as JSON holds it."""
+def report(device: torch.device, rounds: int, before: dict[str, Any] | None) -> dict[str, Any]:
+    """Count, time and predict.
+
+    Args:
+        device: to time on.
+        rounds: of timing.
+        before: an earlier report, whose times are taken over; None to time.
+    """
     precision = choose_precision("auto", device)[0].name
     predictions = [
         predict(name, gpus, rows, batch_norm).to_dict()
@@ -43,37 +50,45 @@ def report(device: torch.device, rounds: int) -> dict[str, Any]:
         for gpus, rows in CLUSTERS
         for batch_norm in (("synchronised", "per-rank") if gpus > 1 else ("synchronised",))
     ]
-    return {
+    machine = {
         "hardware": hardware(),
         "versions": versions(),
         "machine": machine_key(device),
         "experiment": TIMED,
         "precision": precision,
+    }
+    if before is None:
+        times = {k: fitted(a) for k, a in timed(TIMED, precision, device, rounds).items()}
+    else:
+        machine, times = {name: before[name] for name in machine}, before["timed"]
+    return {
+        **machine,
         "iterations": {name: _counted(name) for name in experiments.EXPERIMENTS},
         "counted": {k: fitted(a) for k, a in counted(experiments.get(COUNTED)).items()},
-        "timed": {k: fitted(a) for k, a in timed(TIMED, precision, device, rounds).items()},
+        "timed": times,
         "speeds": asdict(Speeds()),
         "model": predictions,
     }
 
 
 def _counted(name: str) -> dict[str, Any]:
-    """One iteration, and the trunk of its D step: real and generated images as two groups."""
+    """Count one iteration, and the trunk of its D step."""
     e = experiments.get(name)
     return asdict(count(e)) | {"trunk_launches": len(record(e)["D step trunk"])}
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m bench.scaling", description=__doc__)
     parser.add_argument("--rounds", type=int, default=9, help="of timing, for each size")
+    parser.add_argument("--counts-only", action="store_true", help="keep the times of --out")
     parser.add_argument("--out", type=Path, default=RESULTS / "scaling.json")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    found = report(device, asked.rounds)
-    asked.out.parent.mkdir(parents=True, exist_ok=True)
-    asked.out.write_text(json.dumps(found, indent=1) + "\n")
-    print(asked.out)
+    before = json.loads(options.out.read_text()) if options.counts_only else None
+    found = report(device, options.rounds, before)
+    write_json(options.out, found)
+    print(options.out)
 
 
 if __name__ == "__main__":

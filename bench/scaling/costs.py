@@ -42,7 +42,7 @@ class Axis:
 
 
 def widened(experiment: Experiment, width: float) -> Experiment:
-    """The same networks with every hidden width multiplied."""
+    """Multiply every hidden width of the networks."""
 
     def wide(blocks: tuple[BlockSpec, ...]) -> tuple[BlockSpec, ...]:
         return tuple(replace(b, channels=max(round(b.channels * width), 1)) for b in blocks)
@@ -56,13 +56,13 @@ def widened(experiment: Experiment, width: float) -> Experiment:
 
 
 def coded(experiment: Experiment, codes: int) -> Experiment:
-    """The same networks for so many categorical codes of ten classes."""
+    """Give the experiment so many categorical codes of ten classes."""
     spec = replace(experiment.latents, codes=tuple(Categorical(10) for _ in range(codes)))
     return replace(experiment, latents=spec)
 
 
 def axes(experiment: Experiment) -> dict[str, tuple[tuple[float, ...], list[Experiment]]]:
-    """By axis: its sizes, and the experiment at each of them."""
+    """Return by axis its sizes, and the experiment at each of them."""
     e = experiment
     return {
         "batch": (BATCHES, [replace(e, batch_size=size) for size in BATCHES]),
@@ -72,7 +72,7 @@ def axes(experiment: Experiment) -> dict[str, tuple[tuple[float, ...], list[Expe
 
 
 def counted(experiment: Experiment, precision: ComputedIn = "bf16") -> dict[str, Axis]:
-    """Launches, bytes and FLOPs along each axis; exact on any machine."""
+    """Count launches, bytes and FLOPs along each axis; exact on any machine."""
     return {
         axis: Axis(sizes, _costs(count(each, precision) for each in made))
         for axis, (sizes, made) in axes(experiment).items()
@@ -85,45 +85,45 @@ def _costs(counts: Iterable[Counts]) -> dict[str, tuple[float, ...]]:
 
 
 def _by_ranks(experiment: Experiment, precision: ComputedIn) -> Axis:
-    """With the experiment's batch for each rank: what one rank does, hands in and is told."""
-    launches, handed_in, told = [], [], []
+    """Count what one process launches, sends and receives, with the experiment's batch for each."""
+    launches, operands, received = [], [], []
     for number in RANKS:
         e = replace(experiment, batch_size=experiment.batch_size * number)
         with fake_distributed(number) as distributed:
             launches.append(count(e, precision, distributed).launches)
         messages = collectives(e, precision, number)
-        handed_in.append(sum(each.bytes for each in messages))
+        operands.append(sum(each.bytes for each in messages))
         gathered = sum(each.bytes for each in messages if each.kind == "all_gather")
-        told.append(gathered * number)
-    costs = {"launches": launches, "bytes handed in": handed_in, "bytes gathered": told}
+        received.append(gathered * number)
+    costs = {"launches": launches, "bytes of operands": operands, "bytes gathered": received}
     return Axis(RANKS, {name: tuple(each) for name, each in costs.items()})
 
 
 def timed(
     name: str, precision: ComputedIn, device: torch.device, rounds: int = ROUNDS
 ) -> dict[str, Axis]:
-    """Seconds of an iteration along each axis but ranks, all sizes of an axis turn by turn."""
+    """Time an iteration along each axis but ranks, all sizes of an axis interleaved."""
     e = experiments.get(name)
     sizes: dict[str, tuple[tuple[float, ...], list[Experiment]]] = {
         "batch": (TIMED_BATCHES, [replace(e, batch_size=size) for size in TIMED_BATCHES]),
         "width": (TIMED_WIDTHS, [widened(e, width) for width in TIMED_WIDTHS]),
         "codes": (TIMED_CODES, [coded(e, codes) for codes in TIMED_CODES]),
     }
-    kind, _ = choose_execution("auto", device)
-    at_once = kind.iterations_per_call
-    found, steps = {}, iter(range(0, 10**9, at_once))
+    mode, _ = choose_execution("auto", device)
+    per_call = mode.iterations_per_call
+    found, steps = {}, iter(range(0, 10**9, per_call))
 
     def one(each: Experiment) -> Run:
         images = images_for(each, 1024, device)
-        execution = kind(iteration_for(each, precision, each.batch_size, images))
-        return lambda: execution.run(next(steps), at_once)
+        execution = mode(iteration_for(each, precision, each.batch_size, images))
+        return lambda: execution.run(next(steps), per_call)
 
     for axis, (along, made) in sizes.items():
-        sides = {str(size): one(each) for size, each in zip(along, made, strict=True)}
-        turns = Interleaved(sides, clock_for(device), steady=True, units=at_once)
-        turns.go_on(rounds, _BUDGET)
-        times = turns.times
+        runs = {str(size): one(each) for size, each in zip(along, made, strict=True)}
+        interleaved = Interleaved(runs, clock_for(device), steady=True, units=per_call)
+        interleaved.time(rounds, _BUDGET)
+        times = interleaved.times
         medians = tuple(times.spread(str(size)).median for size in along)
-        turns.release()
+        interleaved.release()
         found[axis] = Axis(along, {"seconds": medians})
     return found

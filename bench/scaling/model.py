@@ -1,4 +1,4 @@
-"""What an iteration would take on many GPUs: measured counts over stated speeds.
+"""Predict an iteration on many GPUs, from exact counts and stated speeds.
 
     T(n) = max(FLOPs / rate, bytes / bandwidth) + launches * gap + sum of collectives
 
@@ -76,7 +76,7 @@ class Cluster:
         return self.gpus // self.near
 
     def seconds(self, message: Collective) -> float:
-        """Of one collective."""
+        """Return the seconds of one collective."""
         if self.gpus == 1:
             return 0.0
         v, g, m, size = self.speeds, self.near, self.nodes, message.bytes
@@ -88,8 +88,8 @@ class Cluster:
         within = (g - 1) * v.near + (self.gpus - 1) * size / v.nvlink
         return v.start + within + far + (m - 1) * size / v.network
 
-    def told(self, messages: Sequence[Collective]) -> float:
-        """Seconds of one iteration's, one after the other."""
+    def communicating(self, messages: Sequence[Collective]) -> float:
+        """Return the seconds of an iteration's collectives, one after the other."""
         return sum(self.seconds(each) for each in messages)
 
 
@@ -101,11 +101,11 @@ class Prediction:
         experiment: its name.
         gpus: that share it.
         rows: of the batch, for each GPU.
-        batch_norm: of all ranks together, or per rank.
+        batch_norm: statistics of the whole batch, or of each GPU's part.
         bound: what one GPU's part is bound by: "FLOPs" or "bytes".
         computing: seconds of FLOPs or bytes.
         launching: seconds between launches.
-        telling: seconds of collectives.
+        communicating: seconds of collectives.
         efficiency: of one GPU's images/s with as many rows, the part that each keeps.
     """
 
@@ -116,13 +116,13 @@ class Prediction:
     bound: str
     computing: float
     launching: float
-    telling: float
+    communicating: float
     efficiency: float
 
     @property
     def seconds(self) -> float:
         """Of the iteration."""
-        return self.computing + self.launching + self.telling
+        return self.computing + self.launching + self.communicating
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -158,11 +158,11 @@ def predict(
         with fake_distributed(gpus) as distributed:
             here = _parts(count(e, precision, distributed, batch_norm), speeds)
     bound, computing, launching = here
-    telling = cluster.told(messages)
-    efficiency = sum(alone[1:]) / (computing + launching + telling)
+    communicating = cluster.communicating(messages)
+    efficiency = sum(alone[1:]) / (computing + launching + communicating)
     return Prediction(
-        name, gpus, rows, batch_norm if gpus > 1 else "-", bound, computing, launching, telling,
-        efficiency,
+        name, gpus, rows, batch_norm if gpus > 1 else "-", bound, computing, launching,
+        communicating, efficiency,
     )  # fmt: skip
 
 

@@ -1,1 +1,1 @@
-"""How things are timed on noisy machines, what the machines could do, and what is kept of it."""
+"""Interleaved timing on noisy machines, the machine's roofline, and the rows of bench/results/."""

@@ -1,7 +1,7 @@
-"""How long something takes, on a CPU and on a GPU.
+"""Clocks for a CPU and a GPU.
 
 A GPU's short kernels cannot be timed launch by launch: the host's part, or the events around it,
-would be most of the time. They are captured into a CUDA graph, and its replays are timed.
+would be most of the time. They are captured into a CUDA graph, whose replays are timed.
 """
 
 import time
@@ -20,7 +20,7 @@ _LONG_ENOUGH = {"cpu": 2e-3, "cuda": 1e-3}
 _STEADY = {"cpu": 2e-3, "cuda": 20e-3}
 """The same of runs one after the other: how the first one starts must not count."""
 _COLD_FROM = 50e-6
-"""Seconds of a GPU's run from which what flushing costs is small beside it."""
+"""Seconds of a GPU's run from which the cost of flushing the cache is small beside it."""
 
 
 class Clock(ABC):
@@ -35,11 +35,11 @@ class Clock(ABC):
 
     @abstractmethod
     def prepare(self, run: Run, *, steady: bool = False) -> "Stretch":
-        """Warm up, and settle how many runs are timed at once.
+        """Warm up, and choose how many runs are timed at once.
 
         Args:
             run: what is timed.
-            steady: as run after run comes in training: never captured, nor its cache flushed.
+            steady: run after run as in training: never captured, the cache never flushed.
         """
 
 
@@ -58,21 +58,21 @@ class Stretch(ABC):
 
     @abstractmethod
     def seconds(self) -> float:
-        """Seconds of one run: a stretch's, over its runs."""
+        """Time the stretch; the seconds of one run."""
 
     @abstractmethod
     def again(self) -> None:
-        """Do once more what is timed, `repeat` runs, and time nothing."""
+        """Repeat what is timed, `repeat` runs, without timing."""
 
     def leave_warm(self) -> None:  # noqa: B027 - a CPU's cache is left alone anyway
-        """Flush no cache from now on, as beside something that is too short for it."""
+        """Flush no cache from now on: something beside it is too short for that."""
 
     def release(self) -> None:  # noqa: B027 - a CPU's holds nothing
-        """Give back what was captured."""
+        """Release what was captured."""
 
 
 def clock_for(device: torch.device) -> Clock:
-    """The clock of a device."""
+    """Choose the clock of a device."""
     return GpuClock(device) if device.type == "cuda" else CpuClock(device)
 
 
@@ -90,7 +90,7 @@ class HostClock(Clock):
 
 
 class CpuClock(Clock):
-    """The process's own."""
+    """The process's clock."""
 
     def prepare(self, run: Run, *, steady: bool = False) -> Stretch:
         """See the base class."""
@@ -127,7 +127,7 @@ class GpuClock(Clock):
         self._flush = torch.empty(2 * max(size, 1 << 22), dtype=torch.uint8, device=device)
 
     def flush(self) -> None:
-        """Fill the L2 with what nobody reads."""
+        """Overwrite the L2 cache."""
         self._flush.zero_()
 
     def prepare(self, run: Run, *, steady: bool = False) -> Stretch:
@@ -138,7 +138,7 @@ class GpuClock(Clock):
         return _GpuStretch(self, run, once, steady=steady)
 
     def timed(self, run: Run) -> float:
-        """Seconds between two events around a call."""
+        """Return the seconds between two events around a call."""
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
         run()
@@ -190,7 +190,7 @@ class _GpuStretch(Stretch):
 
 
 def _captured(run: Run, repeat: int) -> torch.cuda.CUDAGraph | None:
-    """So many runs as one graph, or None if CUDA cannot capture them."""
+    """Capture so many runs as one graph; None if CUDA cannot."""
     graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
     stream = torch.cuda.current_stream()
     torch.cuda.synchronize()
@@ -203,8 +203,8 @@ def _captured(run: Run, repeat: int) -> torch.cuda.CUDAGraph | None:
         torch.cuda.set_stream(stream)
         with suppress(RuntimeError):
             torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
-        # Its generator still takes itself for captured, and would refuse to draw; and every graph
-        # captured before, to replay. Another capture ends that.
+        # Its generator still counts as captured and would refuse to draw, and every graph captured
+        # before would refuse to replay. Another capture ends that.
         with (
             suppress(RuntimeError),
             torch.cuda.graph(torch.cuda.CUDAGraph(), capture_error_mode="thread_local"),

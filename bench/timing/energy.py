@@ -1,4 +1,4 @@
-"""What a run takes out of the socket, where the GPU counts it."""
+"""The energy of a run, where the GPU counts it."""
 
 import time
 from collections.abc import Callable
@@ -12,21 +12,20 @@ from bench.timing.clock import Stretch
 _LONG = 0.5
 """Seconds of work between two ticks of the counter, of which there are ten or more a second."""
 _CHUNK = 5e-3
-"""Seconds of work between two looks at it."""
+"""Seconds of work between two readings."""
 _PATIENCE = 3.0
-"""Seconds in which it must have ticked that often."""
+"""Seconds in which it must have ticked twice."""
 
 
 def joules(stretch: Stretch, seconds: float, device: torch.device) -> float | None:
-    """Joules of one run, or None where nobody counts them.
+    """Measure the joules of one run; None where there is no counter.
 
-    Weighed is what was timed, a captured graph as one: of small things launched call by call the
-    host would be waited for, and idling weighed. From tick to tick, since between two of them the
-    counter knows nothing.
+    What was timed is measured, a captured graph as one: small kernels launched one by one would
+    wait for the host, and idling would be measured. From tick to tick of the counter.
 
     Args:
-        stretch: what is weighed.
-        seconds: that one run of it takes, about.
+        stretch: what is measured.
+        seconds: of one run, about.
         device: where.
     """
     counter = _counter(device)
@@ -50,7 +49,7 @@ def joules(stretch: Stretch, seconds: float, device: torch.device) -> float | No
 
 
 def _counter(device: torch.device) -> Callable[[], float] | None:
-    """Joules since the driver was loaded."""
+    """Return a function that reads the joules since the driver was loaded."""
     if device.type != "cuda":
         return None
     try:

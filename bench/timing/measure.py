@@ -1,4 +1,4 @@
-"""A case measured: first that it is right, then how long it takes."""
+"""Measure a case: check its results, then time it interleaved with its baselines."""
 
 from collections.abc import Callable
 
@@ -18,21 +18,21 @@ def measure(
     *,
     rounds: int = 15,
     budget: float = 5.0,
-    timing: Callable[[Interleaved, int, float], None] = Interleaved.go_on,
-    weigh: bool = True,
+    timing: Callable[[Interleaved, int, float], None] = Interleaved.time,
+    energy: bool = True,
 ) -> Row:
-    """Check a case, then time its sides turn by turn.
+    """Check a case, then time it interleaved with its baselines.
 
     Args:
         case: what is measured.
-        roofline: of the device, for the share.
+        roofline: of the device.
         rounds: of timing, at the most.
         budget: seconds for them; three rounds are timed whatever they take.
         timing: runs the rounds.
-        weigh: also for its energy, which takes more than half a second a side.
+        energy: whether to measure joules, too, in more than half a second for each implementation.
 
     Raises:
-        MismatchError: it does not compute what the reference does; nothing is timed.
+        MismatchError: results differ from the reference's; nothing is timed.
     """
     case.check()
     by_host = case.timed == "host"
@@ -47,14 +47,17 @@ def measure(
         pair.clear()
     timing(pair, rounds, budget)
     times = pair.times
-    seconds = {side: times.spread(side) for side in times.seconds}
-    floor = roofline.floor(case.precision, case.flops, case.bytes) if case.precision else 0.0
+    seconds = {name: times.spread(name) for name in times.seconds}
+    share = None
+    if case.precision:
+        taken = seconds[FASTINFOGAN].median
+        share = roofline.share(case.precision, case.flops, case.bytes, taken)
     energies = {
-        side: found / case.units
-        for side, stretch in pair.stretches.items()
-        if weigh
+        name: found / case.units
+        for name, stretch in pair.stretches.items()
+        if energy
         and not by_host
-        and (found := joules(stretch, seconds[side].median * case.units, roofline.device))
+        and (found := joules(stretch, seconds[name].median * case.units, roofline.device))
         is not None
     }
     row = Row(
@@ -62,13 +65,13 @@ def measure(
         case.name,
         len(times.seconds[FASTINFOGAN]),
         seconds,
-        {peer: times.ratio(FASTINFOGAN, peer) for peer in case.baselines},
+        {name: times.ratio(FASTINFOGAN, name) for name in case.baselines},
         case.experiment,
         case.precision,
         case.batch,
         case.flops,
         case.bytes,
-        floor / seconds[FASTINFOGAN].median if floor else None,
+        share,
         energies or None,
         _how(pair.stretches[FASTINFOGAN]),
         case.more,

@@ -1,4 +1,4 @@
-"""What the machine itself can do, measured in the same run: no share is told of a data sheet's."""
+"""The machine's roofline, measured in the same run rather than taken from a data sheet."""
 
 import time
 from dataclasses import asdict, dataclass, field
@@ -12,12 +12,12 @@ _SIDE = {"cpu": 2048, "cuda": 8192}
 _COPIED = {"cpu": 256 << 20, "cuda": 4 << 30}  # bytes: beyond any cache
 _ROUNDS = 12
 _AWAKE = 0.3
-"""Seconds of it at the least: a GPU that was idle is not at its full clock at once."""
+"""Seconds at the least: an idle GPU does not run at its full clock at once."""
 
 
 @dataclass
 class Roofline:
-    """The two rates that no program exceeds by much; each is measured when first asked for.
+    """The two rates that no program exceeds by much; each is measured at its first use.
 
     Attributes:
         device: whose.
@@ -30,9 +30,9 @@ class Roofline:
     copy: float = 0.0
 
     def gemm_rate(self, precision: ComputedIn) -> float:
-        """FLOP/s of a square product that fits no cache and fills the machine: the fastest of some.
+        """Measure the FLOP/s of a square product that fits no cache and fills the machine.
 
-        Of random numbers: zeros multiply faster than what networks hold.
+        Of random numbers: zeros multiply faster than weights and activations.
         """
         if precision not in self.flops:
             side = _SIDE[self.device.type]
@@ -45,7 +45,7 @@ class Roofline:
         return self.flops[precision]
 
     def copy_rate(self) -> float:
-        """Bytes/s, read plus written."""
+        """Measure the bytes/s of a copy, read plus written."""
         if not self.copy:
             size = _COPIED[self.device.type]
             source = torch.ones(size, dtype=torch.uint8, device=self.device)
@@ -53,8 +53,8 @@ class Roofline:
             self.copy = 2 * size / self._fastest(lambda: target.copy_(source))
         return self.copy
 
-    def again(self) -> None:
-        """Measure once more what was measured: on a busy machine the better of the two is right."""
+    def remeasure(self) -> None:
+        """Measure again what was measured, and take the better rate of a busy machine."""
         before = Roofline(self.device, dict(self.flops), self.copy)
         self.flops.clear()
         for precision, rate in before.flops.items():
@@ -64,18 +64,18 @@ class Roofline:
             self.copy = max(before.copy, self.copy_rate())
 
     def share(self, precision: ComputedIn, flops: int, nbytes: int, seconds: float) -> float | None:
-        """The floor over what was taken, or None for what has neither FLOPs nor bytes."""
-        return self.floor(precision, flops, nbytes) / seconds if flops or nbytes else None
+        """Return the share of the roofline that was reached; None without FLOPs and bytes."""
+        return self.minimum(precision, flops, nbytes) / seconds if flops or nbytes else None
 
-    def floor(self, precision: ComputedIn, flops: int, nbytes: int) -> float:
-        """Seconds below which nothing with so many FLOPs and bytes can be."""
+    def minimum(self, precision: ComputedIn, flops: int, nbytes: int) -> float:
+        """Return the least seconds for so many FLOPs and bytes."""
         return max(
             flops / self.gemm_rate(precision) if flops else 0.0,
             nbytes / self.copy_rate() if nbytes else 0.0,
         )
 
     def to_dict(self) -> dict[str, object]:
-        """What was measured, for JSON."""
+        """Convert to JSON."""
         found = asdict(self)
         return {**found, "device": self.device.type}
 

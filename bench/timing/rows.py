@@ -1,4 +1,4 @@
-"""What a measurement found, and the file of a machine's rows in bench/results/."""
+"""Rows of results, and a machine's file of them in bench/results/."""
 
 import json
 import re
@@ -11,33 +11,33 @@ import torch
 
 from bench.timing.interleaved import Spread
 from bench.timing.roofline import Roofline
-from fastinfogan.atomic_io import sync
+from fastinfogan.atomic_io import write_json
 from fastinfogan.engine.config import hardware, versions
 from fastinfogan.errors import InputError
 
 RESULTS = Path(__file__).parents[1] / "results"
-_KEPT_VERSIONS = ("torch", "triton")  # in a file's name: those that decide speed
+_VERSIONS = ("torch", "triton")  # in a file's name: those that decide speed
 
 
 @dataclass(frozen=True)
 class Row:
-    """One case, ours and its peers, interleaved.
+    """A measured case.
 
     Attributes:
         group: "ops", "blocks", "iteration", "data" or "startup".
         name: within the group.
-        rounds: timed of each side.
-        seconds: of each side, "fastinfogan" and the peers, quartiles.
-        ratios: of our time to each peer's, round by round, quartiles.
+        rounds: of timing.
+        seconds: quartiles by implementation, "fastinfogan" and the baselines.
+        ratios: quartiles of fastinfogan's time over each baseline's, round by round.
         experiment: whose shapes, or None.
         precision: "bf16", ..., or None where nothing is multiplied.
         batch: images in a step, or None.
         flops: of the products of one run.
         bytes: the fewest that one run reads and writes.
-        share: the floor, what the roofline allow for these FLOPs and bytes, over our median.
-        joules: of one run of each side, where the GPU counts them.
+        share: of the roofline, the least time for these FLOPs and bytes over the median.
+        joules: of one run by implementation, where the GPU counts them.
         how: of the timing: "repeat 8", "graph, cold", ...
-        more: what else the case tells.
+        more: what else the case holds.
     """
 
     group: str
@@ -57,25 +57,25 @@ class Row:
 
     @property
     def key(self) -> str:
-        """Of the row in its file."""
+        """The row's key in its file."""
         return f"{self.group}/{self.name}"
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "Row":
-        """What `asdict` gave."""
+        """Convert from what `asdict` gives."""
         spreads = {
-            name: {side: Spread(**each) for side, each in fields[name].items()}
+            name: {key: Spread(**each) for key, each in fields[name].items()}
             for name in ("seconds", "ratios")
         }
         return cls(**{**fields, **spreads})
 
 
 def machine_key(device: torch.device) -> str:
-    """Hardware and versions, as a file's name: rows of one file may be set side by side."""
+    """Return hardware and versions as a file's name: rows of one file are comparable."""
     found, packages = hardware(), versions()
     what = found["gpu"].split(", ")[0] if device.type == "cuda" else found["cpu"]
     parts = [what, *([] if device.type == "cuda" else [f"{found['threads']} threads"])]
-    parts += [f"{name} {packages[name]}" for name in _KEPT_VERSIONS]
+    parts += [f"{name} {packages[name]}" for name in _VERSIONS]
     return re.sub(r"[^a-z0-9.]+", "-", " ".join(parts).lower()).strip("-")
 
 
@@ -86,7 +86,7 @@ def write(
 
     Args:
         rows: what was measured.
-        roofline: in the same run.
+        roofline: measured in the same run.
         folder: of the files.
         key: of the machine; None for this one.
 
@@ -94,24 +94,20 @@ def write(
         The file.
     """
     file = folder / f"{key or machine_key(roofline.device)}.json"
-    kept = {row.key: row for row in read(file)} if file.exists() else {}
-    kept |= {row.key: row for row in rows}
+    stored = {row.key: row for row in read(file)} if file.exists() else {}
+    stored |= {row.key: row for row in rows}
     found = {
         "hardware": hardware(),
         "versions": versions(),
         "roofline": roofline.to_dict(),
-        "rows": [asdict(kept[name]) for name in sorted(kept)],
+        "rows": [asdict(stored[name]) for name in sorted(stored)],
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    new = file.with_suffix(".new")
-    new.write_text(json.dumps(found, indent=1) + "\n")
-    sync(new)
-    new.replace(file)
+    write_json(file, found)
     return file
 
 
 def read(file: Path) -> list[Row]:
-    """The rows of a file.
+    """Read the rows of a file.
 
     Raises:
         InputError: not such a file.

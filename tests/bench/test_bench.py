@@ -96,7 +96,7 @@ def test_rounds_begin_with_the_next_side_and_are_compared_round_by_round() -> No
 
 def test_times_are_of_one_unit() -> None:
     pair, _ = scripted(10, ours=[1.0], eager=[4.0])
-    pair.go_on(4, 1e9)
+    pair.time(4, 1e9)
     assert pair.times.spread("ours").median == 0.1
     assert len(pair.times.seconds["eager"]) == 4
 
@@ -106,7 +106,7 @@ def test_a_budget_ends_the_rounds_but_never_before_three(monkeypatch: pytest.Mon
     monkeypatch.setattr(interleaved.time, "perf_counter", lambda: float(next(now)))
     for budget, expected in ((0.0, 3), (5.5, 8), (1e9, 15)):
         pair, _ = scripted(ours=[1.0], eager=[1.0])
-        pair.go_on(15, budget)
+        pair.time(15, budget)
         assert len(pair.times.seconds["ours"]) == expected
 
 

@@ -31,15 +31,15 @@ def test_a_part_is_written_and_the_rest_left_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("page", "told"),
+    ("page", "message"),
     [
         (PAGE.replace(": a", ": b").replace("of a", "of b"), "no numbers 'b'; there are a"),
         (PAGE.replace("end of a", "end of c"), r"parts \['a'\] are begun, \['c'\] are ended"),
         (PAGE.replace("<!-- end of a -->", ""), r"parts \['a'\] are begun, \[\] are ended"),
     ],
 )
-def test_a_page_that_cannot_be_written(page: str, told: str) -> None:
-    with pytest.raises(InputError, match=told):
+def test_a_page_that_cannot_be_written(page: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
         filled(page, {"a": lambda: "new"})
 
 
@@ -47,7 +47,7 @@ def test_exponents() -> None:
     sizes = [1, 2, 4, 8, 16]
     found = exponent(sizes, [3 * size**1.5 for size in sizes])
     assert (found.overall, found.margin, found.last) == pytest.approx((1.5, 0, 1.5), abs=1e-9)
-    # Half of the cost at size 1 does not grow: no power law, and the interval tells so.
+    # Half of the cost at size 1 does not grow: no power law, and the interval shows it.
     found = exponent(sizes, [1 + size for size in sizes])
     assert found.last == pytest.approx(0.917, abs=1e-3)
     assert found.overall < found.last
@@ -70,11 +70,11 @@ SPEEDS = Speeds(
 
 def test_collectives_by_hand() -> None:
     total, gathered = Collective("all_reduce", 8 * 10**9), Collective("all_gather", 10**8)
-    assert Cluster(1, SPEEDS).told([total, gathered]) == 0.0
-    # 14 hops and 7/8 of the bytes there and back.
+    assert Cluster(1, SPEEDS).communicating([total, gathered]) == 0.0
+    # 14 hops and 7/8 of the bytes, both ways.
     assert Cluster(8, SPEEDS).seconds(total) == pytest.approx(1 + 1.4 + 14)
     assert Cluster(8, SPEEDS).seconds(gathered) == pytest.approx(1 + 0.7 + 0.7)
-    # Four nodes: two hops there and back, 3/4 of an eighth of the bytes there and back.
+    # Four nodes: two hops and 3/4 of an eighth of the bytes, both ways.
     assert Cluster(32, SPEEDS).seconds(total) == pytest.approx(1 + 1.4 + 14 + 0.8 + 15)
     assert Cluster(32, SPEEDS).seconds(gathered) == pytest.approx(1 + 0.7 + 3.1 + 0.4 + 3)
 
@@ -86,7 +86,7 @@ def test_a_prediction_is_its_parts() -> None:
     assert alone.bound == "bytes"
     assert alone.computing == pytest.approx(counts.bytes / v.copy)
     assert alone.launching == pytest.approx(counts.launches * v.gap)
-    assert (alone.telling, alone.efficiency) == (0.0, 1.0)
+    assert (alone.communicating, alone.efficiency) == (0.0, 1.0)
     node = predict("mnist", 8, 128)
     apart = predict("mnist", 8, 128, "per-rank")
     assert node.to_dict()["images_per_second"] == pytest.approx(8 * 128 / node.seconds)
