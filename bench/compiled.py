@@ -40,7 +40,7 @@ from fastinfogan.networks import InfoGAN
 from fastinfogan.nn import Chain
 from fastinfogan.nn.run import describe
 from fastinfogan_kernels.conv_block.autograd import fused_chain
-from fastinfogan_kernels.conv_block.image_conv import Images
+from fastinfogan_kernels.conv_block.layers import Images
 from fastinfogan_kernels.inputs.draw import draw_codes
 from fastinfogan_kernels.inputs.real_images import Augmentation, real_images
 from fastinfogan_kernels.philox import Stream

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastinfogan.errors import InputError
 from fastinfogan_kernels.adam.adam import OVERFLOWED
-from fastinfogan_kernels.conv_block.sync_batch_norm import Group, reporting_lost_ranks
+from fastinfogan_kernels.conv_block.sync_batch_norm import ProcessGroup, reporting_lost_ranks
 
 _ALIGNED = 16
 """Numbers, of which each gradient's place in the flat sum is a multiple."""
@@ -55,7 +55,7 @@ class Distributed:
             )
         return range(self.rank * rows, (self.rank + 1) * rows)
 
-    def batch_norm_group(self, *, synchronised: bool) -> Group:
+    def batch_norm_group(self, *, synchronised: bool) -> ProcessGroup:
         """With whom batch norm shares its statistics."""
         return "world" if synchronised and self.world_size > 1 else None
 

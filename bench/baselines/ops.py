@@ -137,17 +137,17 @@ class Product:
     """A layer's product and both gradients, on (N, C, H, W) of any memory format.
 
     Args:
-        gather: of the layer.
+        geometry: of the layer.
     """
 
-    def __init__(self, gather: ConvGeometry) -> None:
-        w = gather.window
-        self._flat, self._transposed = gather.flat, gather.transposed
+    def __init__(self, geometry: ConvGeometry) -> None:
+        w = geometry.window
+        self._flat, self._transposed = geometry.flat, geometry.transposed
         self._stride = [w.stride] * 2
         # torch knows symmetric padding alone: "SAME" of an odd total pads, or cuts, one behind.
-        self._behind = w.after - w.before
-        self._pad = [w.before] * 2
-        self._size = gather.result
+        self._behind = w.pad_after - w.pad_before
+        self._pad = [w.pad_before] * 2
+        self._size = geometry.output_size
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Compute the layer's output."""

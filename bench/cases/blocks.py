@@ -87,7 +87,7 @@ def _chain(at: Setting, which: str) -> Case:
     widen(network, dtype)
     x = _laid_out(randn(images, *size, device=device, dtype=dtype).float())
     out = (last.result[2], *last.result[:2])
-    flat = last.layer.gather.flat and last.layer.shape is None
+    flat = last.layer.geometry.flat and last.layer.shape is None
     upstream = _laid_out(
         randn(images, *(out[:1] if flat else out), device=device, dtype=dtype, seed=2).float()
     )

@@ -18,7 +18,7 @@ from bench.cases.shapes import LayerShape, batch_on, layer_shapes
 from bench.timing.clock import Run
 from fastinfogan import experiments
 from fastinfogan.engine.precision import PRECISIONS, ComputedIn
-from fastinfogan_kernels.conv_block import aten, candidates, cpu_epilogue
+from fastinfogan_kernels.conv_block import aten, cpu_epilogue, ops
 from fastinfogan_kernels.conv_block.deferred import Deferred
 from fastinfogan_kernels.conv_block.implicit_gemm import Epilogue
 from fastinfogan_kernels.runtime.launch import nbytes
@@ -58,7 +58,7 @@ def _of_layer(
     """Give what makes two cases the same, a title and a maker, of each of a layer's cases."""
     layer = shape.layer
     on_cpu = device.type == "cpu"
-    if on_cpu and layer.activation == "rectifier" and (name == "mnist" or precision == first):
+    if on_cpu and layer.activation == "leaky_relu" and (name == "mnist" or precision == first):
         for which in ("forward", "backward"):
             what = "batch norm + activation" if layer.norm else "activation alone"
             groups = ", two groups" if shape.groups == 2 else ""
@@ -71,13 +71,13 @@ def _of_layer(
     for which in (ALL,) if on_cpu else PASSES:
         if which == "data gradient" and shape.number == 1:
             continue  # nothing needs the gradient by images, or by noise and code
-        key = (layer.gather, shape.weight, shape.images, which)
+        key = (layer.geometry, shape.weight, shape.images, which)
         make = partial(_product, shape=shape, which=which)
         yield key, f"{which}, {name} {shape.title}", make
 
 
 def _product(at: Setting, shape: LayerShape, which: str) -> Case:
-    dtype, gather = at.dtype, shape.layer.gather
+    dtype, geometry = at.dtype, shape.layer.geometry
     benchmark_cudnn()
     source = torch.Generator().manual_seed(1)
 
@@ -95,8 +95,8 @@ def _product(at: Setting, shape: LayerShape, which: str) -> Case:
     runs = {each: by(x, dy, weight, bias, shape, each) for each in passes}
 
     def baseline(of: torch.dtype, memory: torch.memory_format) -> dict[str, Callable[[], Tensor]]:
-        product = baselines.Product(gather)
-        if gather.flat:
+        product = baselines.Product(geometry)
+        if geometry.flat:
             inputs, outputs = (t.flatten(1).to(of) for t in (x, dy))
             w = weight.to(of)
         else:
@@ -150,24 +150,24 @@ def _in_a_row(runs: dict[str, Callable[[], Tensor]]) -> Run:
 def _by_kernels(
     x: Tensor, dy: Tensor, weight: Tensor, bias: Tensor, shape: LayerShape, which: str
 ) -> Callable[[], Tensor]:
-    gather = shape.layer.gather
+    geometry = shape.layer.geometry
     if which == "forward":
-        return lambda: candidates.multiply(Deferred(x), weight, gather, 1, Epilogue(bias))[0]
+        return lambda: ops.convolve(Deferred(x), weight, geometry, 1, Epilogue(bias))[0]
     if which == "data gradient":
-        return lambda: candidates.multiply(Deferred(dy), weight, gather, 1, backward=True)[0]
-    return lambda: candidates.weight_gradient(Deferred(x), Deferred(dy), weight, gather, 1)
+        return lambda: ops.convolve(Deferred(dy), weight, geometry, 1, backward=True)[0]
+    return lambda: ops.convolve_weight_gradient(Deferred(x), Deferred(dy), weight, geometry, 1)
 
 
 def _by_aten(
     x: Tensor, dy: Tensor, weight: Tensor, bias: Tensor, shape: LayerShape, which: str
 ) -> Callable[[], Tensor]:
-    gather = shape.layer.gather
+    geometry = shape.layer.geometry
     if which == "forward":
-        return lambda: aten.product(x, weight, bias, gather)
+        return lambda: aten.convolution(x, weight, bias, geometry)
     of_input = which == "data gradient"
 
     def gradient() -> Tensor:
-        found = aten.gradients(x, dy, weight, gather, of_input=of_input, of_weight=not of_input)
+        found = aten.gradients(x, dy, weight, geometry, of_input=of_input, of_weight=not of_input)
         needed = found[0 if of_input else 1]
         assert needed is not None
         return needed
@@ -198,7 +198,7 @@ def _norm(at: Setting, shape: LayerShape, which: str) -> Case:
 
     def forward() -> tuple[Tensor, Tensor]:
         found: tuple[Tensor, Tensor] = cpu_epilogue.norm_activation(
-            y, gamma, beta, mean, var, groups, layer.momentum, layer.eps, "rectifier", slope
+            y, gamma, beta, mean, var, groups, layer.momentum, layer.eps, "leaky_relu", slope
         )
         return found
 
@@ -206,7 +206,7 @@ def _norm(at: Setting, shape: LayerShape, which: str) -> Case:
 
     def backward() -> tuple[Tensor, ...]:
         found: tuple[Tensor, ...] = cpu_epilogue.norm_activation_gradient(
-            dout, y, params, gamma, "rectifier", slope
+            dout, y, params, gamma, "leaky_relu", slope
         )
         return found
 
@@ -252,13 +252,13 @@ def _activation(at: Setting, shape: LayerShape, which: str) -> Case:
     y, dout = _drawn(at, shape)
     slope = shape.layer.loaded_slope
     out = y.clone()
-    cpu_epilogue.activation_(out, "rectifier", slope)
+    cpu_epilogue.activation_(out, "leaky_relu", slope)
     leaf = y.clone().requires_grad_()
     by_torch = torch.nn.functional.leaky_relu(leaf, slope)
 
     def backward() -> tuple[Tensor, Tensor]:
         found: tuple[Tensor, Tensor] = cpu_epilogue.activation_gradient(
-            dout, out, "rectifier", slope, None
+            dout, out, "leaky_relu", slope, None
         )
         return found
 
@@ -275,7 +275,7 @@ def _activation(at: Setting, shape: LayerShape, which: str) -> Case:
     run: Run = backward
     baseline: Run = partial(torch.autograd.grad, by_torch, leaf, dout, retain_graph=True)
     if which == "forward":
-        run = partial(cpu_epilogue.activation_, y.clone(), "rectifier", slope)
+        run = partial(cpu_epilogue.activation_, y.clone(), "leaky_relu", slope)
         baseline = partial(torch.nn.functional.leaky_relu_, y.clone(), slope)
     moved = (2 if which == "forward" else 3) * nbytes(y)
     return at.case(run, {EAGER: baseline}, check, bytes=moved)

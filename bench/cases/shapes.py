@@ -10,7 +10,7 @@ from fastinfogan.engine.precision import ComputedIn, choose_precision
 from fastinfogan.experiments import Experiment
 from fastinfogan.networks import InfoGAN
 from fastinfogan.nn.run import resolve
-from fastinfogan_kernels.conv_block.ops import Layer
+from fastinfogan_kernels.conv_block.layers import Layer
 
 _ON_A_CPU = {"chairs": 16}
 """Batches on a CPU, if not the experiment's own: 673 GFLOP at 128 are some seconds."""
@@ -43,7 +43,7 @@ class LayerShape:
     @property
     def flops(self) -> int:
         """FLOPs of its product, forward or by one gradient."""
-        w = self.layer.gather.window
+        w = self.layer.geometry.window
         return 2 * self.images * w.rows * w.columns * math.prod(self.weight)
 
     @property
@@ -55,8 +55,8 @@ class LayerShape:
     @property
     def title(self) -> str:
         """A title such as "conv 14x14x64 to 7x7x128"."""
-        gather = self.layer.gather
-        kind = "linear" if gather.flat else "upconv" if gather.transposed else "conv"
+        geometry = self.layer.geometry
+        kind = "linear" if geometry.flat else "upconv" if geometry.transposed else "conv"
         shapes = [
             "x".join(map(str, s if max(s[:2]) > 1 else s[2:])) for s in (self.source, self.result)
         ]

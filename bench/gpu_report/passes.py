@@ -18,9 +18,15 @@ from bench.gpu_report.workload import FIVE, experiment
 from bench.gpu_report.workload import iteration as make_iteration
 from fastinfogan.engine.precision import PRECISIONS
 from fastinfogan.nn import Chain, ConvBlock
-from fastinfogan_kernels.conv_block import candidates
-from fastinfogan_kernels.conv_block.bn_stats import Forward
-from fastinfogan_kernels.conv_block.launch_table import Choice, GemmTile, Pass, key, using_table
+from fastinfogan_kernels.conv_block import ops
+from fastinfogan_kernels.conv_block.bn_stats import BatchNormForward
+from fastinfogan_kernels.conv_block.launch_table import (
+    Choice,
+    GemmTile,
+    Pass,
+    table_key,
+    using_table,
+)
 from fastinfogan_kernels.runtime.launch import recording
 from fastinfogan_kernels.runtime.machine import power_of_two
 
@@ -60,12 +66,13 @@ def watching(name: str) -> Iterator[dict[str, Call]]:
 
     def watched(function: Any, weight_at: int) -> Any:
         def run_and_note(*args: Any, **kwargs: Any) -> Any:
-            x, weight, gather = args[0].x, args[weight_at], args[weight_at + 1]
+            x, weight, geometry = args[0].x, args[weight_at], args[weight_at + 1]
             which: Pass = "data_gradient" if kwargs.get("backward") else "forward"
             which = "weight_gradient" if function is weight_gradient else which
-            flops = 2 * x.shape[0] * gather.window.rows * gather.window.columns * weight.numel()
+            window = geometry.window
+            flops = 2 * x.shape[0] * window.rows * window.columns * weight.numel()
             call = Call(
-                name, which, key(which, x, weight, gather), weight.dim() == 2, flops,
+                name, which, table_key(which, x, weight, geometry), weight.dim() == 2, flops,
                 max(weight.shape[:2]), lambda: _results(function(*args, **kwargs), args[-1]),
             )  # fmt: skip
             calls.setdefault(call.key, call)
@@ -73,13 +80,14 @@ def watching(name: str) -> Iterator[dict[str, Call]]:
 
         return run_and_note
 
-    module: Any = candidates
-    multiply, weight_gradient = module.multiply, module.weight_gradient
-    module.multiply, module.weight_gradient = watched(multiply, 1), watched(weight_gradient, 2)
+    module: Any = ops
+    convolve, weight_gradient = module.convolve, module.convolve_weight_gradient
+    module.convolve = watched(convolve, 1)
+    module.convolve_weight_gradient = watched(weight_gradient, 2)
     try:
         yield calls
     finally:
-        module.multiply, module.weight_gradient = multiply, weight_gradient
+        module.convolve, module.convolve_weight_gradient = convolve, weight_gradient
 
 
 def _results(found: Any, epilogue: Any) -> Results:
@@ -87,10 +95,10 @@ def _results(found: Any, epilogue: Any) -> Results:
     if isinstance(found, Tensor):
         return {"dw": found}
     y, tiles = found
-    stats = getattr(epilogue, "into", None) if tiles is not None else None
+    stats = getattr(epilogue, "stats_out", None) if tiles is not None else None
     if stats is None:
         return {"y": y}
-    if isinstance(stats, Forward):
+    if isinstance(stats, BatchNormForward):
         return {"y": y, "params": stats.params, "rstd": stats.rstd}
     return {"y": y, **{f"gradient {i}": t for i, t in enumerate(stats.results)}}
 

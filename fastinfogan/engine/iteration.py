@@ -25,7 +25,7 @@ from fastinfogan.networks import InfoGAN
 from fastinfogan.objective import lambdas
 from fastinfogan.optim import Adam
 from fastinfogan_kernels.adam.loss_scale import LossScale
-from fastinfogan_kernels.conv_block.sync_batch_norm import Group
+from fastinfogan_kernels.conv_block.sync_batch_norm import ProcessGroup
 from fastinfogan_kernels.inputs.draw import DrawnCodes, draw_codes, empty_codes
 from fastinfogan_kernels.inputs.real_images import real_images
 from fastinfogan_kernels.objective.metrics import TOO_MANY, accumulate
@@ -53,7 +53,7 @@ class StepNetworks:
         rows: int,
         dtype: torch.dtype,
         impl: Implementation,
-        process_group: Group,
+        process_group: ProcessGroup,
         step: str,
     ) -> Self:
         """Build the networks of the "D" or the "G" step."""

@@ -13,10 +13,10 @@ from fastinfogan.nn import Chain, frozen_statistics
 from fastinfogan.nn.run import resolve
 from fastinfogan.optim import Adam
 from fastinfogan_kernels.adam.adam import NATIVELY, OneLaunch, launcher_of, update
-from fastinfogan_kernels.conv_block import aten_chain, triton_chain
-from fastinfogan_kernels.conv_block.chain_input import Source
+from fastinfogan_kernels.conv_block import cpu_backend, triton_backend
 from fastinfogan_kernels.conv_block.deferred import Deferred
-from fastinfogan_kernels.conv_block.sync_batch_norm import Group
+from fastinfogan_kernels.conv_block.layers import ChainInput
+from fastinfogan_kernels.conv_block.sync_batch_norm import ProcessGroup
 from fastinfogan_kernels.inputs.draw import DrawnCodes
 from fastinfogan_kernels.latents import LatentSpec
 from fastinfogan_kernels.objective.d_head import d_head_objective
@@ -56,7 +56,7 @@ class NetworkStep:
         groups: int = 1,
         dtype: torch.dtype,
         impl: Implementation,
-        process_group: Group = None,
+        process_group: ProcessGroup = None,
         trained: bool,
     ) -> None:
         with nullcontext() if trained else frozen_statistics(network):
@@ -73,8 +73,8 @@ class NetworkStep:
         self._tensors = [stage.tensors for stage in stages]
         self._impl: Implementation = impl
         chosen = choose(impl, self._tensors[0].weight.device)
-        self._chain: Any = triton_chain if chosen == "triton" else aten_chain
-        self._source = Source(dtype, process_group)
+        self._chain: Any = triton_backend if chosen == "triton" else cpu_backend
+        self._source = ChainInput(dtype, process_group)
         self._needs_grad = [
             [trained and isinstance(t, Parameter) and t.requires_grad for t in layer]
             for layer in self._tensors
@@ -139,7 +139,7 @@ class _HeadStep(NetworkStep):
     def _features(self, x: Tensor) -> tuple[Deferred, list[Tensor | None]]:
         """Return the last layer's input, and what is saved for the backward pass."""
         before = (self._layers[:-1], self._tensors[:-1])
-        found: tuple[Deferred, list[Tensor | None]] = self._chain.features(
+        found: tuple[Deferred, list[Tensor | None]] = self._chain.forward_deferred(
             x, self._source, *before, self.groups
         )
         return found
@@ -149,7 +149,7 @@ class _HeadStep(NetworkStep):
     ) -> None:
         """Save the gradients of the last layer's output and bias, as the objective left them."""
         self._last_gradients = (gradient[:, None, None], bias_gradient)
-        self._saved = (x, self._chain.keep(saved, self._last_gradients[0]))
+        self._saved = (x, self._chain.saved_of_head(saved, self._last_gradients[0]))
 
     def backward(self) -> Tensor:
         """Return the gradient of the last input; the parameters' are left in `gradients`."""

@@ -5,7 +5,7 @@ from fastinfogan.nn.fuse import FusionReport, fuse, unfuse
 from fastinfogan.nn.likelihood import QHeadLikelihood
 from fastinfogan.nn.statistics import frozen_statistics
 from fastinfogan.nn.synchronise import synchronise
-from fastinfogan_kernels.conv_block.image_conv import Images
+from fastinfogan_kernels.conv_block.layers import Images
 
 __all__ = [
     "Block",

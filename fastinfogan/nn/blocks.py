@@ -19,11 +19,10 @@ from torch import Tensor, nn
 from fastinfogan.errors import InputError
 from fastinfogan.nn.run import ActivationName, Implementation, Stage, run_stages
 from fastinfogan_kernels.conv_block.geometry import LINEAR, ConvGeometry, Window
-from fastinfogan_kernels.conv_block.image_conv import Images
-from fastinfogan_kernels.conv_block.ops import Layer, LayerTensors
+from fastinfogan_kernels.conv_block.layers import Images, Layer, LayerTensors
 
 if TYPE_CHECKING:
-    from fastinfogan_kernels.conv_block.sync_batch_norm import Group
+    from fastinfogan_kernels.conv_block.sync_batch_norm import ProcessGroup
 
 _INIT_DEVIATION = 0.02
 
@@ -53,7 +52,7 @@ class Block(nn.Module):
         self.activation = activation
         self.slope = slope
         self.impl = impl
-        self.process_group: Group = None
+        self.process_group: ProcessGroup = None
 
     def forward(self, x: Tensor | Images, groups: int = 1) -> Tensor:
         """Apply the block.
@@ -77,14 +76,17 @@ class Block(nn.Module):
         raise NotImplementedError  # each kind's own
 
     def _stage(
-        self, gather: ConvGeometry, out: tuple[int, ...], shape: tuple[int, int, int] | None = None
+        self,
+        geometry: ConvGeometry,
+        out: tuple[int, ...],
+        shape: tuple[int, int, int] | None = None,
     ) -> Stage:
         norm = self.norm
         rectifies = self.activation in ("relu", "leaky_relu")
         layer = Layer(
-            gather,
+            geometry,
             norm=norm is not None,
-            activation="rectifier" if rectifies else self.activation,  # type: ignore[arg-type]
+            activation="leaky_relu" if rectifies else self.activation,  # type: ignore[arg-type]
             slope=0.0 if self.activation == "relu" else self.slope,
             eps=norm.eps if norm is not None else 0.0,
             momentum=norm.momentum or 0.0 if norm is not None else 0.0,
@@ -291,7 +293,7 @@ class Chain(nn.Sequential):
     def __init__(self, *blocks: Block, impl: Implementation = "auto") -> None:
         super().__init__(*blocks)
         self.impl = impl
-        self.process_group: Group = None
+        self.process_group: ProcessGroup = None
 
     def forward(self, x: Tensor | Images, groups: int = 1) -> Tensor:
         """Apply the blocks; arguments, result and errors as of a block's own forward."""

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from fastinfogan.errors import InputError
 from fastinfogan.nn.run import Implementation, Stage, run_stages
 from fastinfogan_kernels.conv_block.geometry import LINEAR, ConvGeometry, Window
-from fastinfogan_kernels.conv_block.ops import Layer, LayerTensors
-from fastinfogan_kernels.conv_block.sync_batch_norm import Group
+from fastinfogan_kernels.conv_block.layers import Layer, LayerTensors
+from fastinfogan_kernels.conv_block.sync_batch_norm import ProcessGroup
 
 MAPS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -152,7 +152,7 @@ class FusedChain:
     units: list[Unit]
     places: dict[str, nn.Module | None]
     impl: Implementation
-    process_group: Group = None
+    process_group: ProcessGroup = None
     apart: bool = False
 
     @property
@@ -236,8 +236,8 @@ def stage_of(unit: Unit, shape: tuple[int, ...]) -> Stage:
     layer, norm, activation = unit.map, unit.norm, unit.activation
     assert isinstance(layer, MAPS)
     assert norm is None or isinstance(norm, NORMS)
-    gather, out = _gather_of(layer, shape)
-    kind, slope = "rectifier", 1.0
+    geometry, out = _geometry_of(layer, shape)
+    kind, slope = "leaky_relu", 1.0
     if isinstance(activation, nn.ReLU):
         slope = 0.0
     elif isinstance(activation, nn.LeakyReLU):
@@ -245,7 +245,7 @@ def stage_of(unit: Unit, shape: tuple[int, ...]) -> Stage:
     elif activation is not None:
         kind = "sigmoid" if isinstance(activation, nn.Sigmoid) else "tanh"
     described = Layer(
-        gather,
+        geometry,
         norm=norm is not None,
         activation=kind,  # type: ignore[arg-type]
         slope=slope,
@@ -255,7 +255,7 @@ def stage_of(unit: Unit, shape: tuple[int, ...]) -> Stage:
     return Stage(described, LayerTensors(layer.weight, layer.bias), norm, out)
 
 
-def _gather_of(layer: Any, shape: tuple[int, ...]) -> tuple[ConvGeometry, tuple[int, ...]]:  # noqa: ANN401
+def _geometry_of(layer: Any, shape: tuple[int, ...]) -> tuple[ConvGeometry, tuple[int, ...]]:  # noqa: ANN401
     if isinstance(layer, nn.Linear):
         if shape != (layer.in_features,):
             raise InputError(f"{layer} takes {layer.in_features} features, not {shape}")

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from fastinfogan.errors import InputError
-from fastinfogan_kernels.conv_block.autograd import fused_chain, native_chain, reference_chain
+from fastinfogan_kernels.conv_block.autograd import fused_chain, native_chain
 from fastinfogan_kernels.conv_block.cpu_epilogue import NATIVE_DTYPES
-from fastinfogan_kernels.conv_block.image_conv import Images
-from fastinfogan_kernels.conv_block.ops import Layer, LayerTensors
-from fastinfogan_kernels.conv_block.sync_batch_norm import Group
+from fastinfogan_kernels.conv_block.layers import Images, Layer, LayerTensors
+from fastinfogan_kernels.conv_block.reference import reference_chain
+from fastinfogan_kernels.conv_block.sync_batch_norm import ProcessGroup
 from fastinfogan_kernels.runtime.backend import Implementation, choose
 
 ActivationName = Literal["none", "relu", "leaky_relu", "sigmoid", "tanh"]
@@ -42,7 +42,7 @@ def run_stages(
     x: Tensor | Images,
     groups: int,
     impl: Implementation,
-    process_group: Group = None,
+    process_group: ProcessGroup = None,
 ) -> Tensor:
     """Run blocks in a row as one.
 
@@ -187,6 +187,6 @@ def _folded(stage: Stage, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> LayerTensors
     shift = norm.running_mean if bias is None else norm.running_mean - bias
     folded_bias = -shift * scale if norm.bias is None else norm.bias - shift * scale
     along = [1] * weight.dim()
-    along[1 if stage.layer.gather.transposed else 0] = -1
+    along[1 if stage.layer.geometry.transposed else 0] = -1
     folded = (weight * scale.view(along)).to(weight.dtype)
     return LayerTensors(folded, folded_bias.to(weight.dtype))

@@ -11,12 +11,12 @@ from torch import nn
 
 from fastinfogan.nn.blocks import Block, Chain
 from fastinfogan.nn.fused_layers import FusedLayer
-from fastinfogan_kernels.conv_block.sync_batch_norm import Group
+from fastinfogan_kernels.conv_block.sync_batch_norm import ProcessGroup
 
 _Model = TypeVar("_Model", bound=nn.Module)
 
 
-def synchronise(model: _Model, process_group: Group = "world") -> _Model:
+def synchronise(model: _Model, process_group: ProcessGroup = "world") -> _Model:
     """Share batch-norm statistics across ranks in every block, chain and fused layer of a model.
 
     Args:

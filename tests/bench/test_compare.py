@@ -19,7 +19,7 @@ from bench.compare.trees import git, resolve
 from bench.counting import committed, saved
 from fastinfogan.engine import Iteration
 from fastinfogan.errors import InputError
-from fastinfogan_kernels.conv_block import triton_chain
+from fastinfogan_kernels.conv_block import triton_backend
 
 TREE = Path(__file__).parents[2]
 Times = NDArray[np.float64]
@@ -136,13 +136,13 @@ def test_a_tensor_saved_too_much_is_counted(monkeypatch: pytest.MonkeyPatch) -> 
     def by_mnist() -> dict[str, int]:
         return dict(itertools.islice(saved.chains(), 5))
 
-    before, forward = by_mnist(), triton_chain.forward
+    before, forward = by_mnist(), triton_backend.forward
 
     def planted(*arguments: Any) -> Any:  # noqa: ANN401
         out, tensors = forward(*arguments)
         return out, [*tensors, torch.empty_like(out)]
 
-    monkeypatch.setattr(triton_chain, "forward", planted)
+    monkeypatch.setattr(triton_backend, "forward", planted)
     grown = committed.compare(before, by_mnist()).grown
     assert len(grown) == 5
     assert all(name.startswith("bytes saved by mnist's ") for name in grown)

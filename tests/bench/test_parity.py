@@ -20,7 +20,7 @@ from bench.parity.statistics import MARGIN, NEGLIGIBLE, Analysis, analyse, holm
 from fastinfogan.engine import iteration, network_step
 from fastinfogan.errors import InputError
 from fastinfogan.experiments import Experiment
-from fastinfogan_kernels.conv_block import aten_chain
+from fastinfogan_kernels.conv_block import cpu_backend
 from tests.helpers.training import fails
 
 NAMES = ("d_loss", "g_loss", "mi_c1")
@@ -209,7 +209,7 @@ def q_heads_gradient(patched: pytest.MonkeyPatch) -> None:
 
 def batch_norms_gradient(patched: pytest.MonkeyPatch) -> None:
     """The term with the normalised map is 3 % too small."""
-    true = aten_chain._norm_gradient
+    true = cpu_backend._norm_gradient
 
     def wrong(source: Any) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:  # noqa: ANN401
         def gradient(
@@ -225,7 +225,7 @@ def batch_norms_gradient(patched: pytest.MonkeyPatch) -> None:
 
         return gradient
 
-    patched.setattr(aten_chain, "_norm_gradient", wrong)
+    patched.setattr(cpu_backend, "_norm_gradient", wrong)
 
 
 @pytest.mark.parametrize("plant", [weight_of_c1, q_heads_gradient, batch_norms_gradient])

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from fastinfogan_kernels.conv_block.geometry import LINEAR, ConvGeometry, Window
-from fastinfogan_kernels.conv_block.image_conv import Images
-from fastinfogan_kernels.conv_block.ops import Layer, LayerTensors
+from fastinfogan_kernels.conv_block.layers import Images, Layer, LayerTensors
 
 Run = Callable[..., Tensor]
 
@@ -16,12 +15,12 @@ Run = Callable[..., Tensor]
 def conv(
     side: int, kernel: int = 4, stride: int = 2, pad: tuple[int, int] = (1, 1)
 ) -> ConvGeometry:
-    """A convolution's gather on a square map."""
+    """A convolution's geometry on a square map."""
     return ConvGeometry(Window(side, side, kernel, stride, *pad), False)
 
 
 def upconv(side: int, kernel: int = 4, stride: int = 2) -> ConvGeometry:
-    """A transposed convolution's gather on a square map."""
+    """A transposed convolution's geometry on a square map."""
     total = kernel - stride
     big = side * stride
     return ConvGeometry(Window(big, big, kernel, stride, total // 2, total - total // 2), True)
@@ -59,18 +58,18 @@ class Case:
 
         found, channels, side = [], self.channels[0], self.side
         for layer, out in zip(self.layers, self.channels[1:], strict=True):
-            k = layer.gather.window.kernel
+            k = layer.geometry.window.kernel
             features = out * (layer.shape[0] * layer.shape[1] if layer.shape else 1)
             if layer.flat:
                 depth = channels * max(side * side, 1)
                 weight = draw(features, depth) / depth**0.5
                 side = layer.shape[0] if layer.shape else 0
-            elif layer.gather.transposed:
+            elif layer.geometry.transposed:
                 weight = draw(channels, out, k, k) / (channels * k * k / 2) ** 0.5
-                side = layer.gather.window.height
+                side = layer.geometry.window.height
             else:
                 weight = draw(out, channels, k, k) / (channels * k * k) ** 0.5
-                side = layer.gather.window.rows
+                side = layer.geometry.window.rows
             if weight.dim() == 4:
                 weight = weight.to(memory_format=torch.channels_last)
             bias = draw(features) * 0.1
@@ -174,10 +173,10 @@ def every_map() -> dict[str, Case]:
         "up 2x2 stride 2": upconv(4, 2, 2),
     }
     cases = {}
-    for name, gather in windows.items():
-        side = gather.source[0]
+    for name, geometry in windows.items():
+        side = geometry.input_size[0]
         first = Layer(conv(side, 1, 1, (0, 0)), True, slope=0.2)
-        cases[name] = Case((first, Layer(gather, True)), (5, 19, 37), side, 6, 2)
+        cases[name] = Case((first, Layer(geometry, True)), (5, 19, 37), side, 6, 2)
     return cases
 
 

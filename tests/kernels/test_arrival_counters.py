@@ -38,9 +38,9 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: made.capturing)
     monkeypatch.setattr(torch.cuda, "current_stream", made.current_stream)
     monkeypatch.setattr(module, "_of_stream", {})
-    monkeypatch.setattr(module, "_supply", {})
-    monkeypatch.setattr(module, "_supplies", [])
-    monkeypatch.setattr(module, "_SUPPLY", 256)
+    monkeypatch.setattr(module, "_pool", {})
+    monkeypatch.setattr(module, "_pools", [])
+    monkeypatch.setattr(module, "_POOL_SIZE", 256)
     monkeypatch.setattr(module, "_zeros", lambda n, _: torch.zeros(n, dtype=torch.int32))
     return made
 
@@ -76,17 +76,17 @@ def test_captured_launches_share_with_nobody(machine: Machine) -> None:
     machine.capturing = True
     captured = [arrival_counters(33, GPU) for _ in range(3)]
     assert [len(t) for t in captured] == [33] * 3
-    supply = module._supplies[0].data_ptr()
-    assert [t.data_ptr() - supply for t in captured] == [0, 256, 512]
-    # What the supply lacks is the graph's own, zeroed whenever it is replayed.
+    pool = module._pools[0].data_ptr()
+    assert [t.data_ptr() - pool for t in captured] == [0, 256, 512]
+    # What the pool lacks is the graph's own, zeroed whenever it is replayed.
     captured += [arrival_counters(200, GPU), arrival_counters(200, GPU)]
     every = [eager, *captured]
     for i, one in enumerate(every):
         assert not any(overlap(one, other) for other in every[i + 1 :])
     machine.capturing = False
     assert arrival_counters(5, GPU) is eager
-    assert len(module._supply[GPU.device]) == 256, "replenished outside of the capture"
-    assert supply == module._supplies[0].data_ptr(), "and kept, for the graph has its address"
+    assert len(module._pool[GPU.device]) == 256, "replenished outside of the capture"
+    assert pool == module._pools[0].data_ptr(), "and kept, for the graph has its address"
 
 
 def test_a_capture_before_anything_ran_has_its_own(machine: Machine) -> None:
@@ -95,7 +95,7 @@ def test_a_capture_before_anything_ran_has_its_own(machine: Machine) -> None:
     assert not one.any()
     assert not overlap(one, other)
     assert not module._of_stream
-    assert not module._supply
+    assert not module._pool
 
 
 def test_recorded_launches_keep_nothing() -> None:

@@ -17,7 +17,7 @@ SHAPES = {
     "5 channels": (8, 1, 2, 5),
     "wide": (4, 9, 9, 64),
 }
-BEHIND = (("rectifier", 0.1), ("rectifier", 0.0), ("none", 1.0), ("sigmoid", 1.0), ("tanh", 1.0))
+BEHIND = (("leaky_relu", 0.1), ("leaky_relu", 0.0), ("none", 1.0), ("sigmoid", 1.0), ("tanh", 1.0))
 
 
 @dataclass
@@ -39,7 +39,7 @@ def made(shape: tuple[int, ...], seed: int, scale: float = 1.0, shift: float = 0
 
 
 def act(z: Tensor, activation: str, slope: float) -> Tensor:
-    if activation == "rectifier":
+    if activation == "leaky_relu":
         return F.leaky_relu(z, slope)
     return {"none": z, "sigmoid": z.sigmoid(), "tanh": z.tanh()}[activation]
 
@@ -127,7 +127,7 @@ def test_activation_alone(
 @pytest.mark.parametrize("mean", [300.0, -300.0])
 def test_a_mean_300_times_the_deviation(mean: float) -> None:
     y = made((8, 16, 16, 20), 0, 1.0, mean).float()
-    errors = by_us(y, 2, "rectifier", 0.1).errors(by_torch(y.double(), 2, "rectifier", 0.1))
+    errors = by_us(y, 2, "leaky_relu", 0.1).errors(by_torch(y.double(), 2, "leaky_relu", 0.1))
     assert errors["running var"] < 1e-5
     assert errors["out"] < 1e-4  # y has 24 bits, 8 of which the mean takes
 
@@ -149,7 +149,9 @@ def test_nan_in_nan_out_of_its_channel_alone() -> None:
     y = made((4, 3, 3, 6), 0).float()
     y[1, 0, 1, 2] = float("nan")
     ones = torch.ones(6)
-    out, _ = cpu_epilogue.norm_activation(y, ones, ones, None, None, 1, 0.1, 1e-5, "rectifier", 0.1)
+    out, _ = cpu_epilogue.norm_activation(
+        y, ones, ones, None, None, 1, 0.1, 1e-5, "leaky_relu", 0.1
+    )
     assert out[..., 2].isnan().all()
     assert out[..., [0, 1, 3, 4, 5]].isfinite().all()
 
@@ -159,7 +161,7 @@ def test_threads_change_no_bit() -> None:
     runs = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        runs.append(by_us(y, 2, "rectifier", 0.1).values)
+        runs.append(by_us(y, 2, "leaky_relu", 0.1).values)
     for other in runs[1:]:
         for name, value in runs[0].items():
             assert torch.equal(value, other[name]), name

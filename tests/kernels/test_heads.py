@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fastinfogan import experiments
 from fastinfogan.errors import InputError
-from fastinfogan_kernels.conv_block import ops
+from fastinfogan_kernels.conv_block import elementwise, ops
 from fastinfogan_kernels.conv_block.deferred import Deferred
 from fastinfogan_kernels.latents import Categorical, Continuous, LatentSpec
 from fastinfogan_kernels.objective.code_layout import code_table, make_counters
@@ -159,7 +159,7 @@ def counted_q_head(name: str, dtype: torch.dtype = torch.bfloat16) -> tuple[list
             output[:, 0, 0], *codes, *tables, table.widest, "mean", "triton"
         )
         g = gradient[:, None, None]
-        ops.act_backward_reduce(g, output, None, 1, "none", 1.0, None, None, bias)
+        elementwise.act_backward_reduce(g, output, None, 1, "none", 1.0, None, None, bias)
     return fused, apart
 
 

@@ -11,8 +11,9 @@ from torch.utils.checkpoint import checkpoint
 from fastinfogan.errors import InputError
 from fastinfogan.nn import Chain, ConvBlock, LinearBlock, UpconvBlock
 from fastinfogan.nn.run import Implementation
-from fastinfogan_kernels.conv_block.autograd import native_chain, reference_chain
-from fastinfogan_kernels.conv_block.image_conv import Images
+from fastinfogan_kernels.conv_block.autograd import native_chain
+from fastinfogan_kernels.conv_block.layers import Images
+from fastinfogan_kernels.conv_block.reference import reference_chain
 from fastinfogan_kernels.runtime.backend import native_available
 from tests.helpers.chain_cases import (
     Case,

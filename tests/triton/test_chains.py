@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fastinfogan_kernels.conv_block.autograd import fused_chain, reference_chain
-from fastinfogan_kernels.conv_block.image_conv import Images
+from fastinfogan_kernels.conv_block.autograd import fused_chain
 from fastinfogan_kernels.conv_block.launch_table import Choice, GemmTile, using_table
-from fastinfogan_kernels.conv_block.ops import Layer
+from fastinfogan_kernels.conv_block.layers import Images, Layer
+from fastinfogan_kernels.conv_block.reference import reference_chain
 from fastinfogan_kernels.runtime.launch import recording
 from tests.helpers.chain_cases import (
     LINEAR,
@@ -191,7 +191,7 @@ def test_a_planted_error_is_caught() -> None:
     case = CASES["4x4 stride 2"]
     truth = truth_of(case)
     wrong = Case(
-        tuple(Layer(e.gather, e.norm, slope=e.slope * 1.001) for e in case.layers),
+        tuple(Layer(e.geometry, e.norm, slope=e.slope * 1.001) for e in case.layers),
         case.channels, case.side, case.batch, case.groups,
     )  # fmt: skip
     ours = outcome(fused_chain, wrong, torch.float32, torch.float32)

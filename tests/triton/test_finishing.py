@@ -8,13 +8,17 @@ from torch import Tensor
 
 from fastinfogan_kernels.conv_block import bn_stats
 from fastinfogan_kernels.conv_block.autograd import fused_chain
-from fastinfogan_kernels.conv_block.bn_stats import Backward, Forward, merge_tiles, mergeable
-from fastinfogan_kernels.conv_block.deferred import Deferred, Tiles
-from fastinfogan_kernels.conv_block.image_conv import Images
-from fastinfogan_kernels.conv_block.implicit_gemm import Epilogue, multiply
+from fastinfogan_kernels.conv_block.bn_stats import (
+    BatchNormBackward,
+    BatchNormForward,
+    merge_tiles,
+    mergeable,
+)
+from fastinfogan_kernels.conv_block.deferred import Deferred, TileStatistics
+from fastinfogan_kernels.conv_block.implicit_gemm import Epilogue, launch_implicit_gemm
 from fastinfogan_kernels.conv_block.launch_table import Choice, GemmTile, using_table
-from fastinfogan_kernels.conv_block.ops import Layer
-from fastinfogan_kernels.conv_block.weight_grad import weight_gradient
+from fastinfogan_kernels.conv_block.layers import Images, Layer
+from fastinfogan_kernels.conv_block.weight_grad import launch_weight_gradient
 from fastinfogan_kernels.runtime import arrival_counters
 from fastinfogan_kernels.runtime.launch import Launch, recording
 from tests.helpers.chain_cases import LINEAR, Case, conv, outcome, upconv
@@ -51,7 +55,7 @@ def arguments(launch: Launch) -> dict[str, Any]:
 def run(case: Case) -> tuple[dict[str, Tensor], list[Launch]]:
     with using_table({"*": Choice("gemm", SMALL)}), recording(run=True) as launches:
         found = outcome(fused_chain, case, torch.float32, torch.float32)
-    taken = [t for each in launches if (t := arguments(each).get("tickets_ptr")) is not None]
+    taken = [t for each in launches if (t := arguments(each).get("counters_ptr")) is not None]
     assert len(taken) > 1
     assert not any(t.any() for t in taken), "arrival_counters are handed back"
     return {"out": found.out, **found.gradients, **found.running}, launches
@@ -69,7 +73,7 @@ def test_merged_or_apart_is_the_same_to_the_last_bit(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     together, launches = run(CASES[name])
-    monkeypatch.setattr(bn_stats, "MOST_TILES", 0)
+    monkeypatch.setattr(bn_stats, "MAX_MERGED_TILES", 0)
     apart, more = run(CASES[name])
     assert not names(launches) & APART
     assert names(more) & APART
@@ -89,11 +93,13 @@ def test_what_a_rank_tells_the_others() -> None:
         means = torch.stack([p.mean(2) for p in parts], 2)
         m2 = torch.stack([(p - p.mean(2, keepdim=True)).square().sum(2) for p in parts], 2)
         tiles = torch.stack([means, m2], 3).flatten(1, 2)
-        merged.append(merge_tiles(Tiles(tiles.contiguous(), 16, 4, 50), rows))
+        merged.append(merge_tiles(TileStatistics(tiles.contiguous(), 16, 4, 50), rows))
         assert torch.allclose(merged[-1].data[:, 0, 0], mine.mean(1), rtol=1e-6)
         spread = mine.var(1, correction=0) * rows
         assert torch.allclose(merged[-1].data[:, 0, 1], spread, rtol=1e-4)
-    norm = Forward.of(torch.ones(features), torch.zeros(features), None, None, groups, 1e-5, 0.1)
+    norm = BatchNormForward.allocate(
+        torch.ones(features), torch.zeros(features), None, None, groups, 1e-5, 0.1
+    )
     told = torch.cat([tiles.data for tiles in merged], 1)
     norm.finalize(merged[0]._replace(data=told), 2 * rows)
     whole = y.double().transpose(0, 1).flatten(1, 2)
@@ -106,8 +112,8 @@ def test_images_merged_or_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     images = Images(pixels, torch.randint(0, 40, (40,)), 2 / 255, -1.0)
     case = Case((Layer(conv(16), True),), (1, 80), 16, 40, 2)
     found = []
-    for most in (bn_stats.MOST_TILES, 0):
-        monkeypatch.setattr(bn_stats, "MOST_TILES", most)
+    for most in (bn_stats.MAX_MERGED_TILES, 0):
+        monkeypatch.setattr(bn_stats, "MAX_MERGED_TILES", most)
         with recording(run=True) as launches:
             result = outcome(fused_chain, case, torch.float32, torch.float32, images)
         assert names(launches) & APART == (set() if most else APART)
@@ -125,8 +131,8 @@ def test_what_no_tile_holds_whole_is_apart() -> None:
     assert not mergeable(1, 40, 20, 16)
     assert mergeable(1, 40, 20, 4)
     assert mergeable(1, 20, 20, 16)
-    assert mergeable(bn_stats.MOST_TILES // 2, 40, 20, 4)
-    assert not mergeable(bn_stats.MOST_TILES, 40, 20, 4)
+    assert mergeable(bn_stats.MAX_MERGED_TILES // 2, 40, 20, 4)
+    assert not mergeable(bn_stats.MAX_MERGED_TILES, 40, 20, 4)
 
 
 def test_one_buffer_serves_chains_in_a_row() -> None:
@@ -150,7 +156,7 @@ def test_splits_of_a_product_are_added_in_order(splits: int) -> None:
     x, weight, bias = draw(35, 1, 1, 70), draw(20, 70), draw(20)
     tile = GemmTile(16, 16, 16, splits=splits)
     with recording(run=True) as launches:
-        out, _ = multiply(Deferred(x), weight, LINEAR, 1, Epilogue(bias), tile=tile)
+        out, _ = launch_implicit_gemm(Deferred(x), weight, LINEAR, 1, Epilogue(bias), tile=tile)
     (launch,) = launches
     partial = arguments(launch)["partial_ptr"]
     if splits == 1:
@@ -169,7 +175,7 @@ def test_splits_of_a_weight_gradient_are_added_in_order(dtype: torch.dtype) -> N
     x, g = draw(6, 8, 8, 18), draw(6, 4, 4, 20)
     weight = draw(20, 18, 4, 4).to(dtype)
     with recording(run=True) as launches:
-        found = weight_gradient(Deferred(x), Deferred(g), weight, conv(8), 2, tile=SMALL)
+        found = launch_weight_gradient(Deferred(x), Deferred(g), weight, conv(8), 2, tile=SMALL)
     (launch,) = launches
     partial = arguments(launch)["partial_ptr"]
     total = torch.zeros(20, 4, 4, 18)
@@ -199,9 +205,11 @@ def test_statistics_of_a_split_product() -> None:
     """Both at once: the last of a tile's splits writes its statistics, the last of those merges."""
     x, weight = draw(70, 1, 1, 90), draw(40, 90)
     gamma, beta = draw(40), draw(40)
-    norm = Forward.of(gamma, beta, torch.zeros(40), torch.ones(40), 2, 1e-5, 0.1)
+    norm = BatchNormForward.allocate(gamma, beta, torch.zeros(40), torch.ones(40), 2, 1e-5, 0.1)
     with recording(run=True) as launches:
-        y, _ = multiply(Deferred(x), weight, LINEAR, 2, Epilogue(into=norm), tile=SMALL)
+        y, _ = launch_implicit_gemm(
+            Deferred(x), weight, LINEAR, 2, Epilogue(stats_out=norm), tile=SMALL
+        )
     assert len(launches) == 1
     halves = y[:, 0, 0].double().view(2, 35, 40)
     deviation = (halves.var(dim=1, unbiased=False) + 1e-5).sqrt()
@@ -216,18 +224,18 @@ def test_statistics_of_a_split_product() -> None:
 
 
 def test_gradients_behind_a_split_product() -> None:
-    """The data gradient of rows, with batch norm's backward of the block before."""
+    """The data gradient of rows, with batch norm's backward of the previous block."""
     g, weight, y = draw(70, 1, 1, 90), draw(90, 40), draw(71, 40)[:70].view(70, 1, 1, 40)
     params, rstd, gamma = draw(2, 3, 40), draw(2, 40).abs() + 0.5, draw(40)
-    back = Backward.of_norm(gamma, params, rstd)
+    back = BatchNormBackward.of_norm(gamma, params, rstd)
     with recording(run=True) as launches:
-        out, tiles = multiply(
-            Deferred(g), weight, LINEAR, 2, Epilogue(before=Deferred(y, params, 0.1), into=back),
-            backward=True, tile=SMALL,
-        )  # fmt: skip
+        epilogue = Epilogue(previous=Deferred(y, params, 0.1), stats_out=back)
+        out, tiles = launch_implicit_gemm(
+            Deferred(g), weight, LINEAR, 2, epilogue, backward=True, tile=SMALL
+        )
     assert len(launches) == 1
     assert tiles is not None
-    sums = Backward.of_norm(gamma, params, rstd)
+    sums = BatchNormBackward.of_norm(gamma, params, rstd)
     sums.finalize(tiles.data, 35)
     for mine, theirs in zip(back.results, sums.results, strict=True):
         assert torch.equal(mine, theirs)

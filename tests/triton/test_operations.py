@@ -14,7 +14,7 @@ from bench.counting.saved import saved_bytes
 from fastinfogan import experiments
 from fastinfogan.networks import InfoGAN
 from fastinfogan.nn import Chain, ConvBlock, Images, LinearBlock
-from fastinfogan_kernels.conv_block import ops as ops_of_a_chain
+from fastinfogan_kernels.conv_block import elementwise, image_conv, ops
 from fastinfogan_kernels.runtime.launch import recording
 from tests.helpers.by_kernels import a_chain, draw, everything, varied
 
@@ -122,7 +122,8 @@ def test_operations_keep_their_promises(monkeypatch: pytest.MonkeyPatch) -> None
             continue
         fixed = tuple(a.detach() if isinstance(a, Tensor) else a for a in arguments)
         torch.library.opcheck(operation, fixed)
-    registered = [op for op in vars(ops_of_a_chain).values() if isinstance(op, OpOverload)]
+    modules = (ops, elementwise, image_conv)
+    registered = [op for m in modules for op in vars(m).values() if isinstance(op, OpOverload)]
     assert {op._schema.name for op in registered} == set(seen)
 
 

@@ -1,7 +1,8 @@
-"""ATen's products on maps: convolution, transposed convolution, fully connected layer, backward.
+"""ATen's convolution, transposed convolution and fully connected layer, forward and backward.
 
-Maps are (N, height, width, channels), contiguous, which ATen sees as channels_last memory; a row of
-features is a 1x1 map. The weight is in torch's layout, of any dtype; products are in the map's.
+Feature maps are (N, height, width, channels), contiguous, which ATen sees as channels_last memory;
+a row of features is a 1x1 map. The weight is in torch's layout, of any dtype; the computation is in
+the feature map's.
 """
 
 from typing import NamedTuple
@@ -14,12 +15,12 @@ from fastinfogan_kernels.conv_block.geometry import ConvGeometry
 
 
 class _Padding(NamedTuple):
-    """How ATen is told a window's padding, of which it knows the symmetric kind alone.
+    """A window's padding in terms of ATen's, which is symmetric.
 
     Attributes:
         inside: what ATen pads, or cuts from a transposed convolution's result, on all sides.
-        around: what is padded around a convolution's input beforehand, in front and behind.
-        extra: rows and columns that a transposed convolution adds behind.
+        around: padding of a convolution's input beforehand, before and after.
+        extra: rows and columns that a transposed convolution adds at the end.
         surplus: rows and columns that are dropped from its result.
     """
 
@@ -29,33 +30,37 @@ class _Padding(NamedTuple):
     surplus: int = 0
 
 
-def _padding(gather: ConvGeometry) -> _Padding:
-    w = gather.window
-    if w.before == w.after:
-        return _Padding(w.before)
-    if not gather.transposed:
-        return _Padding(0, (w.before, w.after))
-    return _Padding(w.before, extra=max(w.before - w.after, 0), surplus=max(w.after - w.before, 0))
+def _padding(geometry: ConvGeometry) -> _Padding:
+    w = geometry.window
+    if w.pad_before == w.pad_after:
+        return _Padding(w.pad_before)
+    if not geometry.transposed:
+        return _Padding(0, (w.pad_before, w.pad_after))
+    return _Padding(
+        w.pad_before,
+        extra=max(w.pad_before - w.pad_after, 0),
+        surplus=max(w.pad_after - w.pad_before, 0),
+    )
 
 
 def _padded(x: Tensor, around: tuple[int, int]) -> Tensor:
-    """A map as ATen sees it, (N, C, H, W), with zeros around; F.pad would copy even for none."""
+    """A feature map as ATen sees it, (N, C, H, W), padded; F.pad would copy even for no padding."""
     x = x.permute(0, 3, 1, 2)
     return F.pad(x, around * 2) if any(around) else x
 
 
-def product(x: Tensor, weight: Tensor, bias: Tensor | None, gather: ConvGeometry) -> Tensor:
-    """The map that a layer makes of a map, with its bias."""
+def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeometry) -> Tensor:
+    """Compute a layer's linear part, with its bias."""
     weight = weight.to(x.dtype)
     bias = None if bias is None else bias.to(x.dtype)
-    if gather.flat:
+    if geometry.flat:
         return F.linear(x.flatten(1), weight, bias)[:, None, None]
-    p, stride = _padding(gather), [gather.window.stride] * 2
+    p, stride = _padding(geometry), [geometry.window.stride] * 2
     y: Tensor = torch.ops.aten.convolution(
         _padded(x, p.around), weight, bias, stride, [p.inside] * 2, [1, 1],
-        gather.transposed, [p.extra] * 2, 1,
+        geometry.transposed, [p.extra] * 2, 1,
     )  # fmt: skip
-    height, width = gather.result
+    height, width = geometry.output_size
     return y[..., :height, :width].permute(0, 2, 3, 1).contiguous()
 
 
@@ -63,35 +68,35 @@ def gradients(
     x: Tensor,
     dy: Tensor,
     weight: Tensor,
-    gather: ConvGeometry,
+    geometry: ConvGeometry,
     *,
     of_input: bool = False,
     of_weight: bool = False,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """The gradients of a layer's input and weight.
+    """Compute the gradients of a layer's input and weight.
 
     Args:
-        x: the input; if its own gradient alone is wanted, only its shape and dtype count.
+        x: the input; for its own gradient alone, only shape and dtype matter.
         dy: the gradient of the layer's result, of x's dtype.
         weight: the layer's.
-        gather: the layer's.
-        of_input: whether x's gradient is wanted.
-        of_weight: whether the weight's is.
+        geometry: the layer's.
+        of_input: whether to compute x's gradient.
+        of_weight: whether to compute the weight's.
 
     Returns:
         dx as x or None; and dw in the weight's shape and dtype or None.
     """
-    narrow = weight.to(dy.dtype)
-    if gather.flat:
+    cast = weight.to(dy.dtype)
+    if geometry.flat:
         rows, out = dy.flatten(1), None
         if of_weight:
             out = (rows.t() @ x.flatten(1)).to(weight.dtype)
-        return (rows @ narrow).view(x.shape) if of_input else None, out
-    p, stride = _padding(gather), [gather.window.stride] * 2
+        return (rows @ cast).view(x.shape) if of_input else None, out
+    p, stride = _padding(geometry), [geometry.window.stride] * 2
     dx, dw, _ = torch.ops.aten.convolution_backward(
         _padded(dy, (0, p.surplus)),
-        _padded(x, p.around), narrow, None, stride, [p.inside] * 2, [1, 1],
-        gather.transposed, [p.extra] * 2, 1, [of_input, of_weight, False],
+        _padded(x, p.around), cast, None, stride, [p.inside] * 2, [1, 1],
+        geometry.transposed, [p.extra] * 2, 1, [of_input, of_weight, False],
     )  # fmt: skip
     if of_input:
         front, (_, height, width, _) = p.around[0], x.shape

@@ -1,13 +1,13 @@
-"""The block's epilogue around ATen's products: batch norm and activation, forward and backward.
+"""The epilogue around ATen's convolutions: batch norm and activation, forward and backward.
 
-Forward, two passes over the map: statistics, then act(scale * y + shift). Backward, two passes: the
-sums of g = dout * act'(z) and of g * (y - mean), then dy. Kept for it are y and a few numbers per
-channel, neither the normalised map nor g. Without batch norm it is one pass each way, and the
-result alone is kept.
+Forward makes two passes over the feature map: statistics, then act(scale * y + shift). Backward
+makes two: the sums of g = dout * act'(z) and of g * (y - mean), then dy. It saves y and a few
+numbers per channel, neither the normalized map nor g. Without batch norm it is one pass forward and
+one backward, and only the result is saved.
 
-Maps are (N, height, width, channels), contiguous; a row of features is a 1x1 map. Statistics and
-all arithmetic are fp32, or fp64 for maps in fp64. native: C++, for CPU tensors in fp32, bf16 and
-fp16. reference: plain torch, for all others.
+Feature maps are (N, height, width, channels), contiguous; a row of features is a 1x1 map.
+Statistics and all arithmetic are fp32, or fp64 for feature maps in fp64. native: C++, for CPU
+tensors in fp32, bf16 and fp16. reference: plain torch, for all others.
 """
 
 import torch
@@ -23,7 +23,7 @@ from fastinfogan_kernels.runtime.workspace import empty, empty_like
 NATIVE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def _natively(y: Tensor) -> bool:
+def _use_native(y: Tensor) -> bool:
     return y.device.type == "cpu" and y.dtype in NATIVE_DTYPES and native_available()
 
 
@@ -34,21 +34,21 @@ def _wide(t: Tensor) -> Tensor:
 def _norm_activation(
     y: Tensor, gamma: Tensor, beta: Tensor, running_mean: Tensor | None,
     running_var: Tensor | None, groups: int, momentum: float, eps: float, activation: str,
-    slope: float, process_group: sync_batch_norm.Group,
+    slope: float, process_group: sync_batch_norm.ProcessGroup,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     wide = torch.promote_types(y.dtype, torch.float32)
     out = empty_like(y)
     params = empty((4, groups, y.shape[3]), wide, y.device)
     scale, shift, mean, rstd = params.unbind()
     variance = empty_like(mean)
-    if native := _natively(y):
+    if native := _use_native(y):
         run_native("norm_statistics", y.flatten(1, 2), groups, mean, rstd, variance, eps)
     else:
         values = _wide(y).view(groups, -1, y.shape[3])
         variance.copy_(values.var(1, unbiased=False))
         mean.copy_(values.mean(1))
         rstd.copy_(torch.rsqrt(variance + eps))
-    count = y.numel() // variance.numel() * sync_batch_norm.size(process_group)
+    count = y.numel() // variance.numel() * sync_batch_norm.world_size(process_group)
     if process_group is not None:
         sync_batch_norm.merge_statistics(mean, variance, process_group)
         rstd.copy_(torch.rsqrt(variance + eps))
@@ -56,8 +56,8 @@ def _norm_activation(
     shift.copy_(beta).addcmul_(mean, scale, value=-1.0)
     if running_mean is not None and running_var is not None:
         for group in range(groups):
-            _move(running_mean, mean[group], momentum)
-            _move(running_var, variance[group] * (count / (count - 1)), momentum)
+            _update_running(running_mean, mean[group], momentum)
+            _update_running(running_var, variance[group] * (count / (count - 1)), momentum)
     if native:
         number = ACTIVATIONS.index(activation)
         run_native("norm_apply", y.flatten(1, 2), scale, shift, number, slope, out.flatten(1, 2))
@@ -68,11 +68,11 @@ def _norm_activation(
 
 def _norm_activation_gradient(
     dout: Tensor, y: Tensor, params: Tensor, gamma: Tensor, activation: str, slope: float,
-    process_group: sync_batch_norm.Group,
+    process_group: sync_batch_norm.ProcessGroup,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     dy = empty_like(y)
     dgamma, dbeta = (empty_like(gamma, dtype=params.dtype) for _ in range(2))
-    if process_group is None and _natively(y):
+    if process_group is None and _use_native(y):
         run_native(
             "norm_gradient", dout.flatten(1, 2), y.flatten(1, 2), *params.unbind(), gamma.float(),
             ACTIVATIONS.index(activation), slope, dy.flatten(1, 2), dgamma, dbeta,
@@ -86,9 +86,11 @@ def _norm_activation_gradient(
         sum_g, sum_gn = g.sum(1), (g * normal).sum(1)
         dbeta.copy_(sum_g.sum(0))
         dgamma.copy_(sum_gn.sum(0))
-        count = g.shape[1] * sync_batch_norm.size(process_group)
+        count = g.shape[1] * sync_batch_norm.world_size(process_group)
         if process_group is not None:
-            sum_g, sum_gn = sync_batch_norm.summed(torch.stack([sum_g, sum_gn]), process_group)
+            sum_g, sum_gn = sync_batch_norm.all_reduce_sum(
+                torch.stack([sum_g, sum_gn]), process_group
+            )
         inner = g - (sum_g / count)[:, None] - normal * (sum_gn / count)[:, None]
         dy.copy_((inner * scale[:, None]).view(dy.shape))
     return dy, dgamma.to(gamma.dtype), dbeta.to(gamma.dtype)
@@ -106,10 +108,10 @@ def norm_activation(
     )
 
 
-def norm_activation_across_ranks(
+def sync_norm_activation(
     y: Tensor, gamma: Tensor, beta: Tensor, running_mean: Tensor | None,
     running_var: Tensor | None, groups: int, momentum: float, eps: float, activation: str,
-    slope: float, process_group: sync_batch_norm.Group,
+    slope: float, process_group: sync_batch_norm.ProcessGroup,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """As `norm_activation`, by all ranks' statistics; torch.compile stops here."""
     return _norm_activation(
@@ -126,9 +128,9 @@ def norm_activation_gradient(
     return _norm_activation_gradient(dout, y, params, gamma, activation, slope, None)
 
 
-def norm_activation_gradient_across_ranks(
+def sync_norm_activation_gradient(
     dout: Tensor, y: Tensor, params: Tensor, gamma: Tensor, activation: str, slope: float,
-    process_group: sync_batch_norm.Group,
+    process_group: sync_batch_norm.ProcessGroup,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """As `norm_activation_gradient`: dy by all ranks' statistics, dgamma and dbeta by this rank's.
 
@@ -139,8 +141,8 @@ def norm_activation_gradient_across_ranks(
 
 @register("activation_", mutates_args=("y",))
 def activation_(y: Tensor, name: str, slope: float) -> None:
-    """Write act(y) over y: nothing else of it is needed, and no other memory is touched."""
-    if _natively(y):
+    """Write act(y) over y."""
+    if _use_native(y):
         pixels, number = y.flatten(1, 2), ACTIVATIONS.index(name)
         run_native("norm_apply", pixels, None, None, number, slope, pixels)
     else:
@@ -151,11 +153,11 @@ def activation_(y: Tensor, name: str, slope: float) -> None:
 def activation_gradient(
     dout: Tensor, out: Tensor, name: str, slope: float, bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of y and, if one is given, of the bias in it (else of nothing)."""
+    """Return the gradients of y and of the bias added to it; the latter is empty without a bias."""
     dy, number = empty_like(out), ACTIVATIONS.index(name)
     wide = torch.promote_types(out.dtype, torch.float32)
     dbias = empty(0 if bias is None else bias.shape[0], wide, out.device)
-    if _natively(out):
+    if _use_native(out):
         run_native(
             "activation_gradient", dout.flatten(1, 2), out.flatten(1, 2), True, number, slope,
             dy.flatten(1, 2), None if bias is None else dbias,
@@ -168,9 +170,9 @@ def activation_gradient(
     return dy, dbias if bias is None else dbias.to(bias.dtype)
 
 
-def _move(running: Tensor, found: Tensor, momentum: float) -> None:
-    """Move running statistics; those of a batch that is not finite leave them alone."""
-    step = (found - running).mul_(momentum)
+def _update_running(running: Tensor, batch: Tensor, momentum: float) -> None:
+    """Move running statistics towards a batch's; a batch that is not finite does not move them."""
+    step = (batch - running).mul_(momentum)
     running += step.nan_to_num_(0.0, 0.0, 0.0).to(running.dtype)
 
 
@@ -190,7 +192,7 @@ def _act(z: Tensor, name: str, slope: float) -> Tensor:
 
 
 def _derivative(out: Tensor, name: str, slope: float) -> Tensor:
-    """act'(z), told from act(z)."""
+    """act'(z), from act(z)."""
     if name == "sigmoid":
         return out * (1.0 - out)
     if name == "tanh":

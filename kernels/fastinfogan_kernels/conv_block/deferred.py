@@ -1,8 +1,9 @@
-"""Maps, as blocks hand them to one another.
+"""Feature maps as blocks pass them on: raw results, activated by the kernel that loads them.
 
-Maps are (N, height, width, channels), contiguous; a row of features is a 1x1 map. What a block
-hands on is its raw map y and `params`, fp32 (groups, 3, features): scale, shift and mean, by which
-whoever loads y forms act(scale * y + shift). Without batch norm `params` is None and y is all.
+Feature maps are (N, height, width, channels), contiguous; a row of features is a 1x1 map. A block
+passes on its raw result y and `params`, fp32 (groups, 3, features): scale, shift and mean, from
+which the next kernel forms act(scale * y + shift) while loading. Without batch norm `params` is
+None.
 
 `features` are a map's channels, or for a fully connected layer that forms a map, all its pixels and
 channels.
@@ -12,14 +13,16 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-ACTIVATIONS = ("none", "rectifier", "sigmoid", "tanh")
-"""By the number that the kernels know them by."""
+from fastinfogan_kernels.runtime.lang import tl, triton
+
+ACTIVATIONS = ("none", "leaky_relu", "sigmoid", "tanh")
+"""Their indices are the numbers by which kernels know them."""
 PLAIN, ACTIVATE, GRADIENT = 0, 1, 2
-"""The prologues of `device.implicit_gemm`."""
+"""The prologues of `implicit_gemm`."""
 
 
 class Deferred(NamedTuple):
-    """A map that is not written out: whoever loads it forms its values.
+    """A feature map whose values are formed while loading.
 
     Attributes:
         x: the map in memory: a block's raw y, or g where a gradient is formed.
@@ -33,19 +36,9 @@ class Deferred(NamedTuple):
     slope: float = 1.0
     y: Tensor | None = None
 
-    def materialize(self, groups: int) -> Tensor:
-        """Write the values out, for whoever is not one of our kernels; x itself if it has them."""
-        from fastinfogan_kernels.conv_block import elementwise
-
-        if self.prologue == PLAIN:
-            return self.x
-        if self.prologue == GRADIENT:
-            return elementwise.bn_backward_apply(self, groups)
-        return elementwise.materialize(self, groups)
-
     @property
     def prologue(self) -> int:
-        """Which of the kernels' prologues forms it."""
+        """The prologue that forms it: PLAIN, ACTIVATE or GRADIENT."""
         if self.y is not None:
             return GRADIENT
         return PLAIN if self.params is None and self.slope == 1.0 else ACTIVATE
@@ -61,19 +54,19 @@ class Deferred(NamedTuple):
         return self.x.shape[1] * self.x.shape[2] > 1 and self.features != self.x.shape[3]
 
     @property
-    def loaded(self) -> int:
-        """Bytes that a kernel loads, and keeps in flight, for one value."""
+    def bytes_per_value(self) -> int:
+        """Bytes that a kernel loads, and holds in flight, for one value."""
         beside = 0 if self.y is None else self.y.element_size()
         return self.x.element_size() + beside + (8 if self.per_pixel else 0)
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
-        """What is read to load it."""
+        """The tensors that are read to load it."""
         return self.x, self.y, self.params
 
 
-class Tiles(NamedTuple):
-    """Per-tile numbers of a map, to be merged.
+class TileStatistics(NamedTuple):
+    """Two numbers per tile and column of a feature map, to be merged.
 
     Attributes:
         data: fp32 (groups, tiles, 2, columns).
@@ -86,3 +79,27 @@ class Tiles(NamedTuple):
     tile_rows: int
     row_tiles: int
     rows: int
+
+
+@triton.jit
+def leaky_relu(z, SLOPE: tl.constexpr):
+    """Leaky ReLU; NaN stays NaN and -inf times slope 0 does not become NaN."""
+    if SLOPE == 0.0:
+        out = tl.where(z <= 0.0, 0.0, z)
+    elif SLOPE == 1.0:
+        out = z
+    else:
+        out = tl.where(z <= 0.0, z * SLOPE, z)
+    return out
+
+
+@triton.jit
+def activate(z, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr):
+    """One of `ACTIVATIONS`, in fp32."""
+    if ACTIVATION == 1:
+        z = leaky_relu(z, SLOPE)
+    elif ACTIVATION == 2:
+        z = tl.sigmoid(z)
+    elif ACTIVATION == 3:
+        z = 2.0 * tl.sigmoid(2.0 * z) - 1.0
+    return z

@@ -1,7 +1,7 @@
-"""Launch parameters, in one place: a rule that needs no tuning, and a table that overrides it.
+"""Launch parameters: a rule that needs no tuning, and a table that overrides it.
 
-The table, launch_table.json, is keyed by device, pass, shape, dtype and Triton version; what it
-does not hold takes the rule. Nothing is tuned unless asked for.
+The table, launch_table.json, is keyed by device, pass, shape, dtype and Triton version; the rule
+decides what it does not list. Nothing is tuned unless asked for.
 """
 
 import json
@@ -22,14 +22,14 @@ from fastinfogan_kernels.runtime.lang import triton
 from fastinfogan_kernels.runtime.machine import Machine, limits, machine_of, power_of_two
 
 TABLE = Path(__file__).with_name("launch_table.json")
-"""The table that is installed."""
+"""The installed table."""
 
 Pass = Literal["forward", "data_gradient", "weight_gradient"]
 
 
 @dataclass(frozen=True)
 class GemmTile:
-    """How a product is cut.
+    """How a product is tiled.
 
     Attributes:
         m: rows of a tile.
@@ -37,8 +37,8 @@ class GemmTile:
         k: depth of a step.
         warps: of a program.
         stages: of the loads in flight.
-        splits: parts into which the depth is cut, and summed in order.
-        registers: that a thread may have; None leaves it to the compiler.
+        splits: parts into which the depth is cut; they are summed in order.
+        registers: of a thread at most; None leaves it to the compiler.
     """
 
     m: int
@@ -51,29 +51,29 @@ class GemmTile:
 
     @property
     def limits(self) -> dict[str, int]:
-        """As a launch takes them."""
+        """The launch parameters that bound registers."""
         return limits(self.registers)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What computes a pass of a layer.
+    """The implementation of a pass of a layer.
 
     Attributes:
         candidate: "gemm" for our kernel, "aten" for ATen's convolution with our passes around it.
-        tile: how our kernel cuts it; None for the rule's.
+        tile: of our kernel; None for the rule's.
     """
 
     candidate: Literal["gemm", "aten"] = "gemm"
     tile: GemmTile | None = None
 
 
-def key(which: Pass, x: Tensor, weight: Tensor, gather: ConvGeometry) -> str:
-    """The table's key of a pass: all that its best choice depends on."""
-    w = gather.window
+def table_key(which: Pass, x: Tensor, weight: Tensor, geometry: ConvGeometry) -> str:
+    """Return the table's key of a pass: all that its best choice depends on."""
+    w = geometry.window
     device = torch.cuda.get_device_name(x.device) if x.device.type == "cuda" else x.device.type
-    kind = "transposed" if gather.transposed else "direct"
-    window = f"{w.height}x{w.width}k{w.kernel}s{w.stride}p{w.before}-{w.after}"
+    kind = "transposed" if geometry.transposed else "direct"
+    window = f"{w.height}x{w.width}k{w.kernel}s{w.stride}p{w.pad_before}-{w.pad_after}"
     channels = f"{weight.shape[1]}>{weight.shape[0]}"
     dtype = str(x.dtype).removeprefix("torch.")
     triton_version = ".".join(triton.__version__.split(".")[:2])
@@ -81,12 +81,12 @@ def key(which: Pass, x: Tensor, weight: Tensor, gather: ConvGeometry) -> str:
     return "|".join(parts)
 
 
-def choose(which: Pass, x: Tensor, weight: Tensor, gather: ConvGeometry) -> Choice:
-    """The table's choice for a pass, or the default: our kernel, cut by the rule."""
+def lookup(which: Pass, x: Tensor, weight: Tensor, geometry: ConvGeometry) -> Choice:
+    """Return the table's choice for a pass, or the default: our kernel, tiled by the rule."""
     table = _override.get()
     if table is None:
         table = read_table(TABLE)
-    return table.get(key(which, x, weight, gather)) or table.get("*") or Choice()
+    return table.get(table_key(which, x, weight, geometry)) or table.get("*") or Choice()
 
 
 @cache
@@ -124,43 +124,43 @@ def using_table(table: dict[str, Choice]) -> Iterator[None]:
         _override.reset(token)
 
 
-def gather_tile(
-    x: Tensor, weight: Tensor, rows: int, columns: int, phases: int, loaded: int, *, flat: bool
+def gemm_tile(
+    x: Tensor, weight: Tensor, rows: int, columns: int, phases: int, value_bytes: int, *, flat: bool
 ) -> GemmTile:
-    """The rule for a product.
+    """Return the rule's tile of an implicit GEMM.
 
     Args:
         x: the operand, (N, height, width, channels).
         weight: for its dtype.
         rows: of the result, in all groups and one phase.
         columns: of the result.
-        phases: of the gather.
-        loaded: bytes that the prologue loads for a value.
+        phases: of the geometry.
+        value_bytes: that the prologue loads for a value.
         flat: a fully connected layer, whose depth may be split.
     """
     machine, channels = machine_of(x.device), x.shape[3]
     wide = x.element_size() > 2
     small = wide or machine.wide_warps
     n = power_of_two(columns, 16, 64 if small else machine.columns)
-    m = (32 if wide else 64) if small else 128  # fp32 products are many registers a value
+    m = (32 if wide else 64) if small else 128  # fp32 products take many registers
     while m > 64 and triton.cdiv(rows, m) * triton.cdiv(columns, n) * phases < machine.processors:
         m //= 2
     m = min(m, power_of_two(rows, 16, 128))
     if flat and 2 * triton.cdiv(rows, m) * triton.cdiv(columns, n) <= machine.processors:
-        n = min(n, 64)  # narrower tiles before splits: partial sums are bytes
+        n = min(n, 64)  # narrower tiles before splits: partial sums cost bytes
     if wide and channels <= 16:
         n = min(n, 32)  # all taps are unrolled at once
     k = power_of_two(channels, 16, machine.depth(wide=wide))
     width = n * max(weight.element_size(), x.element_size())
-    if m > 64 and _stages(k * (m * loaded + width), machine) < 2:
+    if m > 64 and _stages(k * (m * value_bytes + width), machine) < 2:
         m = 64  # loads that do not overlap with products cost more than a smaller tile
-    step = k * (m * loaded + width)
+    step = k * (m * value_bytes + width)
     programs = triton.cdiv(rows, m) * triton.cdiv(columns, n) * phases
     splits = 1
     if flat:
         splits = max(1, min(machine.processors // programs, channels // (4 * k), 16))
     stages = _stages(step, machine)
-    # Without warpgroups a thread keeps the accumulators, and the addresses of all stages.
+    # Without warpgroups a thread's registers hold accumulators and the addresses of all stages.
     warps = 8 if m * n >= 64 * (128 if machine.warpgroups else 64) else 4
     if machine.wide_warps or (not machine.warpgroups and m > 64):
         stages = min(stages, 2)
@@ -168,9 +168,9 @@ def gather_tile(
 
 
 def weight_gradient_tile(
-    x: Tensor, depth: int, rows: int, columns: int, taps: int, loaded: int
+    x: Tensor, depth: int, rows: int, columns: int, taps: int, value_bytes: int
 ) -> GemmTile:
-    """The rule for a weight gradient.
+    """Return the rule's tile of a weight gradient.
 
     Args:
         x: an operand, for device and dtype.
@@ -178,7 +178,7 @@ def weight_gradient_tile(
         rows: direct channels.
         columns: gathered channels.
         taps: of the window.
-        loaded: bytes that both prologues load for a value of each operand.
+        value_bytes: that both prologues load for a value of each operand.
     """
     machine = machine_of(x.device)
     wide = x.element_size() > 2
@@ -191,17 +191,17 @@ def weight_gradient_tile(
     programs = triton.cdiv(rows, m) * triton.cdiv(columns, n) * taps
     splits = max(1, min(machine.processors // programs, depth // (8 * k), 32))
     warps = 8 if m * n >= 64 * 128 else 4
-    stages = _stages(k * max(m, n) * loaded, machine)
+    stages = _stages(k * max(m, n) * value_bytes, machine)
     return GemmTile(m, n, k, warps, stages, splits, machine.registers)
 
 
 def _stages(step: int, machine: Machine) -> int:
-    """Steps in flight: three, if their loads fit beside what the epilogue needs."""
+    """Return the steps in flight: three, if their loads fit beside what the epilogue needs."""
     return max(1, min(3, int(0.75 * machine.shared) // step))
 
 
-def matrix_tile(x: Tensor, rows: int, columns: int) -> GemmTile:
-    """The cut of a pass over a matrix; x for its device."""
+def elementwise_tile(x: Tensor, rows: int, columns: int) -> GemmTile:
+    """Return the tile of an elementwise pass over a matrix; x for its device."""
     n = power_of_two(columns, 16, 64)
     m = power_of_two(rows, 16, 4096 // n)
     return GemmTile(m, n, 0, registers=machine_of(x.device).registers)

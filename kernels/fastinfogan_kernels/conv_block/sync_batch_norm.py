@@ -1,8 +1,8 @@
-"""Batch norm across processes: what one rank must know of the others' batches.
+"""Batch norm across processes: statistics of all ranks' batches.
 
-Every rank hands in a batch of the same size, whose tiles it has merged into one: a few numbers a
-feature, whatever the batch. These are gathered rather than reduced, and merged by every rank in the
-same order, so that all have the same statistics to the last bit.
+Every rank has a batch of the same size, whose tile statistics it has merged into one: a few numbers
+per feature, whatever the batch. They are gathered rather than reduced, and merged by every rank in
+the same order, so that all have the same statistics to the last bit.
 """
 
 from collections.abc import Iterator
@@ -17,18 +17,18 @@ from torch.distributed.nn.functional import all_reduce
 from fastinfogan_kernels.errors import InputError, TrainingError
 from fastinfogan_kernels.runtime.workspace import empty
 
-Group = Any
+ProcessGroup = Any
 """None for this process alone, "world" for all processes, or a torch.distributed group."""
 
-_all_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-"""Under its name since torch 2.13, or the one before."""
+_ALL_GATHER: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+"""all_gather_single since torch 2.13."""
 
 
-def handle(group: Group) -> Any:
+def _resolve(group: ProcessGroup) -> Any:
     """The group as torch.distributed takes it.
 
     Raises:
-        InputError: processes have not been joined.
+        InputError: torch.distributed has not been initialized.
     """
     if not dist.is_initialized():
         raise InputError(
@@ -37,14 +37,14 @@ def handle(group: Group) -> Any:
     return None if group == "world" else group
 
 
-def size(group: Group) -> int:
-    """How many ranks there are."""
-    return 1 if group is None else dist.get_world_size(handle(group))
+def world_size(group: ProcessGroup) -> int:
+    """Return the number of ranks."""
+    return 1 if group is None else dist.get_world_size(_resolve(group))
 
 
 @contextmanager
 def reporting_lost_ranks() -> Iterator[None]:
-    """Turn what a collective raises when its peers are gone into one line.
+    """Turn what a collective raises when another rank is gone into a one-line error.
 
     Raises:
         TrainingError: another rank is gone.
@@ -60,39 +60,39 @@ def reporting_lost_ranks() -> Iterator[None]:
         ) from error
 
 
-def gather_tiles(tiles: Tensor, group: Group) -> Tensor:
-    """All ranks' tiles, one of each: (groups, 1, 2, columns) to (groups, ranks, 2, columns)."""
+def all_gather_tiles(tiles: Tensor, group: ProcessGroup) -> Tensor:
+    """Gather one tile per rank: (groups, 1, 2, columns) to (groups, ranks, 2, columns)."""
     if group is None:
         return tiles
-    return _everybodys(tiles, group).movedim(0, 1).flatten(1, 2).contiguous()
+    return _gather(tiles, group).movedim(0, 1).flatten(1, 2).contiguous()
 
 
-def _everybodys(own: Tensor, group: Group) -> Tensor:
-    """All ranks' tensors, (ranks, ...), by one message into one memory."""
-    found = empty((size(group), *own.shape), own.dtype, own.device)
+def _gather(local: Tensor, group: ProcessGroup) -> Tensor:
+    """All ranks' tensors, (ranks, ...), in one collective."""
+    found = empty((world_size(group), *local.shape), local.dtype, local.device)
     with reporting_lost_ranks():
-        _all_gather(found.flatten(0, 1), own.contiguous(), handle(group))
+        _ALL_GATHER(found.flatten(0, 1), local.contiguous(), _resolve(group))
     return found
 
 
-def merge_statistics(mean: Tensor, variance: Tensor, group: Group) -> None:
-    """Make of each rank's statistics those of all ranks' batches, in place.
+def merge_statistics(mean: Tensor, variance: Tensor, group: ProcessGroup) -> None:
+    """Merge each rank's statistics into those of all ranks' batches, in place.
 
     Args:
         mean: of this rank's batch, any shape.
         variance: of this rank's batch, biased, of the same shape.
-        group: of ranks.
+        group: of processes.
     """
-    means, variances = _everybodys(torch.stack([mean, variance]), group).unbind(1)
+    means, variances = _gather(torch.stack([mean, variance]), group).unbind(1)
     mean.copy_(means.mean(0))
     variance.copy_((variances + (means - mean).square()).mean(0))
 
 
-def summed(values: Tensor, group: Group) -> Tensor:
-    """The sums over all ranks."""
+def all_reduce_sum(values: Tensor, group: ProcessGroup) -> Tensor:
+    """Return the sums over all ranks."""
     values = values.contiguous()
     with reporting_lost_ranks():
-        dist.all_reduce(values, group=handle(group))
+        dist.all_reduce(values, group=_resolve(group))
     return values
 
 
@@ -104,9 +104,9 @@ def batch_norm(
     running_var: Tensor | None,
     momentum: float,
     eps: float,
-    group: Group,
+    group: ProcessGroup,
 ) -> Tensor:
-    """Batch norm over all ranks, in plain torch, differentiable any number of times.
+    """Compute batch norm over all ranks in plain torch, differentiable any number of times.
 
     Args:
         z: (N, C, ...).
@@ -116,11 +116,11 @@ def batch_norm(
         running_var: likewise.
         momentum: weight of the new statistics.
         eps: added to the variance.
-        group: of ranks.
+        group: of processes.
     """
     axes = [0, *range(2, z.dim())]
     shape = [1, -1] + [1] * (z.dim() - 2)
-    count = z.numel() // z.shape[1] * size(group)
+    count = z.numel() // z.shape[1] * world_size(group)
     wide = z.to(torch.promote_types(z.dtype, torch.float32))
     mean: Tensor = _sum_over_ranks(wide.sum(axes), group) / count
     centred = wide - mean.view(shape)
@@ -133,6 +133,6 @@ def batch_norm(
     return (centred * scale.view(shape) + beta.view(shape)).to(z.dtype)
 
 
-def _sum_over_ranks(values: Tensor, group: Group) -> Tensor:
-    total: Tensor = all_reduce(values, group=handle(group))  # type: ignore[no-untyped-call]
+def _sum_over_ranks(values: Tensor, group: ProcessGroup) -> Tensor:
+    total: Tensor = all_reduce(values, group=_resolve(group))  # type: ignore[no-untyped-call]
     return total

@@ -14,17 +14,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastinfogan_kernels.conv_block.deferred import Deferred
-from fastinfogan_kernels.conv_block.implicit_gemm_kernel import rectify
+from fastinfogan_kernels.conv_block.deferred import Deferred, leaky_relu
 from fastinfogan_kernels.errors import InputError
 from fastinfogan_kernels.objective.code_layout import check_counters, constant
 from fastinfogan_kernels.objective.last_layer import activate, check_last_layer, linear
 from fastinfogan_kernels.objective.likelihood import count_true, resolve_backend
+from fastinfogan_kernels.runtime.arrival_counters import is_last, sum_parts
 from fastinfogan_kernels.runtime.backend import Implementation
 from fastinfogan_kernels.runtime.lang import tl, triton
 from fastinfogan_kernels.runtime.launch import is_recording, launch, run_native
 from fastinfogan_kernels.runtime.machine import machine_of, power_of_two
-from fastinfogan_kernels.runtime.reduce import is_last, merge
 from fastinfogan_kernels.runtime.registry import register
 from fastinfogan_kernels.runtime.workspace import empty
 
@@ -107,7 +106,7 @@ def d_head_kernel(
             shift = tl.load(feature + FEATURES, mask=k_ok, other=0.0)
             v = scale[None, :] * v + shift[None, :]
         w = tl.load(w_ptr + k, mask=k_ok, other=0.0).to(tl.float32)
-        acc += tl.where(ok, rectify(v, SLOPE) * w[None, :], 0.0)
+        acc += tl.where(ok, leaky_relu(v, SLOPE) * w[None, :], 0.0)
     logit = tl.sum(acc, axis=1)
     if HAS_BIAS:
         logit += tl.load(bias_ptr).to(tl.float32)
@@ -126,8 +125,8 @@ def d_head_kernel(
     tl.store(partials + GROUPS * tiles, tl.sum(tl.where(row_ok, slope, 0.0), axis=0))
     if is_last(counters_ptr + 1, GROUPS * tiles):
         for i in range(GROUPS):
-            tl.store(losses_ptr + i, merge(partials_ptr + i * tiles, tiles, 128) / ROWS)
-        bias_gradient = merge(partials_ptr + GROUPS * tiles, GROUPS * tiles, 128)
+            tl.store(losses_ptr + i, sum_parts(partials_ptr + i * tiles, tiles, 128) / ROWS)
+        bias_gradient = sum_parts(partials_ptr + GROUPS * tiles, GROUPS * tiles, 128)
         tl.store(bias_gradient_ptr, bias_gradient)
 
 

@@ -40,11 +40,11 @@ from fastinfogan_kernels.objective.code_layout import (
     make_counters,
     weights_tensor,
 )
+from fastinfogan_kernels.runtime.arrival_counters import is_last, sum_parts
 from fastinfogan_kernels.runtime.backend import Chosen, Implementation, choose
 from fastinfogan_kernels.runtime.lang import tl, triton
 from fastinfogan_kernels.runtime.launch import launch, run_native
 from fastinfogan_kernels.runtime.machine import machine_of, power_of_two
-from fastinfogan_kernels.runtime.reduce import is_last, merge
 from fastinfogan_kernels.runtime.registry import register
 from fastinfogan_kernels.runtime.workspace import empty, empty_like
 
@@ -237,7 +237,7 @@ def log_likelihood_kernel(
                 parts = parts_ptr + code * tiles
                 tl.store(parts + tile, total)
                 if is_last(counters_ptr + 2 + code, tiles):
-                    total = merge(parts, tiles, 128)
+                    total = sum_parts(parts, tiles, 128)
                     if REDUCTION == MEAN:
                         total = total / ROWS
                     tl.store(values_ptr + code, total)

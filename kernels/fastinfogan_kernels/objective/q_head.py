@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from fastinfogan_kernels.conv_block import ops
-from fastinfogan_kernels.conv_block.deferred import Deferred
+from fastinfogan_kernels.conv_block.deferred import Deferred, leaky_relu
 from fastinfogan_kernels.conv_block.geometry import LINEAR
-from fastinfogan_kernels.conv_block.implicit_gemm_kernel import rectify
 from fastinfogan_kernels.errors import InputError
 from fastinfogan_kernels.latents import LatentSpec
 from fastinfogan_kernels.objective.code_layout import (
@@ -33,17 +32,17 @@ from fastinfogan_kernels.objective.likelihood import (
     log_likelihood_op,
     resolve_backend,
 )
+from fastinfogan_kernels.runtime.arrival_counters import is_last, sum_rows
 from fastinfogan_kernels.runtime.backend import Implementation
 from fastinfogan_kernels.runtime.lang import tl, triton
 from fastinfogan_kernels.runtime.launch import launch
 from fastinfogan_kernels.runtime.machine import machine_of, power_of_two, precision
-from fastinfogan_kernels.runtime.reduce import is_last, merge_rows
 from fastinfogan_kernels.runtime.registry import register
 from fastinfogan_kernels.runtime.workspace import empty
 
 WIDEST = 256
 """Columns of Q's output up to which its last layer and the likelihood are one kernel."""
-LINEAR_WINDOW = ops.Layer(LINEAR, norm=False).window
+LINEAR_WINDOW = LINEAR.window.as_list
 
 
 @triton.jit
@@ -90,7 +89,7 @@ def q_head_kernel(
             scale = tl.load(feature, mask=k_ok, other=0.0)
             shift = tl.load(feature + FEATURES, mask=k_ok, other=0.0)
             v = scale[None, :] * v + shift[None, :]
-        v = rectify(v, SLOPE)
+        v = leaky_relu(v, SLOPE)
         x = tl.where(x_ok, v, 0.0).to(y_ptr.dtype.element_ty)
         w = tl.load(
             w_ptr + k[:, None] * W_IN + n[None, :] * W_OUT,
@@ -137,11 +136,11 @@ def q_head_kernel(
     tl.store(gradient_ptr + at, gradient.to(gradient_ptr.dtype.element_ty), mask=ok)
     tl.store(partials + n, tl.sum(tl.where(ok, gradient, 0.0), axis=0), mask=n_ok)
     if is_last(counters_ptr + 2, tiles):
-        total = merge_rows(partials_ptr, n, n_ok, tiles, WIDTH + CODES, 8)
+        total = sum_rows(partials_ptr, n, n_ok, tiles, WIDTH + CODES, 8)
         tl.store(bias_gradient_ptr + n, total, mask=n_ok)
         c0 = tl.arange(0, BLOCK_C)
         c_ok = c0 < CODES
-        total = merge_rows(partials_ptr + WIDTH, c0, c_ok, tiles, WIDTH + CODES, 8)
+        total = sum_rows(partials_ptr + WIDTH, c0, c_ok, tiles, WIDTH + CODES, 8)
         tl.store(values_ptr + c0, total / ROWS, mask=c_ok)
 
 

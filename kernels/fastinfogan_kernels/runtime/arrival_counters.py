@@ -1,39 +1,41 @@
-"""Tickets: by them the programs of a launch find out which is the last, as `device.reduce` says.
+"""Sums over all programs of a launch, in the launch itself and in a fixed order.
 
-A ticket is an int32 that is 0 between launches: every kernel puts back to 0 what it has counted up.
-So one buffer serves all launches of a stream, which follow one another there; two streams, whose
-launches may overlap, have a buffer each. Nothing is cleared before a launch.
+Each program writes its part to memory and increments an arrival counter; the one that arrives last
+adds the parts, always in the same order. Only the counter is atomic, and an integer: which program
+is last changes from run to run, what it computes does not.
 
-A captured graph may be replayed on any stream and beside any other work, so each of its launches
-has arrival_counters of its own for good. They are cut from a supply that was zeroed outside of the capture;
-what the supply lacks, because nothing ran before the capture, the graph itself zeroes each time.
+An arrival counter is an int32 that is 0 between launches: the last program resets it. So one buffer
+serves all launches of a stream, which do not overlap; each stream has a buffer, and nothing is
+cleared before a launch. A captured graph may be replayed on any stream, so each of its launches has
+counters of its own, cut from a pool that was zeroed outside of the capture; what the pool lacks,
+because nothing ran before the capture, the graph itself zeroes each time.
 """
 
 import torch
 from torch import Tensor
 
-from fastinfogan_kernels.runtime.lang import triton
+from fastinfogan_kernels.runtime.lang import tl, triton
 from fastinfogan_kernels.runtime.launch import is_recording
 from fastinfogan_kernels.runtime.workspace import zeros
 
-_AT_LEAST = 4096
-_SUPPLY = 1 << 18
+_MIN_COUNTERS = 4096
+_POOL_SIZE = 1 << 18
 
 _of_stream: dict[tuple[torch.device, int], Tensor] = {}
-_supply: dict[torch.device, Tensor] = {}
-_supplies: list[Tensor] = []
-"""All there ever were: graphs know their addresses, and keep no tensor."""
+_pool: dict[torch.device, Tensor] = {}
+_pools: list[Tensor] = []
+"""All that were ever made: graphs hold their addresses, and no reference."""
 
 
 def arrival_counters(count: int, like: Tensor) -> Tensor:
-    """Tickets for one launch, on the current stream.
+    """Return the arrival counters of one launch on the current stream.
 
     Args:
-        count: how many.
+        count: how many counters.
         like: a tensor on the same device.
 
     Returns:
-        int32, all 0, at least `count` of them; a recorded launch's are shared with no other.
+        int32, all 0, at least `count` of them; those of a recorded launch are shared with no other.
     """
     device = like.device
     if is_recording():
@@ -41,24 +43,24 @@ def arrival_counters(count: int, like: Tensor) -> Tensor:
     stream = 0
     if device.type == "cuda":
         if torch.cuda.is_current_stream_capturing():
-            return _of_a_capture(count, device)
-        if _supply.get(device, _NONE).numel() < _SUPPLY // 2:
-            _supply[device] = _zeros(_SUPPLY, device)
-            _supplies.append(_supply[device])
+            return _for_capture(count, device)
+        if _pool.get(device, _NONE).numel() < _POOL_SIZE // 2:
+            _pool[device] = _zeros(_POOL_SIZE, device)
+            _pools.append(_pool[device])
         stream = torch.cuda.current_stream(device).cuda_stream
-    found = _of_stream.get((device, stream), _NONE)
-    if found.numel() < count:
-        found = _of_stream[device, stream] = _zeros(max(2 * count, _AT_LEAST), device)
-    return found
+    buffer = _of_stream.get((device, stream), _NONE)
+    if buffer.numel() < count:
+        buffer = _of_stream[device, stream] = _zeros(max(2 * count, _MIN_COUNTERS), device)
+    return buffer
 
 
-def _of_a_capture(count: int, device: torch.device) -> Tensor:
-    left = _supply.get(device, _NONE)
-    if left.numel() < count:
+def _for_capture(count: int, device: torch.device) -> Tensor:
+    pool = _pool.get(device, _NONE)
+    if pool.numel() < count:
         return _zeros(count, device)
-    # Kernels are compiled for an alignment: it is to be the same in a capture as before it.
-    _supply[device] = left[triton.cdiv(count, 32) * 32 :]
-    return left[:count]
+    # Kernels are specialized for an alignment: a capture needs the same as eager launches.
+    _pool[device] = pool[triton.cdiv(count, 32) * 32 :]
+    return pool[:count]
 
 
 def _zeros(count: int, device: torch.device) -> Tensor:
@@ -66,3 +68,56 @@ def _zeros(count: int, device: torch.device) -> Tensor:
 
 
 _NONE = torch.empty(0, dtype=torch.int32)
+
+
+@triton.jit
+def is_last(counter_ptr, PROGRAMS):
+    """Whether this is the last of PROGRAMS to arrive; the last one resets the counter."""
+    # All threads of this program have written their parts before one of them arrives ...
+    tl.debug_barrier()
+    arrived = tl.atomic_add(counter_ptr, 1, sem="acq_rel", scope="gpu")
+    # ... and none reads others' parts before that.
+    tl.debug_barrier()
+    last = arrived == PROGRAMS - 1
+    tl.store(counter_ptr, 0, mask=last)
+    return last
+
+
+@triton.jit
+def sum_parts(parts_ptr, PARTS, BLOCK: tl.constexpr):
+    """Sum fp32 (PARTS) in a fixed order; loads bypass L1, which may hold older values."""
+    t = tl.arange(0, BLOCK)
+    total = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, PARTS, BLOCK):
+        at = start + t
+        total += tl.load(parts_ptr + at, mask=at < PARTS, other=0.0, cache_modifier=".cg")
+    return tl.sum(total, axis=0)
+
+
+@triton.jit
+def sum_rows(parts_ptr, column, column_ok, PARTS, STRIDE, BLOCK: tl.constexpr):
+    """As `sum_parts`, of fp32 (PARTS, STRIDE), for several columns at once."""
+    t = tl.arange(0, BLOCK)
+    total = tl.zeros(column.shape, tl.float32)
+    for start in range(0, PARTS, BLOCK):
+        row = start + t
+        total += tl.sum(
+            tl.load(
+                parts_ptr + row[:, None] * STRIDE + column[None, :],
+                mask=(row < PARTS)[:, None] & column_ok[None, :],
+                other=0.0,
+                cache_modifier=".cg",
+            ),
+            axis=0,
+        )
+    return total
+
+
+@triton.jit
+def sum_splits(parts_ptr, at, ok, PARTS, SIZE, UNROLL: tl.constexpr):
+    """As `sum_parts`, of fp32 (PARTS, SIZE) at some offsets; UNROLL loads are in flight at once."""
+    total = tl.zeros(at.shape, tl.float32)
+    for _ in tl.range(0, PARTS, loop_unroll_factor=UNROLL):
+        total += tl.load(parts_ptr + at, mask=ok, other=0.0, cache_modifier=".cg")
+        parts_ptr += SIZE
+    return total

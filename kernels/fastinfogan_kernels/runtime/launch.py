@@ -97,8 +97,8 @@ def run_native(name: str, *arguments: Any) -> None:
     """Run a C++ kernel on CPU tensors; inside `recording()`, where there is no storage, nothing.
 
     Args:
-        name: the function of fastinfogan_kernels._native, which writes into tensors that it is given.
-        arguments: what it takes.
+        name: of a function of fastinfogan_kernels._native; its results are arguments, too.
+        arguments: in its order.
     """
     if _recorder.get() is None or _run_too.get():
         from fastinfogan_kernels import _native
