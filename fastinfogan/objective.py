@@ -1,21 +1,10 @@
-"""The variational bound on the mutual information of codes and image, and its weights."""
+"""The variational bound on the mutual information of codes and image."""
 
 import torch
 from torch import Tensor
 
-from fastinfogan.experiments import Experiment
-from fastinfogan_kernels.latents import Continuous, LatentSpec
+from fastinfogan_kernels.latents import LatentSpec
 from fastinfogan_kernels.objective.likelihood import q_head_log_likelihood
-
-
-def lambdas(experiment: Experiment) -> list[float]:
-    """Return the weight of each code's bound in the losses: the lambda of its kind."""
-    return [
-        experiment.lambda_continuous
-        if isinstance(code, Continuous)
-        else experiment.lambda_categorical
-        for code in experiment.latents.codes
-    ]
 
 
 def information_bounds(

@@ -149,7 +149,8 @@ class Adam(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None: ...
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    # torch.compiler.disable, which imports torch._dynamo when it is called and not here.
+    @torch._disable_dynamo  # type: ignore[attr-defined]
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Update the parameters that have gradients.

@@ -8,7 +8,7 @@ import torch
 from scipy import special, stats
 
 from fastinfogan import experiments
-from fastinfogan.objective import information_bounds, lambdas
+from fastinfogan.objective import information_bounds
 from fastinfogan_kernels.latents import Categorical, Continuous, LatentSpec, Noise
 from fastinfogan_kernels.objective.d_head import adversarial_losses
 from fastinfogan_kernels.objective.likelihood import q_head_log_likelihood as log_likelihood
@@ -107,7 +107,7 @@ def test_a_bound_of_invalid_data_is_nan() -> None:
 
 
 def test_each_kind_of_code_has_its_own_lambda() -> None:
-    assert lambdas(experiments.get("chairs")) == [1.0, 1.0, 1.0, 10.0]
+    assert experiments.get("chairs").lambdas == [1.0, 1.0, 1.0, 10.0]
 
 
 def test_a_plain_gan_without_codes_has_an_empty_bound() -> None:

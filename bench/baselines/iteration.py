@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from bench.baselines import BEST, COMPILED, CUDAGRAPHS, EAGER
 from bench.baselines.ops import Codes, draw_codes, log_likelihoods, losses
 from fastinfogan.experiments import Experiment
-from fastinfogan.objective import lambdas
 from fastinfogan.reference import Reference
 from fastinfogan_kernels import shuffle
 from fastinfogan_kernels.inputs.draw import by
@@ -103,7 +102,7 @@ class UsualLoop:
         self.g_adam = self._adam(self.g_parameters, e.learning_rate_g)
         row = {"device": self.device, "dtype": torch.promote_types(dtype, torch.float32)}
         self._entropies = torch.tensor(e.latents.entropies, **row)  # type: ignore[arg-type]
-        self._lambdas = torch.tensor(lambdas(e), **row)  # type: ignore[arg-type]
+        self._lambdas = torch.tensor(e.lambdas, **row)  # type: ignore[arg-type]
 
     def _adam(self, parameters: list[nn.Parameter], rate: float) -> torch.optim.Adam:
         e = self.experiment

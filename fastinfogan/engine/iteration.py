@@ -22,7 +22,6 @@ from fastinfogan.engine.precision import PRECISIONS, with_working_copies
 from fastinfogan.errors import TrainingError
 from fastinfogan.experiments import Experiment
 from fastinfogan.networks import InfoGAN
-from fastinfogan.objective import lambdas
 from fastinfogan.optim import Adam
 from fastinfogan_kernels.adam.loss_scale import LossScale
 from fastinfogan_kernels.conv_block.sync_batch_norm import ProcessGroup
@@ -148,7 +147,7 @@ class Iteration:
         self.counter = torch.zeros((), dtype=torch.int64, device=self.device)
         # Of the adversarial loss and of each code's log-likelihood, in a mean over all rows.
         weights = [
-            weight / distributed.world_size for weight in (1.0, *(-each for each in lambdas(e)))
+            weight / distributed.world_size for weight in (1.0, *(-each for each in e.lambdas))
         ]
         self._weights: tuple[float | Tensor, list[float] | Tensor] = weights[0], weights[1:]
         self.loss_scale: LossScale | None = None

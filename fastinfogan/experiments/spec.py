@@ -94,6 +94,14 @@ class Experiment:
         """Return what pixel values 0 and 255 are scaled to: the range of G's last activation."""
         return (-1.0, 1.0) if self.generator[-1].activation == "tanh" else (0.0, 1.0)
 
+    @property
+    def lambdas(self) -> list[float]:
+        """Weight of each code's MI bound in the objective: that of the code's kind."""
+        return [
+            self.lambda_continuous if isinstance(code, Continuous) else self.lambda_categorical
+            for code in self.latents.codes
+        ]
+
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as JSON can hold them."""
         return dataclasses.asdict(self)

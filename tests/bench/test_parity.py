@@ -17,7 +17,7 @@ from torch import Tensor
 from bench.parity import configs
 from bench.parity.__main__ import main
 from bench.parity.statistics import MARGIN, NEGLIGIBLE, Analysis, analyse, holm
-from fastinfogan.engine import iteration, network_step
+from fastinfogan.engine import network_step
 from fastinfogan.errors import InputError
 from fastinfogan.experiments import Experiment
 from fastinfogan_kernels.conv_block import cpu_backend
@@ -193,13 +193,13 @@ def test_saved_trajectories_can_be_analysed_anew(
 
 
 def weight_of_c1(patched: pytest.MonkeyPatch) -> None:
-    true = iteration.lambdas
+    true = Experiment.lambdas.fget
 
-    def wrong(experiment: Experiment) -> tuple[float, ...]:
+    def wrong(experiment: Experiment) -> list[float]:
         first, *others = true(experiment)
-        return (1.03 * first, *others)
+        return [1.03 * first, *others]
 
-    patched.setattr(iteration, "lambdas", wrong)
+    patched.setattr(Experiment, "lambdas", property(wrong))
 
 
 def q_heads_gradient(patched: pytest.MonkeyPatch) -> None:

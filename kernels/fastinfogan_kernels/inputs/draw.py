@@ -1,7 +1,7 @@
 """Drawing noise and code: G's input and the targets of Q, as tensors.
 
-reference: NumPy, fastinfogan_kernels.philox. native and triton: bit for bit the same, in one pass that
-writes straight into G's input and the code; native for CPU tensors, triton for CUDA tensors.
+reference: NumPy, fastinfogan_kernels.philox. native and triton: bit for bit the same, in one pass
+that writes straight into G's input and the code; native for CPU tensors, triton for CUDA tensors.
 """
 
 from dataclasses import dataclass
@@ -159,7 +159,6 @@ def draw_codes(
     return out
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def column_table(
     noise_size: int, classes: tuple[int, ...], continuous: int, device: torch.device
 ) -> Tensor:
@@ -180,6 +179,10 @@ def column_table(
         for noise.
     """
     return _made_table(noise_size, classes, continuous, device)
+
+
+# What torch.compiler.assume_constant_result does, without importing torch._dynamo here.
+column_table._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @lru_cache(maxsize=64)
