@@ -21,7 +21,7 @@ from bench.compiled import (
     record_all,
     record_modules,
     start_workers,
-)  # fmt: skip
+)
 from bench.gpu_report.context import Context, FailedError
 from bench.gpu_report.workload import FIVE, as_trained, experiment
 from fastinfogan.engine.config import hardware, versions

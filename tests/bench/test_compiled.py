@@ -55,8 +55,12 @@ def check_order(kernel: str, order: str) -> int:
     return len(behind)
 
 
-def test_sm_90_of_the_papers_experiments() -> None:
-    names = ("mnist", "svhn", "celeba", "faces", "chairs")
+@pytest.mark.parametrize(
+    "names",
+    [("mnist",), pytest.param(("svhn", "celeba", "faces", "chairs"), marks=pytest.mark.slow)],
+    ids=lambda names: names[0],
+)
+def test_sm_90_of_the_papers_experiments(names: tuple[str, ...]) -> None:
     found = ahead.run("--target", "sm_90", *(f"--experiment={name}" for name in names))
     check_budget(found, "sm_90")
     around = {"real_images", "draw_codes", "d_head", "q_head", "accumulate", "adam"}
@@ -73,6 +77,7 @@ def test_sm_90_of_the_papers_experiments() -> None:
     assert {number for numbers in arrivals.values() for number in numbers} == {0, 1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("target", "instruction"), [("sm_80", "mma"), ("sm_100", "tcgen05"), ("gfx942", "mfma")]
 )
@@ -83,6 +88,7 @@ def test_other_targets(target: str, instruction: str) -> None:
     assert len(used) > 10
 
 
+@pytest.mark.slow
 def test_fp32() -> None:
     """Products in IEEE arithmetic, which no matrix instruction has."""
     found = ahead.run("--target", "sm_90", "--experiment", "svhn", "--precision", "fp32")
