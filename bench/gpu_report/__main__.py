@@ -33,6 +33,9 @@ from fastinfogan.errors import InputError
 ROOT = Path(__file__).parents[2]
 _LARGEST_LOG = 8 << 20
 _TEST_PROCESSES = 12
+TESTS = ("tests/triton", "tests/engine/test_execution.py", "tests/test_optim.py")
+CHOSEN = "triton or captured"
+"""Tests of the kernels, and of what the others capture in CUDA graphs."""
 _DRY_TESTS = ("tests/triton/test_draw.py", "tests/triton/test_real_images.py")
 """Of the kernels' test suite, what Triton's interpreter runs in seconds."""
 
@@ -165,7 +168,7 @@ class Command:
         parts = 1 if dry else min(os.cpu_count() or 1, _TEST_PROCESSES)
         suite = [sys.executable, "-m", "pytest", "-p", "bench.gpu_report.pytest_plugin", "-q",
                  "-p", "no:cacheprovider", "--continue-on-collection-errors",
-                 *(_DRY_TESTS if dry else ["tests/triton"])]  # fmt: skip
+                 *(_DRY_TESTS if dry else [*TESTS, "-k", CHOSEN])]  # fmt: skip
         for part in range(parts):
             journal = Journal(work / f"{stage.name}-{part}.jsonl")
             of_part = {JOURNAL: str(journal.file), PART: f"{part}/{parts}", "OMP_NUM_THREADS": "1"}

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from bench.gpu_report import report
+from bench.gpu_report.__main__ import CHOSEN, TESTS
 from bench.gpu_report.stages import STAGES
 
 ROOT = Path(__file__).parents[2]
@@ -100,3 +101,17 @@ def test_a_dry_run_without_the_optional_packages(tmp_path: Path) -> None:
     assert done.returncode == 0
     again = report.read(out / "report.json")
     assert [len(s.items) for s in again.stages[1:]] == [len(s.items) for s in found.stages[1:]]
+
+
+def test_the_suite_of_a_gpu_can_be_collected() -> None:
+    """Of the kernels' tests all, of the others those that capture."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider",
+         *TESTS, "-k", CHOSEN],
+        cwd=ROOT, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = [line for line in done.stdout.splitlines() if "::" in line]
+    assert sum(line.startswith("tests/triton/") for line in found) > 100
+    assert sum("captured" in line for line in found) >= 2
