@@ -3,7 +3,7 @@
 from fastinfogan import __version__
 
 project = "fastinfogan"
-copyright = "the fastinfogan authors"  # noqa: A001 - the name that Sphinx reads
+copyright = "the fastinfogan authors"
 release = __version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns: list[str] = []
