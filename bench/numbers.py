@@ -24,7 +24,13 @@ from fastinfogan import experiments
 from fastinfogan.errors import InputError
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "bench/scaling.md")
+PAGES = (
+    "README.md",
+    "docs/benchmarks.md",
+    "docs/experiments.md",
+    "docs/scaling.md",
+    "docs/training.md",
+)
 """Pages with numbers, from the root of the repository."""
 
 
@@ -116,6 +122,49 @@ def _spread(spread: Spread) -> str:
 def iteration() -> str:
     """Write whole iterations against loops in PyTorch."""
     return _by_machine("iteration", _measured)
+
+
+def iteration_short() -> str:
+    """Iterations at the default batch in bf16: the ratio to each baseline, and no more."""
+
+    def write(rows: list[Row]) -> str:
+        found = [row for row in rows if row.precision == "bf16"]
+        found.sort(key=lambda row: row.batch == 128)  # which replaces other batches below
+        chosen = {str(row.experiment): row for row in found}
+        chosen = {name: chosen[name] for name in experiments.EXPERIMENTS if name in chosen}
+        names = list(dict.fromkeys(name for row in chosen.values() for name in row.ratios))
+        head = ("bf16", *(f"of {name}" for name in names))
+        return table(
+            head,
+            [
+                (
+                    f"{row.experiment}, batch {row.batch}",
+                    *(f"{row.ratios[n].median:.2f}" if n in row.ratios else "" for n in names),
+                )
+                for row in chosen.values()
+            ],
+        )
+
+    return _by_machine("iteration", write)
+
+
+def variants() -> str:
+    """List every experiment's variants, each with its source."""
+    parts = []
+    for name, entry in experiments.EXPERIMENTS.items():
+        rows = [(f"`{variant}`", what.about) for variant, what in entry.variants.items()]
+        notes = (
+            [f"Default: {', '.join(f'`{d}`' for d in entry.defaults)}."] if entry.defaults else []
+        )
+        if entry.training_defaults:
+            added = ", ".join(f"`{each}`" for each in entry.training_defaults)
+            notes.append(f"`train` adds {added} unless `paper` is named.")
+        if entry.about:
+            notes.append(f"Not from a published source: {entry.about}.")
+        parts.append(
+            "\n\n".join([f"### {name}", *notes, table(("variant", "what it changes"), rows)])
+        )
+    return "\n\n".join(parts).replace("---:", "---")
 
 
 def blocks() -> str:
@@ -267,9 +316,9 @@ def demo() -> str:
     found = _read(f"{LEARNED.name}/demo.json")["evaluation"]
     carried, most = found["information"]["c1"], found["entropy"]["c1"]
     return (
-        f"After {found['iteration']} iterations, a minute on two CPU cores with AMX, c1 carries "
-        f"{carried:.2f} of at most {most:.2f}\nnats, and some of its columns are digits already; "
-        "after 5,000 most are (see Measured)."
+        f"`make demo` trains for {found['iteration']} iterations, about a minute on two CPU cores "
+        f"with AMX; `c1` then\ncarries {carried:.2f} of at most {most:.2f} nats. The picture above "
+        "took 5,000."
     )
 
 
@@ -303,6 +352,8 @@ WRITERS: dict[str, Callable[[], str]] = {
     "counts": counts,
     "machines": machines,
     "iteration": iteration,
+    "iteration-short": iteration_short,
+    "variants": variants,
     "blocks": blocks,
     "ops": ops,
     "data": data,
