@@ -134,7 +134,8 @@ def test_moments_lie_in_one_allocation() -> None:
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
 def test_a_duplicate_goes_on_alone(duplicate: Callable[[Any], Any]) -> None:
     mine = parameters()
-    adam = Adam(mine, 1e-3, BETAS, copies={mine[3]: torch.empty(2500, dtype=torch.bfloat16)})
+    copies = {mine[3]: torch.empty(2500, dtype=torch.bfloat16)}
+    adam = Adam(mine, 1e-3, BETAS, working_copies=copies)
     train(adam, range(3))
     twin = duplicate(adam)
     others = twin.param_groups[0]["params"]
@@ -143,7 +144,7 @@ def test_a_duplicate_goes_on_alone(duplicate: Callable[[Any], Any]) -> None:
     train(adam, range(3, 6))
     assert furthest(mine, others) == 0
     for p, other in ((mine, adam), (others, twin)):
-        assert torch.equal(other._copies[p[3]], p[3].bfloat16())
+        assert torch.equal(other.working_copies[p[3]], p[3].bfloat16())
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
@@ -211,7 +212,8 @@ def test_torchs_gradient_scaler(impl: Impl) -> None:
 def test_copies_are_the_rounded_parameters(impl: Impl, dtype: torch.dtype) -> None:
     masters, plain = parameters(), parameters()
     copies = {p: torch.empty_like(p, dtype=dtype).requires_grad_() for p in masters[:4]}
-    adam, theirs = Adam(masters, 1e-2, copies=copies, impl=impl), torch.optim.Adam(plain, 1e-2)
+    adam = Adam(masters, 1e-2, working_copies=copies, impl=impl)
+    theirs = torch.optim.Adam(plain, 1e-2)
     for p, c in copies.items():
         assert torch.equal(c, p.to(dtype))
     for step in range(5):
@@ -228,7 +230,7 @@ def test_copies_are_the_rounded_parameters(impl: Impl, dtype: torch.dtype) -> No
     assert all(c.grad is None for c in copies.values())
     with torch.no_grad():
         masters[0].add_(1)
-    adam.write_copies()
+    adam.refresh_working_copies()
     assert torch.equal(copies[masters[0]], masters[0].to(dtype))
 
 
@@ -263,31 +265,35 @@ def test_a_compiled_iteration_may_step() -> None:
 ONE = Parameter(torch.ones(2, 3))
 
 
+def copied(copy: Tensor, of: Tensor | None = None) -> Adam:
+    return Adam([ONE], working_copies={ONE if of is None else of: copy})
+
+
 @pytest.mark.parametrize(
-    ("make", "says"),
+    ("make", "message"),
     [
-        (lambda: Adam([ONE], -1.0), "lr must be 0 or more, not -1.0"),
-        (lambda: Adam([ONE], torch.ones(2)), "lr is a number or an fp32 tensor of one element"),
-        (lambda: Adam([ONE], betas=(0.5, 1.0)), "betas are two numbers of 0 or more and below 1"),
-        (lambda: Adam([ONE], eps=-1e-8), "eps must be 0 or more, not -1e-08"),
+        (lambda: Adam([ONE], -1.0), "lr must be >= 0, not -1.0"),
+        (lambda: Adam([ONE], torch.ones(2)), "lr must be a number or an fp32 tensor of one el"),
+        (lambda: Adam([ONE], betas=(0.5, 1.0)), r"betas must be two numbers in \[0, 1\)"),
+        (lambda: Adam([ONE], eps=-1e-8), "eps must be >= 0, not -1e-08"),
         (lambda: Adam([{"params": [ONE], "weight_decay": 0.1}]), "weight_decay=0.1 in a group"),
         (lambda: Adam([ONE], impl="cuda").step(), "not 'cuda'"),  # type: ignore[arg-type]
         (lambda: Adam([ONE], impl="triton").step(), "impl='triton' needs CUDA tensors"),
-        (lambda: Adam([Parameter(torch.ones(2, dtype=torch.half))]), "keep those as parameters"),
-        (lambda: Adam([Parameter(torch.ones(4, 4)[:, :2])]), "strides \\(4, 1\\), between which"),
-        (lambda: Adam([Parameter(torch.ones(1).expand(4))]), "left out or shared"),
+        (lambda: Adam([Parameter(torch.ones(2, dtype=torch.half))]), "keep master weights as par"),
+        (lambda: Adam([Parameter(torch.ones(4, 4)[:, :2])]), r"strides \(4, 1\), which leave gaps"),
+        (lambda: Adam([Parameter(torch.ones(1).expand(4))]), "or share it"),
         (
             lambda: Adam([ONE, Parameter(torch.ones(2, device="meta"))]),
-            "is torch.float32 on meta and its group's first torch.float32 on cpu",
+            "is torch.float32 on meta and the first of its group torch.float32 on cpu",
         ),
-        (lambda: Adam([ONE], copies={torch.ones(2): torch.ones(2).half()}), "none of this optim"),
-        (lambda: Adam([ONE], copies={ONE: torch.ones(2, 3)}), "a copy is bfloat16 or float16"),
-        (lambda: Adam([ONE], copies={ONE: torch.ones(3, 2).half().T}), "and strides \\(3, 1\\)"),
+        (lambda: copied(torch.ones(2).half(), torch.ones(2)), "is no parameter of this optimizer"),
+        (lambda: copied(torch.ones(2, 3)), "a working copy must be bfloat16 or float16"),
+        (lambda: copied(torch.ones(3, 2).half().T), r"and strides \(3, 1\)"),
     ],
 )
-def test_nonsense_is_refused(make: Callable[[], Any], says: str) -> None:
+def test_invalid_arguments(make: Callable[[], Any], message: str) -> None:
     ONE.grad = torch.ones(2, 3)
-    with pytest.raises(InputError, match=says):
+    with pytest.raises(InputError, match=message):
         make()
 
 
@@ -311,13 +317,13 @@ def test_a_refused_group_is_not_added() -> None:
 def test_bad_gradients_are_refused() -> None:
     p = Parameter(torch.ones(3, 2))
     low = torch.ones(3, 2, dtype=torch.bfloat16).requires_grad_()
-    adam = Adam([p], copies={p: low})
+    adam = Adam([p], working_copies={p: low})
     p.grad = low.grad = None
     p.grad = torch.eye(3, 2).to_sparse()
-    with pytest.raises(InputError, match="gradients are dense, not torch"):
+    with pytest.raises(InputError, match="gradients must be dense, not torch"):
         adam.step()
     p.grad, low.grad = torch.ones(3, 2), torch.ones(3, 2, dtype=torch.bfloat16)
-    with pytest.raises(InputError, match="has a gradient, and its copy has one"):
+    with pytest.raises(InputError, match="and its working copy both have a gradient"):
         adam.step()
 
 

@@ -232,7 +232,7 @@ def _watched(actual: Iteration) -> list[Tensor]:
             _check_update(adam, before, unscaled)
             for parameter, value in zip(parameters, before, strict=True):
                 parameter.data.copy_(value)
-            adam.write_copies()
+            adam.refresh_working_copies()
             found.extend(unscaled)
 
         setattr(actual, f"_{step}_update", watched)

@@ -164,7 +164,7 @@ def _adam(at: Setting) -> Case:
 
     updated = parameters()
     copies = {p: p.detach().to(dtype) for p in updated if p.dim() > 1 and rounded}
-    adam = Adam(updated, *hyper, copies=copies)
+    adam = Adam(updated, *hyper, working_copies=copies)
 
     def run() -> None:
         for p, g in zip(updated, gradients, strict=True):

@@ -186,7 +186,7 @@ def _minimum(iteration: Iteration) -> int:
                 total += (1 + network.trained + gradient) * sum(moved)
     for adam in (iteration.d_adam, iteration.g_adam):
         for parameter in adam.param_groups[0]["params"]:
-            copy = adam.copies.get(parameter)
+            copy = adam.working_copies.get(parameter)
             total += _ADAM * nbytes(parameter)
             if copy is not None:  # the gradient has its dtype
                 total += 2 * nbytes(copy) - nbytes(parameter)

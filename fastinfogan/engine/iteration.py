@@ -143,7 +143,7 @@ class Iteration:
             adam.make_state()
             for _, parameter in parameters:
                 if parameter in copies:
-                    adam.keep_copy(parameter, copies[parameter])
+                    adam.add_working_copy(parameter, copies[parameter])
         self.counter = torch.zeros((), dtype=torch.int64, device=self.device)
         # Of the adversarial loss and of each code's log-likelihood, in a mean over all rows.
         weights = [
@@ -384,8 +384,8 @@ class Iteration:
         """Round the working copies again, after the state was written from outside."""
         if self.loss_scale:
             self.loss_scale.restored()
-        self.d_adam.write_copies()
-        self.g_adam.write_copies()
+        self.d_adam.refresh_working_copies()
+        self.g_adam.refresh_working_copies()
 
     def _log_likelihood(self, q_head: QHeadStep, features: Tensor, codes: DrawnCodes) -> Tensor:
         """Return it for each code, (codes,); `backward` is of the sum of -lambda times it."""

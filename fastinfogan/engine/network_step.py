@@ -12,7 +12,7 @@ from torch.nn import Parameter
 from fastinfogan.nn import Chain, frozen_statistics
 from fastinfogan.nn.run import resolve
 from fastinfogan.optim import Adam
-from fastinfogan_kernels.adam.adam import NATIVELY, OneLaunch, launcher_of, update
+from fastinfogan_kernels.adam.adam import NO_LAUNCHER, MultiTensorAdam, adam_op, make_launcher
 from fastinfogan_kernels.conv_block import cpu_backend, triton_backend
 from fastinfogan_kernels.conv_block.deferred import Deferred
 from fastinfogan_kernels.conv_block.layers import ChainInput
@@ -237,14 +237,14 @@ class OptimizerStep:
         parameters = self._group["params"]
         state = [adam.state[p] for p in parameters]
         moments = ([each[name] for each in state] for name in ("exp_avg", "exp_avg_sq", "step"))
-        copied = [i for i, p in enumerate(parameters) if p in adam.copies]
-        copies = [adam.copies[parameters[i]].detach() for i in copied]
+        copied = [i for i, p in enumerate(parameters) if p in adam.working_copies]
+        copies = [adam.working_copies[parameters[i]].detach() for i in copied]
         self._written = ([p.detach() for p in parameters], *moments, copies, copied)
         self._found_inf, self._grad_scale = found_inf, grad_scale
-        self._launcher: OneLaunch | None = None
-        self._number = NATIVELY
+        self._launcher: MultiTensorAdam | None = None
+        self._number = NO_LAUNCHER
         if by_triton:
-            self._launcher, self._number = launcher_of(parameters[0].device)
+            self._launcher, self._number = make_launcher(parameters[0].device)
 
     def reserve(self, captures: int) -> None:
         """Prepare, at the next update, for this number of CUDA-graph captures after it."""
@@ -255,7 +255,7 @@ class OptimizerStep:
     def __call__(self, gradients: Sequence[Tensor]) -> None:
         """Update the parameters; one gradient for each, in the group's order."""
         group = self._group
-        update(
+        adam_op(
             *self._written,
             gradients,
             self._found_inf,

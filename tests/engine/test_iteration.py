@@ -181,7 +181,8 @@ def test_weights_of_maps_are_rounded_once_and_their_gradients_stay_narrow(tiny: 
         if name in ("_to_copy", "copy_") and tuple(arguments[0].shape) in shapes
     ]
     assert not casts
-    for parameter, copy in {**iteration.d_adam.copies, **iteration.g_adam.copies}.items():
+    copies = iteration.d_adam.working_copies | iteration.g_adam.working_copies
+    for parameter, copy in copies.items():
         assert torch.equal(parameter.bfloat16(), copy)
 
 
@@ -198,7 +199,7 @@ def test_convolutions_read_channels_last(tiny: Experiment) -> None:
 def spoil(iteration: Iteration) -> None:
     """Make what the G step's images are made of not finite."""
     with torch.no_grad():
-        next(iter(iteration.g_adam.copies.values())).fill_(float("nan"))
+        next(iter(iteration.g_adam.working_copies.values())).fill_(float("nan"))
 
 
 def test_an_iteration_that_is_not_finite_is_skipped_and_counted(tiny: Experiment) -> None:

@@ -1,4 +1,4 @@
-"""Adam's launches on a GPU, recorded and compiled without one; and its table of addresses."""
+"""Adam's launches on a GPU, recorded and compiled without one, and its tables in captures."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import torch
 from torch.nn import Parameter
 
 from fastinfogan.optim import Adam
-from fastinfogan_kernels.adam.multi_tensor import AddressTable, Slot
+from fastinfogan_kernels.adam.multi_tensor import AddressTable, TensorGroup
 from fastinfogan_kernels.runtime.launch import Launch, recording
 from tests.helpers import ahead
 
@@ -19,7 +19,7 @@ def on_meta(*, scaled: bool = False) -> tuple[Adam, list[Parameter]]:
     ps = [Parameter(torch.empty(shape, **META)) for shape in shapes]
     adam = Adam(
         [{"params": ps[:3]}, {"params": ps[3:], "lr": torch.empty((), **META)}],
-        copies={p: torch.empty_like(p, dtype=torch.bfloat16) for p in ps[:3]},
+        working_copies={p: torch.empty_like(p, dtype=torch.bfloat16) for p in ps[:3]},
     )
     for p in ps:
         p.grad = torch.empty_like(p)
@@ -29,7 +29,7 @@ def on_meta(*, scaled: bool = False) -> tuple[Adam, list[Parameter]]:
 
 
 def record_adam() -> list[Launch]:
-    """What `ahead` compiles."""
+    """Record what `ahead` compiles."""
     with recording() as launches:
         on_meta()[0].step()
         on_meta(scaled=True)[0].step()
@@ -59,24 +59,24 @@ def test_the_launch_is_within_its_budget(target: str) -> None:
 
 
 def test_tables_that_a_graph_reads_are_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that was made in a capture is filled when the graph is replayed, and not before."""
+    """One that is made in a capture is written when the graph is replayed, and not before."""
     capturing = False
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
-    monkeypatch.setattr(AddressTable, "_on_device", lambda self, made, _: torch.from_numpy(made))
+    monkeypatch.setattr(AddressTable, "_to_device", lambda self, made, _: torch.from_numpy(made))
     monkeypatch.setattr(
         "fastinfogan_kernels.adam.multi_tensor._pinned", lambda size: torch.empty(size)
     )
     table = AddressTable(torch.device("cpu"))
     table._device = torch.device("cuda")
     p, m, v, step = torch.zeros(5), torch.zeros(5), torch.zeros(5), torch.zeros(())
-    warm, static = (Slot(p, torch.ones(5), m, v, step) for _ in range(2))
+    warm, static = (TensorGroup(p, torch.ones(5), m, v, step) for _ in range(2))
     eager, chunks = table.of([warm])
     assert chunks == 1
     capturing = True
     assert table.of([warm])[0] is eager
     captured = table.of([static])[0]
-    assert any(captured is kept for kept in table._kept)
-    assert any(eager is kept for kept in table._kept)
+    assert any(captured is each for each in table._captured)
+    assert any(eager is each for each in table._captured)
     again = table.of([static])[0]
     capturing = False
     assert table.of([warm])[0] is eager

@@ -1,10 +1,11 @@
-"""Loss scaling for fp16: gradients are computed as multiples of themselves, lest they round to 0.
+"""Loss scaling for fp16, so that small gradients do not round to 0.
 
 The objective's gradients are multiplied by the scale in fp32, before they are rounded, and Adam
-divides by it. Gradients that are not finite though losses are overflowed: their step changes
-no weight, nor does a later one of the iteration, which counts as skipped, and the scale is halved;
-after `GROWTH` good iterations it is doubled. All of it happens on the device, see
-`measures.accumulate`. As in Micikevicius et al. 2018, section 3.2.
+divides by it. If scaled gradients overflow though the losses are finite, their step and a later one
+of the iteration update nothing, the iteration counts as skipped, and the scale is halved; after
+`GROWTH` good iterations it is doubled. All of it happens on the device, see `objective.metrics`.
+
+Source: Micikevicius et al. 2018, section 3.2.
 """
 
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ LEAST, MOST = 1.0, 2.0**24
 
 
 class LossScale:
-    """A scale and the weights that it multiplies.
+    """A loss scale, and the weights that it multiplies.
 
     Args:
         weights: of the objective's parts.
@@ -37,9 +38,9 @@ class LossScale:
 
     @property
     def divisor(self) -> Tensor:
-        """By what gradients are to be divided, fp32 (1,)."""
+        """What gradients are to be divided by, fp32 (1,)."""
         return self.state[:1]
 
     def restored(self) -> None:
-        """Follow a state that was written from outside."""
+        """Recompute `weights` after `state` was written from outside."""
         torch.mul(self.base, self.state[0], out=self.weights)

@@ -1,8 +1,4 @@
-"""The tensors of parameters that one launch updates, and where they lie.
-
-A `Slot` holds the tensors of one parameter. On a GPU the addresses of all lie in a table on the
-device, made anew only when one of them changes.
-"""
+"""The tensors that one launch updates, and a table of their addresses on the device."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,35 +13,34 @@ from fastinfogan_kernels.errors import InputError
 CHUNK = 2048
 """Elements that a program updates: 16 a thread, four loads of 16 bytes from each operand."""
 FIELDS = 10
-"""Numbers that the table holds for a tensor."""
+"""Numbers that the table holds for a group."""
 KINDS = (torch.float32, torch.bfloat16, torch.float16)
-"""What a gradient may be; a copy is one of the last two."""
+"""Dtypes of gradients; working copies have one of the last two."""
 
 
 @dataclass(frozen=True)
-class Slot:
-    """One parameter's tensors: all of its shape and strides, dense in memory, on one device.
+class TensorGroup:
+    """A parameter and its tensors: all of one shape and strides, dense in memory, on one device.
 
     Attributes:
         parameter: fp32 (fp64 too in the reference); updated in place.
-        gradient: fp32, bf16 or fp16; None if the update was made in the epilogue of the weight
-            gradient, and is only to be counted.
+        gradient: fp32, bf16 or fp16.
         exp_avg: the parameter's dtype; in place.
         exp_avg_sq: likewise.
-        step: fp32, no dimension: updates made; moved on by 1.
-        copy: bf16 or fp16, the parameter rounded; None for none.
+        step: fp32 (): updates made; incremented.
+        working_copy: the parameter rounded to bf16 or fp16; None for none.
     """
 
     parameter: Tensor
-    gradient: Tensor | None
+    gradient: Tensor
     exp_avg: Tensor
     exp_avg_sq: Tensor
     step: Tensor
-    copy: Tensor | None = None
+    working_copy: Tensor | None = None
 
 
 def same_memory_order(a: Tensor, b: Tensor) -> bool:
-    """Whether walking both in memory order visits the same elements; strides of 1 row are free."""
+    """Whether two tensors have their elements in the same order in memory."""
     if a.shape != b.shape:
         return False
     return a.stride() == b.stride() or all(
@@ -54,7 +49,7 @@ def same_memory_order(a: Tensor, b: Tensor) -> bool:
 
 
 def is_dense(x: Tensor) -> bool:
-    """Whether a tensor's elements fill a stretch of memory, each one once."""
+    """Whether a tensor's elements fill a contiguous range of memory, without overlap."""
     expected = 1
     for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
         if size != 1:
@@ -65,15 +60,20 @@ def is_dense(x: Tensor) -> bool:
 
 
 class AddressTable:
-    """Where the tensors of some slots lie, and how they are cut into chunks, on the device.
+    """The addresses of the tensors of some groups, and their chunks, in a table on the device.
 
-    int64: per slot the addresses of parameter, gradient, exp_avg, exp_avg_sq, step and copy (0 for
-    none), its elements, the gradient's and the copy's kinds, and whether all addresses are ones of
-    16 bytes; then per chunk slot * 2^32 + number.
+    int64: per group the addresses of parameter, gradient, exp_avg, exp_avg_sq, step and working
+    copy (0 for none), the number of elements, the index in `KINDS` of the gradient's and of the
+    copy's dtype, and whether all addresses are multiples of 16 bytes; then per chunk
+    group * 2^32 + number.
 
-    A table is never rewritten, because a captured launch reads it at every replay. One that a CUDA
-    graph reads is kept for good. One that is made while a graph is captured, from pinned memory
-    that is kept likewise, is filled by the graph's replay alone, so nobody else reads it.
+    A table is made when an address changes, and never rewritten, because a captured launch reads it
+    at every replay. One that a CUDA graph reads is never freed. One that is made during a capture
+    is copied from pinned memory, never freed either, when the graph is replayed, and read by that
+    graph alone.
+
+    Args:
+        device: of all tensors.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -82,46 +82,46 @@ class AddressTable:
         self._table = torch.empty(0, dtype=torch.int64, device=device)
         self._reserve = 1
         self._spares: list[Tensor] = []
-        self._kept: list[Tensor] = []
+        self._captured: list[Tensor] = []
 
     def reserve(self, captures: int) -> None:
-        """Have pinned memory for so many captured updates at hand after the next update."""
+        """Have pinned memory for this many captured updates ready after the next update."""
         self._reserve = captures
 
-    def of(self, slots: Sequence[Slot]) -> tuple[Tensor, int]:
-        """The table of these slots, and the number of its chunks.
+    def of(self, groups: Sequence[TensorGroup]) -> tuple[Tensor, int]:
+        """Return the table of these groups, and the number of its chunks.
 
         Raises:
-            InputError: a slot's tensors are not laid out alike.
+            InputError: the tensors of a group do not have the same memory layout.
         """
-        key = tuple(_entry(slot) for slot in slots)
+        key = tuple(_entry(group) for group in groups)
         capturing = self._device.type == "cuda" and torch.cuda.is_current_stream_capturing()
         table = self._table
         if key != self._key:
-            for slot in slots:
-                require_alike(slot)
-            table = self._on_device(_layout(key), capturing)
+            for group in groups:
+                _check_layout(group)
+            table = self._to_device(_make_table(key), capturing)
             if not capturing:
                 self._key, self._table = key, table
         if capturing:
-            self._kept.append(table)
+            self._captured.append(table)
         elif self._device.type == "cuda":
-            # A capture may not be able to make pinned memory.
+            # Pinned memory may not be allocated during a capture.
             self._spares = [each for each in self._spares if len(each) >= len(table)]
             missing = self._reserve - len(self._spares)
             self._spares += [_pinned(len(table)) for _ in range(missing)]
         return table, len(table) - len(key) * FIELDS
 
-    def _on_device(self, made: NDArray[np.int64], capturing: bool) -> Tensor:
+    def _to_device(self, table: NDArray[np.int64], capturing: bool) -> Tensor:
         if self._device.type == "meta":
-            return torch.empty(len(made), dtype=torch.int64, device="meta")
-        source = torch.from_numpy(made)
+            return torch.empty(len(table), dtype=torch.int64, device="meta")
+        source = torch.from_numpy(table)
         if self._device.type != "cuda":
             return source
-        pinned = self._spares.pop() if capturing and self._spares else _pinned(len(made))
+        pinned = self._spares.pop() if capturing and self._spares else _pinned(len(table))
         if capturing:
-            self._kept.append(pinned)
-        pinned = pinned[: len(made)].copy_(source)
+            self._captured.append(pinned)
+        pinned = pinned[: len(table)].copy_(source)
         return pinned.to(self._device, non_blocking=True)
 
 
@@ -129,38 +129,32 @@ def _pinned(size: int) -> Tensor:
     return torch.empty(size, dtype=torch.int64, pin_memory=True)
 
 
-def _entry(slot: Slot) -> tuple[int, ...]:
-    p, g, copy = slot.parameter, slot.gradient, slot.copy
-    data = (p, g, slot.exp_avg, slot.exp_avg_sq)
-    addresses = [0 if t is None else t.data_ptr() for t in data]
-    copied = 0 if copy is None else copy.data_ptr()
+def _entry(group: TensorGroup) -> tuple[int, ...]:
+    p, g, copy = group.parameter, group.gradient, group.working_copy
+    tensors = (p, g, group.exp_avg, group.exp_avg_sq)
+    addresses = [t.data_ptr() for t in tensors]
+    copy_address = 0 if copy is None else copy.data_ptr()
     return (
         *addresses,
-        slot.step.data_ptr(),
-        copied,
-        0 if g is None else p.numel(),
-        0 if g is None else KINDS.index(g.dtype),
+        group.step.data_ptr(),
+        copy_address,
+        p.numel(),
+        KINDS.index(g.dtype),
         0 if copy is None else KINDS.index(copy.dtype),
-        int(all(address % 16 == 0 for address in (*addresses, copied))),
+        int(all(address % 16 == 0 for address in (*addresses, copy_address))),
     )
 
 
-def _layout(entries: tuple[tuple[int, ...], ...]) -> NDArray[np.int64]:
+def _make_table(entries: tuple[tuple[int, ...], ...]) -> NDArray[np.int64]:
     parts = [np.array(entries, np.int64).reshape(-1)]
     for number, entry in enumerate(entries):
         parts.append((number << 32) + np.arange(-(-entry[6] // CHUNK), dtype=np.int64))
     return np.concatenate(parts)
 
 
-def require_alike(slot: Slot) -> None:
-    """Check that a slot's tensors can be walked together, in memory order.
-
-    Raises:
-        InputError: they cannot.
-    """
-    p = slot.parameter
-    operands = (slot.gradient, slot.exp_avg, slot.exp_avg_sq, slot.copy)
-    for tensor in operands:
+def _check_layout(group: TensorGroup) -> None:
+    p = group.parameter
+    for tensor in (group.gradient, group.exp_avg, group.exp_avg_sq, group.working_copy):
         if tensor is not None and not (
             same_memory_order(tensor, p) and tensor.device == p.device and is_dense(p)
         ):
