@@ -219,7 +219,7 @@ def _read(launch: Launch, kernel: Any, target: str, launches: int) -> Compiled:
     variant = ", ".join(
         f"{key.lower()} {value}"
         for key, value in launch.parameters.items()
-        if value not in (False, None) and key not in ("PRECISION",)
+        if value not in (False, None) and key not in ("PRECISION", "enable_fp_fusion")
     )
     if target.startswith("gfx"):
         text = kernel.asm["amdgcn"]

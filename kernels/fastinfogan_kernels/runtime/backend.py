@@ -1,8 +1,8 @@
-"""Which implementations of an op there are, and which one computes.
+"""The implementations of an operation, and the choice between them.
 
 reference: plain torch or NumPy, the definition. native: C++, for CPU tensors, if compiled. triton:
-for CUDA tensors, and anywhere under Triton's interpreter, slowly. One asked for by name that cannot
-run raises; "auto" takes the fastest that can.
+for CUDA tensors, and anywhere under Triton's interpreter, slowly. An implementation asked for by
+name that cannot run raises; "auto" takes the fastest that can.
 """
 
 import os
@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 
 from fastinfogan_kernels.errors import InputError
+from fastinfogan_kernels.runtime.lang import MISSING, TRITON_AVAILABLE
 from fastinfogan_kernels.runtime.launch import is_recording
 
 Implementation = Literal["auto", "reference", "native", "triton"]
@@ -28,24 +29,24 @@ else:
 
 
 def native_available() -> bool:
-    """Whether fastinfogan_kernels._native was compiled when this installation was made."""
+    """Return whether the C++ extension, fastinfogan_kernels._native, was compiled."""
     return _native is not None
 
 
 def native_status() -> str:
-    """One line for `fastinfogan info`."""
+    """Return one line for `fastinfogan info`."""
     if native_available():
         return "compiled"
     return f"not compiled ({_reason}); install a C++ compiler, then fastinfogan again"
 
 
 def interpreted() -> bool:
-    """Whether this process runs Triton's kernels by its interpreter."""
+    """Return whether this process runs Triton's kernels in its interpreter."""
     return os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
 
 
-def _stands_for_a_gpu(device: torch.device) -> bool:
-    """A GPU, or tensors without storage while launches are recorded."""
+def _is_gpu(device: torch.device) -> bool:
+    """CUDA, or meta tensors while launches are recorded."""
     return device.type == "cuda" or (device.type == "meta" and is_recording())
 
 
@@ -53,9 +54,11 @@ def require_triton(device: torch.device) -> None:
     """Check that Triton's kernels can run on tensors of a device.
 
     Raises:
-        InputError: neither a GPU nor the interpreter.
+        InputError: Triton is not installed, or there is neither a GPU nor the interpreter.
     """
-    if not (_stands_for_a_gpu(device) or interpreted()):
+    if not TRITON_AVAILABLE:
+        raise InputError(MISSING)
+    if not (_is_gpu(device) or interpreted()):
         raise InputError(
             f"impl='triton' needs CUDA tensors, these are on {device}; move model and input to a "
             "GPU, use impl='auto', or set TRITON_INTERPRET=1 to run the kernels slowly anywhere"
@@ -63,7 +66,7 @@ def require_triton(device: torch.device) -> None:
 
 
 def choose(implementation: Implementation, device: torch.device | str = "cpu") -> Chosen:
-    """Settle "auto".
+    """Choose an implementation.
 
     Args:
         implementation: what was asked for.
@@ -78,8 +81,8 @@ def choose(implementation: Implementation, device: torch.device | str = "cpu") -
             f"impl is 'auto', 'reference', 'native' or 'triton', not {implementation!r}"
         )
     if implementation == "auto":
-        if _stands_for_a_gpu(device):
-            return "triton"
+        if _is_gpu(device):
+            return "triton" if TRITON_AVAILABLE else "reference"
         return "native" if native_available() and device.type == "cpu" else "reference"
     if implementation == "native":
         if not native_available():

@@ -1,7 +1,7 @@
-"""Triton where it is installed; elsewhere stand-ins that let every module be imported.
+"""Triton where it is installed; elsewhere stand-ins with which every module can be imported.
 
 Kernels are written against `tl` and `triton` from here. Without Triton the CPU paths work, and
-launching a kernel raises one clear error.
+asking for a kernel raises one clear error.
 """
 
 from collections.abc import Callable
@@ -25,8 +25,8 @@ __all__ = ["MISSING", "TRITON_AVAILABLE", "tl", "triton"]
 MISSING = "Triton is not installed; pip install triton, or use impl='auto' or 'native' on a CPU"
 
 
-class _UncompiledKernel:
-    """What `triton.jit` makes of a function when there is no Triton.
+class _MissingKernel:
+    """Stands in for a compiled kernel.
 
     Args:
         fn: the decorated function, never called.
@@ -39,9 +39,13 @@ class _UncompiledKernel:
         raise InputError(MISSING)
 
 
+def _jit(fn: Callable[..., Any] | None = None, **_: Any) -> Any:
+    return _MissingKernel if fn is None else _MissingKernel(fn)
+
+
 if not TRITON_AVAILABLE:
     triton = SimpleNamespace(
-        jit=_UncompiledKernel,
+        jit=_jit,
         cdiv=lambda a, b: -(-a // b),
         next_power_of_2=lambda n: 1 << max(n - 1, 0).bit_length(),
         __version__="0.0",

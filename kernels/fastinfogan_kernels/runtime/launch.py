@@ -1,7 +1,7 @@
-"""The one way in which a kernel is launched, so that launches and bytes can be counted anywhere.
+"""Launch kernels; launches and their bytes can be recorded on any machine.
 
-`launch` runs a kernel; inside `recording()` it notes the call instead, so that a whole chain can be
-walked on "meta" tensors, on a machine with no GPU, and its launches compiled, counted and weighed.
+`launch` runs a kernel; inside `recording()` it records the call instead, so that a whole chain can
+run on "meta" tensors without a GPU, and its launches be compiled and counted.
 """
 
 from collections.abc import Iterator
@@ -45,7 +45,7 @@ _run_too: ContextVar[bool] = ContextVar("run_too", default=True)
 
 @contextmanager
 def recording(*, run: bool = False) -> Iterator[list[Launch]]:
-    """Collect launches instead of running them, or with `run` beside running them."""
+    """Record launches instead of running them, or with `run` also run them."""
     launches: list[Launch] = []
     token = _recorder.set(launches)
     run_token = _run_too.set(run)
@@ -57,12 +57,12 @@ def recording(*, run: bool = False) -> Iterator[list[Launch]]:
 
 
 def is_recording() -> bool:
-    """Whether launches are being collected."""
+    """Return whether launches are being recorded."""
     return _recorder.get() is not None
 
 
 def nbytes(*tensors: Tensor | None) -> int:
-    """Bytes of these tensors, each once."""
+    """Return the bytes of these tensors, each once."""
     return sum(t.numel() * t.element_size() for t in tensors if t is not None)
 
 
@@ -80,10 +80,12 @@ def launch(
         kernel: the Triton function.
         grid: programs along each axis.
         arguments: what the kernel takes, in its order.
-        read: the operands, to be weighed.
-        written: the results, to be weighed.
+        read: the operands, whose bytes are counted.
+        written: the results, likewise.
         parameters: constexpr arguments, num_warps, num_stages.
     """
+    # Stated because Triton's default changes in 3.10: a * b + c is one fused multiply-add.
+    parameters = {"enable_fp_fusion": True, **parameters}
     launches = _recorder.get()
     if launches is not None:
         launches.append(

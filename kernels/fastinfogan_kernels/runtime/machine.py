@@ -1,4 +1,4 @@
-"""What launch parameters depend on: the GPU, and how its matrix units multiply."""
+"""Properties of the GPU that launch parameters depend on."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,17 +12,17 @@ from fastinfogan_kernels.runtime.lang import triton
 
 
 def limits(registers: int | None) -> dict[str, int]:
-    """A launch's parameters for what a thread may have; AMD's compiler is told nothing."""
+    """Return the launch parameter that bounds a thread's registers; AMD's compiler has none."""
     return {} if registers is None else {"maxnreg": registers}
 
 
 def power_of_two(size: int, low: int, high: int) -> int:
-    """The smallest power of two that holds `size`, within bounds."""
+    """Return the smallest power of two not below `size`, within bounds."""
     return max(low, min(int(triton.next_power_of_2(max(size, 1))), high))
 
 
 def precision(dtype: torch.dtype) -> str:
-    """How a product of this dtype multiplies: fp32 by TF32 only where torch is told to."""
+    """Return tl.dot's input precision for a dtype: TF32 for fp32 only where torch is set to it."""
     if dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
         return "tf32"
     return "ieee"
@@ -30,14 +30,14 @@ def precision(dtype: torch.dtype) -> str:
 
 @dataclass(frozen=True)
 class Machine:
-    """What the rule must know of a GPU.
+    """The properties of a GPU that the tiling rules use.
 
     Attributes:
         shared: bytes of shared memory that a program may have.
-        processors: how many programs run side by side.
-        warpgroups: it has matrix instructions for tiles of 64 rows and up to 256 columns, whose
-            accumulators do not crowd the registers (wgmma, tcgen05).
-        wide_warps: threads of a warp are 64, not 32.
+        processors: streaming multiprocessors.
+        warpgroups: whether it has matrix instructions for tiles of 64 rows and up to 256 columns,
+            with room for accumulators (wgmma, tcgen05).
+        wide_warps: whether a warp has 64 threads, not 32.
     """
 
     shared: int
@@ -47,27 +47,27 @@ class Machine:
 
     @property
     def registers(self) -> int | None:
-        """What a thread may have, for a tile.
+        """The bound on a thread's registers.
 
-        Not told, NVIDIA's assembler spills a few words of some kernels to fit one more program on
-        a processor, which the grids here seldom have.
+        Without one NVIDIA's assembler spills a few words of some kernels to fit one more program on
+        a multiprocessor, which the grids here seldom fill.
         """
         return None if self.wide_warps else 255
 
     @property
     def limits(self) -> dict[str, int]:
-        """The same as a launch's parameters."""
+        """The launch parameters that bound registers."""
         return limits(self.registers)
 
     def depth(self, *, wide: bool) -> int:
-        """Of a step, at the most; without matrix instructions values are many registers."""
+        """Return a step's depth at most; without matrix instructions values take many registers."""
         if self.wide_warps:
             return 32
         return 16 if wide else 64
 
     @property
     def columns(self) -> int:
-        """Columns of a tile of 16-bit values at the most."""
+        """Columns of a tile of 16-bit values at most."""
         return 128 if self.warpgroups else 64
 
 
@@ -84,7 +84,7 @@ _machine: ContextVar[Machine | None] = ContextVar("machine", default=None)
 
 @contextmanager
 def assuming(machine: Machine) -> Iterator[None]:
-    """Choose as for this machine, whatever the tensors lie on."""
+    """Choose launch parameters for this machine, whatever device the tensors are on."""
     token = _machine.set(machine)
     try:
         yield
@@ -93,7 +93,7 @@ def assuming(machine: Machine) -> Iterator[None]:
 
 
 def machine_of(device: torch.device) -> Machine:
-    """The machine that tensors lie on; an H100 where there is none."""
+    """Return the machine of a device; an H100 without a GPU."""
     return _machine.get() or (_properties(device) if device.type == "cuda" else MACHINES["sm_90"])
 
 
