@@ -1,4 +1,4 @@
-"""From files to uint8 images in memory."""
+"""Image sets: formats, decoding, cache and the training loader."""
 
 from fastinfogan.data.image_set import ImageSet, ImageShape
 from fastinfogan.data.open import open_image_set

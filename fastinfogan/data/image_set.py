@@ -1,4 +1,4 @@
-"""What every format is read into: a set of images, in memory as uint8 or still encoded."""
+"""Sets of images: in memory as uint8, or still encoded in files."""
 
 import hashlib
 from collections.abc import Sequence
@@ -26,23 +26,22 @@ class ImageShape(NamedTuple):
 
 
 Fingerprint = dict[str, str]
-"""What a resumed run must find again, by name, so that a message can say what changed."""
+"""What a resumed run must find unchanged, by name, so that an error can say what changed."""
 
 
 @dataclass(frozen=True)
 class Factors:
-    """What is known of each image, one number for each thing that varies.
+    """Ground-truth factors of variation, one number per factor and image.
 
     Attributes:
-        names: of the factors, as in ("azimuth", "lighting").
-        values: float32 (N, factors). A number of a class, 0 or more, where a factor has classes;
-            an angle in degrees; else in the format's own unit.
-        classes: how many classes each factor has; None for one that is continuous.
-        periods: after how much each factor comes round again, as 360 degrees do; None if it
-            does not.
+        names: of the factors, such as ("azimuth", "lighting").
+        values: float32 (N, factors); a class index for factors with classes, degrees for angles,
+            else the unit of the format.
+        classes: number of classes of each factor; None if it is continuous.
+        periods: period of each factor, such as 360 for degrees; None if it has none.
 
     Raises:
-        InputError: the parts do not fit together.
+        InputError: the shapes do not match.
     """
 
     names: tuple[str, ...]
@@ -65,19 +64,19 @@ class Factors:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """A set of images, and of labels and factors where the format has them.
+    """Images in memory, with labels and factors where the format has them.
 
-    Labels and factors are only ever used to evaluate.
+    Labels and factors are only used for evaluation.
 
     Attributes:
-        name: what the user would call it, for messages and the run's record.
+        name: of the set, for messages and the run's config.
         images: uint8 (N, height, width, channels).
-        labels: int64 (N,), 0 or more, or None; see `as_labels`.
-        test: the images set aside by the format for testing, if any.
-        factors: of N images, or None.
+        labels: int64 (N,), >= 0, or None; see `as_labels`.
+        test: the test split, if the format has one.
+        factors: of the N images, or None.
 
     Raises:
-        InputError: no images, or labels that are not one whole number of 0 or more per image.
+        InputError: no images, or labels or factors that do not match them.
     """
 
     name: str
@@ -87,7 +86,7 @@ class ImageSet:
     factors: Factors | None = None
 
     def __post_init__(self) -> None:
-        check_known(self.name, len(self.images), self.labels, self.factors)
+        _check_lengths(self.name, len(self.images), self.labels, self.factors)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -99,7 +98,7 @@ class ImageSet:
 
     @cached_property
     def fingerprint(self) -> Fingerprint:
-        """Number, shape and SHA-256 of the images."""
+        """Return count, shape and SHA-256 of the images."""
         digest = hashlib.sha256(repr(self.images.shape).encode())
         digest.update(np.ascontiguousarray(self.images).data)
         return {
@@ -109,10 +108,10 @@ class ImageSet:
         }
 
     def require(self, shape: ImageShape) -> None:
-        """Check that the images are as an experiment needs them.
+        """Check the shape of the images.
 
         Raises:
-            InputError: they have another size or number of channels.
+            InputError: they have another shape.
         """
         if self.shape != shape:
             raise InputError(f"{self.name}: {shape} images are needed, these are {self.shape}")
@@ -120,12 +119,12 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class CropResize:
-    """From a picture of any size to an image: cut out, make grey or RGB, resize.
+    """Centre crop, conversion to grey or RGB, and resize of an image of any size.
 
     Attributes:
-        shape: of the image.
-        crop: height and width of a box in the picture's centre, which is cut out first; None for
-            the largest one of the image's proportions.
+        shape: of the result.
+        crop: height and width of the centre crop, pixels; None for the largest crop with the
+            aspect ratio of `shape`.
     """
 
     shape: ImageShape
@@ -135,84 +134,98 @@ class CropResize:
         cut = f"the centre's {self.crop[0]}x{self.crop[1]}" if self.crop else "the centre"
         return f"{cut} to {self.shape}"
 
+    def box(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """Return top, left, height and width of the crop of a `height` x `width` image.
+
+        Raises:
+            ValueError: the image is smaller than `crop`.
+        """
+        if self.crop:
+            down, across = self.crop
+            if down > height or across > width:
+                raise ValueError(f"{height}x{width}, smaller than the {down}x{across} crop")
+        else:
+            down = min(height, max(round(width * self.shape.height / self.shape.width), 1))
+            across = min(width, max(round(height * self.shape.width / self.shape.height), 1))
+        return (height - down) // 2, (width - across) // 2, down, across
+
 
 @dataclass(frozen=True)
 class ImageFile:
-    """Where an encoded picture lies.
+    """An encoded image: a file, or a range of bytes in one.
 
     Attributes:
-        name: inside the set, for messages and the fingerprint: a relative path.
-        file: that holds it.
-        offset: of its first byte in the file.
-        size: in bytes.
+        name: relative path within the set.
+        path: of the file.
+        offset: of the first byte.
+        size: bytes.
     """
 
     name: str
-    file: Path
+    path: Path
     offset: int
     size: int
 
 
 @dataclass(frozen=True)
 class EncodedImageSet:
-    """A set of pictures that are yet to be decoded; see `fastinfogan.data.decoders.base`.
+    """Encoded images, which a `Decoder` decodes.
 
     Attributes:
-        name: what the user would call it.
-        pictures: N of them, in an order that does not depend on the machine.
-        recipe: what becomes of each.
+        name: of the set.
+        files: the N images, in an order that does not depend on the machine.
+        transform: applied to each decoded image.
         labels, test, factors: as in `ImageSet`.
     """
 
     name: str
-    pictures: Sequence[ImageFile]
-    recipe: CropResize
+    files: Sequence[ImageFile]
+    transform: CropResize
     labels: NDArray[np.int64] | None = None
     test: "EncodedImageSet | None" = None
     factors: Factors | None = None
 
     def __post_init__(self) -> None:
-        check_known(self.name, len(self.pictures), self.labels, self.factors)
+        _check_lengths(self.name, len(self.files), self.labels, self.factors)
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.files)
 
     @property
     def shape(self) -> ImageShape:
         """Height, width and channels of every image."""
-        return self.recipe.shape
+        return self.transform.shape
 
     @cached_property
     def fingerprint(self) -> Fingerprint:
-        """Number of pictures, SHA-256 of their names and sizes, and the recipe.
+        """Return count, SHA-256 of names and sizes, and the transform.
 
-        A run's record adds the decoder. A picture that is replaced by another of the same size to
-        the byte is not noticed when a run goes on: only reading all of them would tell, and times
-        change with every copy of a set. The cache looks at times, and so decodes it again.
+        A file replaced by another of exactly the same size is not noticed when a run is resumed:
+        modification times change with every copy of a set. The cache does compare them.
         """
         digest = hashlib.sha256()
-        for picture in self.pictures:
-            digest.update(f"{picture.name}\0{picture.size}\0".encode())
+        for file in self.files:
+            digest.update(f"{file.name}\0{file.size}\0".encode())
         return {
-            "images": str(len(self.pictures)),
+            "images": str(len(self.files)),
             "sha256 of names and sizes": digest.hexdigest(),
-            "recipe": str(self.recipe),
+            "recipe": str(self.transform),
         }
 
 
-def check_known(
+def _check_lengths(
     name: str, count: int, labels: NDArray[np.int64] | None, factors: Factors | None
 ) -> None:
-    """Check a set's size, and what is known of its images against it.
+    """Check that there are images, and that labels and factors match them.
 
     Raises:
-        InputError: there are no images, or labels or factors that do not fit.
+        InputError: they do not.
     """
     if count == 0:
         raise InputError(f"{name} holds no images")
     if labels is not None:
         if labels.dtype != np.int64 or labels.ndim != 1 or (labels < 0).any():
-            raise InputError(f"{name}: labels must be whole numbers, int64 (N,), 0 or more")
+            raise InputError(f"{name}: labels must be int64 (N,), >= 0")
         if len(labels) != count:
             raise InputError(
                 f"{name} holds {count} images and {len(labels)} labels; "
@@ -222,12 +235,12 @@ def check_known(
         raise InputError(f"{name} holds {count} images and factors of {len(factors.values)}")
 
 
-def pixels(array: NDArray[np.generic], where: Path | str) -> NDArray[np.uint8]:
-    """Check an array of images and give it its channel axis.
+def as_images(array: NDArray[np.generic], where: Path | str) -> NDArray[np.uint8]:
+    """Check an array of images and add the channel axis where it lacks one.
 
     Args:
         array: uint8 (N, H, W) or (N, H, W, C).
-        where: the file, for messages.
+        where: file name for errors.
 
     Raises:
         InputError: another dtype or rank.
@@ -250,8 +263,8 @@ def as_labels(array: NDArray[np.generic], where: Path | str) -> NDArray[np.int64
     """Check an array of labels.
 
     Args:
-        array: (N,), (N, 1) or (1, N): whole numbers of 0 or more, also as floating point.
-        where: the file, for messages.
+        array: (N,), (N, 1) or (1, N); integers >= 0 of any numeric dtype.
+        where: file name for errors.
 
     Returns:
         int64 (N,).
@@ -262,10 +275,10 @@ def as_labels(array: NDArray[np.generic], where: Path | str) -> NDArray[np.int64
     if array.size != max(array.shape, default=0):
         raise InputError(f"{where}: labels must be one number per image, these are {array.shape}")
     if array.dtype.kind not in "buif":
-        raise InputError(f"{where}: labels must be whole numbers, these are {array.dtype}")
+        raise InputError(f"{where}: labels must be integers, these are {array.dtype}")
     flat = array.reshape(-1)
-    with np.errstate(invalid="ignore"):  # the comparison below finds what does not fit
+    with np.errstate(invalid="ignore"):  # the comparison below finds what overflows
         whole = flat.astype(np.int64)
     if (whole < 0).any() or not np.array_equal(whole.astype(flat.dtype), flat):
-        raise InputError(f"{where}: labels must be whole numbers of 0 or more, below 2^63")
+        raise InputError(f"{where}: labels must be integers in [0, 2^63)")
     return whole

@@ -1,7 +1,7 @@
-"""Which pictures there are: listed in seconds, kept compactly, each made when it is asked for."""
+"""Lists of image files: read in seconds, stored compactly."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import overload
 
@@ -17,15 +17,15 @@ SUFFIXES = frozenset(
 
 
 class FileListing(Sequence[ImageFile]):
-    """Pictures in files of their own, or inside of others; 200,000 take a few MB.
+    """Image files, or images inside archives; 200,000 take a few MB.
 
     Args:
         folder: that the names are relative to.
-        names: of the pictures, as the file system has them.
-        sizes: in bytes, one for each.
-        holders: the files that they lie in; none where each is a file of its own.
-        held_by: the number of each one's holder.
-        offsets: of their first bytes in it.
+        names: of the images, as the file system has them.
+        sizes: of each, bytes.
+        archives: the files that hold the images; empty where each image is a file.
+        archive_of: index of each image's archive.
+        offsets: of each image's first byte in its archive.
     """
 
     def __init__(
@@ -33,8 +33,8 @@ class FileListing(Sequence[ImageFile]):
         folder: Path,
         names: Sequence[str],
         sizes: Sequence[int],
-        holders: Sequence[Path] = (),
-        held_by: Sequence[int] = (),
+        archives: Sequence[Path] = (),
+        archive_of: Sequence[int] = (),
         offsets: Sequence[int] = (),
     ) -> None:
         encoded = [os.fsencode(name) for name in names]
@@ -43,8 +43,8 @@ class FileListing(Sequence[ImageFile]):
         lengths = np.array([0, *map(len, encoded)], np.int64)
         self._ends = np.cumsum(lengths)
         self._sizes = np.asarray(sizes, np.int64)
-        self._holders = holders
-        self._held_by = np.asarray(held_by, np.int64)
+        self._archives = archives
+        self._archive_of = np.asarray(archive_of, np.int64)
         self._offsets = np.asarray(offsets, np.int64)
 
     def __len__(self) -> int:
@@ -55,73 +55,81 @@ class FileListing(Sequence[ImageFile]):
     @overload
     def __getitem__(self, index: slice) -> "FileListing": ...
     def __getitem__(self, index: int | slice) -> "ImageFile | FileListing":
-        """A picture, or some of them."""
+        """Return one image, or some of them."""
         found = range(len(self))[index]
         if isinstance(found, range):
             return self.take(found)
         name, size = self.name(found), int(self._sizes[found])
-        if not self._holders:
+        if not self._archives:
             return ImageFile(printable(name), self._folder / name, 0, size)
-        holder = self._holders[int(self._held_by[found])]
-        return ImageFile(printable(name), holder, int(self._offsets[found]), size)
+        archive = self._archives[int(self._archive_of[found])]
+        return ImageFile(printable(name), archive, int(self._offsets[found]), size)
 
     def __iter__(self) -> Iterator[ImageFile]:
         return (self[i] for i in range(len(self)))
 
     def name(self, index: int) -> str:
-        """One picture's, as the file system has it."""
+        """Return an image's name, as the file system has it."""
         return os.fsdecode(self._text[self._ends[index] : self._ends[index + 1]])
 
     @property
     def names(self) -> list[str]:
-        """All of them."""
+        """All names."""
         return [self.name(i) for i in range(len(self))]
 
     def take(self, rows: Iterable[int]) -> "FileListing":
-        """Some of the pictures, in the order that is given."""
+        """Return some of the images, in the given order."""
         chosen = np.fromiter(rows, np.int64)
         names = [self.name(i) for i in chosen.tolist()]
-        if not self._holders:
+        if not self._archives:
             return FileListing(self._folder, names, self._sizes[chosen].tolist())
-        held_by, offsets = self._held_by[chosen], self._offsets[chosen]
+        archive_of, offsets = self._archive_of[chosen], self._offsets[chosen]
         sizes = self._sizes[chosen].tolist()
         return FileListing(
-            self._folder, names, sizes, self._holders, held_by.tolist(), offsets.tolist()
+            self._folder, names, sizes, self._archives, archive_of.tolist(), offsets.tolist()
         )
 
 
 def printable(name: str) -> str:
-    """A name of any bytes, fit for one line of a message."""
+    """Escape what a line of text cannot show in a file name."""
     if name.isprintable():
         return name
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
 
 
-def is_picture(name: str) -> bool:
-    """Whether a file is named as a picture is; macOS leaves files in which there is none."""
+def is_image(name: str) -> bool:
+    """Return whether a file is named as an image; macOS's ._ files are not images."""
     _, stop, suffix = name.rpartition(".")
     return stop + suffix.lower() in SUFFIXES and not name.startswith("._")
 
 
-def list_images(
-    path: Path, damaged: OnBadImage = "fail", wanted: Callable[[str], bool] = is_picture
-) -> FileListing:
-    """List the pictures in a folder and in those below it, in the order of their names' parts.
+def list_images(path: Path, on_bad_image: OnBadImage = "fail") -> FileListing:
+    """List the images in a folder and its subfolders, ordered by path component.
 
-    Every folder is looked into once. A link to a folder is followed if nothing else leads there;
-    not if it leads to a folder that this one lies in. A link that leads nowhere is listed, to be
-    found bad.
+    Each folder is visited once, however many links lead to it; links to a folder above are not
+    followed. A broken link is listed, and will be found to be a bad image.
 
     Args:
         path: the folder.
-        damaged: whether a folder that cannot be read is left out.
-        wanted: tells a picture by its file's name.
+        on_bad_image: "skip" leaves out subfolders that cannot be read.
 
     Raises:
         InputError: a folder cannot be read.
     """
-    names: list[str] = []
-    sizes: list[int] = []
+    found = sorted(_walk(path, on_bad_image), key=lambda each: each[0].replace("/", "\0"))
+    return FileListing(path, [name for name, _ in found], [size for _, size in found])
+
+
+def has_images(path: Path) -> bool:
+    """Return whether a folder or its subfolders hold an image, or cannot be read."""
+    try:
+        return next(_walk(path, "fail"), None) is not None
+    except InputError:  # from the reader, it says more
+        return True
+
+
+def _walk(path: Path, on_bad_image: OnBadImage) -> Iterator[tuple[str, int]]:
+    """Yield relative name and size of each image."""
     seen: set[tuple[int, int]] = set()
     folders, links = [""], list[str]()
     top = os.path.realpath(path)
@@ -141,24 +149,22 @@ def list_images(
             with os.scandir(place) as found:
                 entries = list(found)
         except OSError as error:
-            if damaged == "skip" and prefix:
+            if on_bad_image == "skip" and prefix:
                 continue
             reason = error.strerror or error
             raise InputError(f"{printable(place)}: cannot be listed: {reason}") from error
         for entry in entries:
+            name = prefix + entry.name
             if entry.is_dir(follow_symlinks=False):
-                folders.append(f"{prefix}{entry.name}/")
+                folders.append(f"{name}/")
                 continue
             try:
                 status = entry.stat()
-            except OSError:  # a link that leads nowhere, or gone since
-                size: int | None = 0
-            else:
-                if entry.is_symlink() and entry.is_dir():
-                    links.append(f"{prefix}{entry.name}/")
-                size = status.st_size if entry.is_file() else None
-            if size is not None and wanted(entry.name):
-                names.append(prefix + entry.name)
-                sizes.append(size)
-    order = sorted(range(len(names)), key=lambda i: names[i].replace("/", "\0"))
-    return FileListing(path, [names[i] for i in order], [sizes[i] for i in order])
+            except OSError:  # a broken link, or removed since
+                if is_image(entry.name):
+                    yield name, 0
+                continue
+            if entry.is_symlink() and entry.is_dir():
+                links.append(f"{name}/")
+            if entry.is_file() and is_image(entry.name):
+                yield name, status.st_size

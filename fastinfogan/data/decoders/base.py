@@ -1,14 +1,14 @@
-"""What turns encoded pictures into images, be it DALI or Pillow."""
+"""Decoders of encoded images: what DALI and Pillow have in common."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastinfogan.data.image_set import EncodedImageSet, Fingerprint, ImageSet
+from fastinfogan.data.image_set import EncodedImageSet, Fingerprint
 from fastinfogan.errors import InputError
 
 DecoderName = Literal["auto", "dali", "pillow"]
@@ -16,11 +16,11 @@ DecoderName = Literal["auto", "dali", "pillow"]
 
 @dataclass(frozen=True)
 class BadImage:
-    """A picture that cannot be decoded.
+    """An image that cannot be decoded.
 
     Attributes:
-        index: its number in the set.
-        name: as the set names it.
+        index: in the set.
+        name: in the set.
         reason: in a few words.
     """
 
@@ -31,12 +31,12 @@ class BadImage:
 
 @dataclass(frozen=True)
 class DecodedBatch:
-    """Some decoded images of a set.
+    """A batch of decoded images.
 
     Attributes:
-        index: int64 (n,), their numbers in the set, as they were wanted.
-        images: uint8 (n, height, width, channels); the rows of bad ones hold nothing of meaning.
-        bad: those that could not be decoded.
+        index: int64 (n,), indices into the set, as requested.
+        images: uint8 (n, height, width, channels); rows of bad images are undefined.
+        bad: images that could not be decoded.
     """
 
     index: NDArray[np.int64]
@@ -45,56 +45,65 @@ class DecodedBatch:
 
 
 class Decoder(ABC):
-    """Decodes one set's pictures.
+    """Decodes the images of one set.
 
     Args:
-        source: the set.
+        image_set: the set.
 
     Attributes:
-        source: as given.
-        name: who decodes, with its version and its device: a part of a run's fingerprint.
+        image_set: as given.
+        name: library, version and device; part of a run's fingerprint.
     """
 
     name: str
 
-    def __init__(self, source: EncodedImageSet) -> None:
-        self.source = source
+    def __init__(self, image_set: EncodedImageSet) -> None:
+        self.image_set = image_set
 
     @property
     def fingerprint(self) -> Fingerprint:
-        """The set's, and who decodes it."""
-        return {**self.source.fingerprint, "decoder": self.name}
+        """Return the fingerprint of the set and the decoder."""
+        return {**self.image_set.fingerprint, "decoder": self.name}
 
     @abstractmethod
-    def batches(self, wanted: Iterable[NDArray[np.int64]]) -> Iterator[DecodedBatch]:
-        """Decode batches, in the order in which they are wanted.
+    def batches(self, indices: Iterable[NDArray[np.int64]]) -> Iterator[DecodedBatch]:
+        """Decode batches in the given order.
 
         Args:
-            wanted: int64 (n,), numbers in the set; may never end, and is read ahead.
+            indices: int64 (n,) of each batch; may be endless, and is read ahead of the results.
 
         Returns:
-            A batch for each. Closing the iterator stops what works ahead.
+            An iterator over the batches. Closing it stops decoding.
         """
 
 
-def decode_image_set(
-    source: EncodedImageSet, decoder: Callable[[EncodedImageSet], Decoder]
-) -> ImageSet:
-    """Decode a small set at once, its test part too.
+def choose_decoder(
+    name: DecoderName, image_set: EncodedImageSet, device: str, batch_size: int
+) -> tuple[Decoder, str]:
+    """Make a decoder.
 
     Args:
-        source: the set.
-        decoder: makes one for a set, as `PillowDecoder` does.
+        name: "auto" is DALI where it works, else Pillow.
+        image_set: the set.
+        device: where DALI decodes: "cpu", "cuda" or "cuda:1".
+        batch_size: typical number of images in a batch.
+
+    Returns:
+        The decoder, and why it was chosen, in a few words.
 
     Raises:
-        InputError: a picture cannot be decoded.
+        InputError: DALI was asked for by name and does not work.
     """
-    images = np.empty((len(source), *source.shape), np.uint8)
-    parts = np.array_split(np.arange(len(source)), -(-len(source) // 128))
-    for batch in decoder(source).batches(parts):
-        if batch.bad:
-            first = batch.bad[0]
-            raise InputError(f"{source.name}: {first.name} cannot be decoded: {first.reason}")
-        images[batch.index] = batch.images
-    test = None if source.test is None else decode_image_set(source.test, decoder)
-    return ImageSet(source.name, images, source.labels, test, source.factors)
+    from fastinfogan.data.decoders.pillow import PillowDecoder
+
+    if name == "pillow":
+        return PillowDecoder(image_set), "asked for"
+    from fastinfogan.data.decoders.dali import DaliDecoder
+
+    try:
+        decoder = DaliDecoder(image_set, device, batch_size)
+    except InputError as error:
+        if name == "dali":
+            raise
+        return PillowDecoder(image_set), str(error)
+    return decoder, "works here" if name == "auto" else "asked for"

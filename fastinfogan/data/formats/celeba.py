@@ -1,12 +1,12 @@
 """CelebA: img_align_celeba, with the lists of its partition and of its 40 attributes.
 
-The lists may lie beside the folder of pictures, as list_eval_partition.txt and list_attr_celeba.txt
-or as Kaggle's .csv, or in Eval and Anno as they are handed out. Without the first every picture is
-learned from, without the second nothing is known of them.
+The lists are looked for beside the folder of images, as list_eval_partition.txt and
+list_attr_celeba.txt or as Kaggle's .csv, and in Eval and Anno as in the original archive. Without
+the first all images are for training, without the second there are no factors.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,20 +14,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastinfogan.data.bad_images import OnBadImage
-from fastinfogan.data.decoders.geometry import recipe
-from fastinfogan.data.image_set import EncodedImageSet, Factors, ImageShape
-from fastinfogan.data.listing import FileListing, list_images, printable
+from fastinfogan.data.formats import Format, register
+from fastinfogan.data.image_set import CropResize, EncodedImageSet, Factors, ImageShape
+from fastinfogan.data.listing import list_images, printable
 from fastinfogan.errors import InputError
 
 FOLDER = "img_align_celeba"
-_PLACES = ("", "Eval", "Anno")
-_LEARN, _TEST = 0, 2  # 1 is for validation
+_CROP = (128, 128)  # of 218x178: the face
+_LIST_FOLDERS = ("", "Eval", "Anno")
+_TRAIN, _TEST = 0, 2  # 1 is for validation
 
 Value = TypeVar("Value")
 
 
-def find(path: Path) -> Path | None:
-    """The folder of pictures, if a path is it or holds it."""
+def _find(path: Path) -> Path | None:
+    """Return the folder of images, if a path is it or holds it."""
     for place in (path.absolute(), path / FOLDER, path / "Img" / FOLDER):
         if place.name == FOLDER and place.is_dir():
             found = path if place == path.absolute() else place
@@ -36,79 +37,58 @@ def find(path: Path) -> Path | None:
     return None
 
 
-def read(path: Path, shape: ImageShape, damaged: OnBadImage = "fail") -> EncodedImageSet:
-    """List the pictures of partition 0, and as the test part those of partition 2.
+def detect(path: Path) -> bool:
+    """Return whether a path is, or holds, img_align_celeba."""
+    return _find(path) is not None
 
-    Attributes become factors of two classes. The pictures of partition 1 are left out.
+
+def read(path: Path, shape: ImageShape, on_bad_image: OnBadImage = "fail") -> EncodedImageSet:
+    """List partition 0 for training and partition 2 as the test split.
+
+    Attributes become factors of two classes. Partition 1 is left out.
 
     Args:
-        path: the folder of pictures, or one that holds it.
+        path: the folder of images, or one that holds it.
         shape: of the images.
-        damaged: whether subfolders that cannot be read are left out.
+        on_bad_image: "skip" leaves out subfolders that cannot be read.
 
     Raises:
-        InputError: no pictures, a damaged list, or a picture that a list does not have.
+        InputError: no images, a damaged list, or an image that a list lacks.
     """
-    folder = find(path) or path
-    pictures = list_images(folder, damaged)
-    if not pictures:
-        raise InputError(f"{folder}: no pictures in this folder")
-    stems = [_stem(name) for name in pictures.names]
-    partition = np.zeros(len(pictures), np.int64)
+    folder = _find(path) or path
+    images = list_images(folder, on_bad_image)
+    if not images:
+        raise InputError(f"{folder}: no images in this folder")
+    stems = [_stem(name) for name in images.names]
+    partition = np.zeros(len(images), np.int64)
     file = _list(folder, "list_eval_partition")
     if file is not None:
         numbers = _partition(file)
         partition[:] = [_found(numbers, stem, file) for stem in stems]
-    learn, test = (np.flatnonzero(partition == part) for part in (_LEARN, _TEST))
-    if not len(learn):
-        raise InputError(
-            f"{file}: none of {len(pictures)} pictures is of partition 0, for training"
-        )
+    train, test = (np.flatnonzero(partition == part) for part in (_TRAIN, _TEST))
+    if not len(train):
+        raise InputError(f"{file}: none of {len(images)} images is in partition 0, for training")
     factors = None
-    known = _list(folder, "list_attr_celeba")
-    if known is not None:
-        names, table = _attributes(known)
-        values = np.stack([_found(table, stem, known) for stem in stems])
-        factors = _Known(names, values)
-    held_out = _part(f"{path}, test", pictures, test, shape, factors) if len(test) else None
-    return _part(str(path), pictures, learn, shape, factors, held_out)
+    file = _list(folder, "list_attr_celeba")
+    if file is not None:
+        names, table = _attributes(file)
+        values = np.stack([_found(table, stem, file) for stem in stems]).astype(np.float32)
+        factors = Factors(names, values, (2,) * len(names), (None,) * len(names))
 
+    def part(name: str, rows: NDArray[np.int64], test: EncodedImageSet | None) -> EncodedImageSet:
+        known = replace(factors, values=factors.values[rows]) if factors else None
+        transform = CropResize(shape, _CROP)
+        return EncodedImageSet(name, images.take(rows), transform, None, test, known)
 
-@dataclass(frozen=True)
-class _Known:
-    """What the list of attributes tells of all pictures.
-
-    Attributes:
-        names: of the attributes.
-        values: uint8 (N, attributes), 0 or 1.
-    """
-
-    names: tuple[str, ...]
-    values: NDArray[np.uint8]
-
-
-def _part(
-    name: str,
-    pictures: FileListing,
-    rows: NDArray[np.int64],
-    shape: ImageShape,
-    known: _Known | None,
-    test: EncodedImageSet | None = None,
-) -> EncodedImageSet:
-    factors = None
-    if known is not None:
-        count = len(known.names)
-        values = known.values[rows].astype(np.float32)
-        factors = Factors(known.names, values, (2,) * count, (None,) * count)
-    return EncodedImageSet(name, pictures.take(rows), recipe("celeba", shape), None, test, factors)
+    return part(str(path), train, part(f"{path}, test", test, None) if len(test) else None)
 
 
 def _list(folder: Path, name: str) -> Path | None:
-    """One of the lists, near to the folder of pictures."""
+    """Return the file of a list, near the folder of images."""
     for base in (folder.absolute().parent, folder.absolute().parent.parent, folder):
-        for place in _PLACES:
+        for subfolder in _LIST_FOLDERS:
             for suffix in (".txt", ".csv"):
-                file = base / place / (name + suffix)
+                file = base / subfolder / (name + suffix)
                 if file.is_file():
                     return file
     return None
@@ -122,7 +102,7 @@ def _found(table: Mapping[str, Value], stem: str, file: Path) -> Value:
     try:
         return table[stem]
     except KeyError:
-        raise InputError(f"{file}: no line for the picture {printable(stem)}") from None
+        raise InputError(f"{file}: no line for the image {printable(stem)}") from None
 
 
 def _lines(file: Path) -> list[str]:
@@ -138,17 +118,17 @@ def _partition(file: Path) -> dict[str, int]:
     for place, line in enumerate(_lines(file)):
         if place == 0 and line.split() == ["image_id", "partition"]:
             continue
-        picture, *rest = line.split()
+        image, *rest = line.split()
         if rest not in (["0"], ["1"], ["2"]):
             raise InputError(
-                f"{file}: a picture and 0, 1 or 2 are on every line, not {printable(line[:40])!r}"
+                f"{file}: each line must be an image and 0, 1 or 2, not {printable(line[:40])!r}"
             )
-        numbers[_stem(picture)] = int(rest[0])
+        numbers[_stem(image)] = int(rest[0])
     return numbers
 
 
 def _attributes(file: Path) -> tuple[tuple[str, ...], dict[str, NDArray[np.uint8]]]:
-    """The names of the attributes, and by picture 0 or 1 for each."""
+    """Return the names of the attributes, and for each image their values: uint8, 0 or 1."""
     lines = _lines(file)
     announced = None
     if lines and lines[0].strip().isdigit():
@@ -159,18 +139,21 @@ def _attributes(file: Path) -> tuple[tuple[str, ...], dict[str, NDArray[np.uint8
     del lines[:1]
     if not names or len(set(names)) != len(names) or (announced or len(lines)) != len(lines):
         raise InputError(
-            f"{file}: not a whole list of attributes, {len(names)} of them for {len(lines)} "
-            f"pictures{f', where {announced} are announced' if announced is not None else ''}"
+            f"{file}: not a complete list of attributes, {len(names)} of them for {len(lines)} "
+            f"images{f', where {announced} are announced' if announced is not None else ''}"
         )
     table = {}
     for line in lines:
-        picture, *values = line.split(maxsplit=1)
+        image, *values = line.split(maxsplit=1)
         # 1 and -1, and nothing else, one for each name.
         digits = "".join(values).replace("-1", "0").split()
         if len(digits) != len(names) or not {"0", "1"}.issuperset(digits):
             raise InputError(
-                f"{file}: a picture and {len(names)} times 1 or -1 are on every line, "
+                f"{file}: each line must be an image and {len(names)} times 1 or -1, "
                 f"not {printable(line[:40])!r}"
             )
-        table[_stem(picture)] = np.frombuffer("".join(digits).encode(), np.uint8) - ord("0")
+        table[_stem(image)] = np.frombuffer("".join(digits).encode(), np.uint8) - ord("0")
     return tuple(names), table
+
+
+register(Format("CelebA", "CelebA's img_align_celeba", detect, read, priority=30))

@@ -1,33 +1,25 @@
-"""Any folder of pictures, its subfolders included, in the order of their names."""
+"""Any folder of image files, subfolders included, in the order of their names."""
 
 from pathlib import Path
 
 from fastinfogan.data.bad_images import OnBadImage
-from fastinfogan.data.decoders.geometry import recipe
-from fastinfogan.data.image_set import EncodedImageSet, ImageShape
-from fastinfogan.data.listing import SUFFIXES, list_images
-from fastinfogan.errors import InputError
+from fastinfogan.data.formats import Format, register
+from fastinfogan.data.image_set import CropResize, EncodedImageSet, ImageShape
+from fastinfogan.data.listing import has_images, list_images
 
 
-class NoPicturesError(InputError):
-    """There are no pictures in a folder."""
+def detect(path: Path) -> bool:
+    """Return whether a path is a folder with an image in it or below it."""
+    return path.is_dir() and has_images(path)
 
 
-def read(path: Path, shape: ImageShape, damaged: OnBadImage = "fail") -> EncodedImageSet:
-    """List every picture: its largest centred box of the right proportions becomes the image.
-
-    Args:
-        path: the folder.
-        shape: of the images.
-        damaged: whether subfolders that cannot be read are left out.
+def read(path: Path, shape: ImageShape, on_bad_image: OnBadImage = "fail") -> EncodedImageSet:
+    """List every image; the largest centre crop of the right aspect ratio is resized.
 
     Raises:
-        NoPicturesError: there are no pictures.
-        InputError: a folder that cannot be read.
+        InputError: a folder cannot be read, and `on_bad_image` is "fail".
     """
-    pictures = list_images(path, damaged)
-    if not pictures:
-        raise NoPicturesError(
-            f"{path}: no pictures in this folder (looked for {', '.join(sorted(SUFFIXES))})"
-        )
-    return EncodedImageSet(str(path), pictures, recipe("plain", shape))
+    return EncodedImageSet(str(path), list_images(path, on_bad_image), CropResize(shape))
+
+
+register(Format("folder", "a folder of images", detect, read, priority=90))

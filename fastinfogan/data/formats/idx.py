@@ -1,4 +1,4 @@
-"""MNIST's own format: IDX files, gzipped or not, one of images or the usual four in a folder."""
+"""MNIST's IDX files, gzipped or not: one of images, or the usual four in a folder."""
 
 import gzip
 import zlib
@@ -7,18 +7,22 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fastinfogan.data.image_set import ImageSet, as_labels, pixels
+from fastinfogan.data.bad_images import OnBadImage
+from fastinfogan.data.formats import Format, register
+from fastinfogan.data.image_set import ImageSet, ImageShape, as_images, as_labels
 from fastinfogan.errors import InputError
 
 _GZIP = b"\x1f\x8b"
 _UBYTE = 8  # the type code of unsigned bytes, the only one MNIST uses
 
 
-def is_idx(path: Path) -> bool:
-    """Whether a file starts as an IDX file of bytes does, gzipped or not, or is named as one."""
+def detect(path: Path) -> bool:
+    """Return whether a folder has images for training, or a file starts like IDX or is named so."""
+    if path.is_dir():
+        return _image_file(path, "train") is not None
     if not path.is_file():
         return False
-    if "idx" in path.name and "ubyte" in path.name:
+    if "idx" in path.name and path.name.removesuffix(".gz").endswith("ubyte"):
         return True
     try:
         with path.open("rb") as file:
@@ -31,21 +35,21 @@ def is_idx(path: Path) -> bool:
     return start == bytes([0, 0, _UBYTE])
 
 
-def image_file(folder: Path, part: str) -> Path | None:
-    """The folder's IDX file of images of "train" or "t10k", if it has one."""
-    found = [p for p in sorted(folder.glob(f"{part}-images*")) if is_idx(p)]
+def _image_file(folder: Path, part: str) -> Path | None:
+    """Return the folder's IDX file of images of "train" or "t10k"."""
+    found = [p for p in sorted(folder.glob(f"{part}-images*")) if p.is_file() and detect(p)]
     return found[0] if found else None
 
 
-def read_array(path: Path, rank: int) -> NDArray[np.uint8]:
+def _read_array(path: Path, rank: int) -> NDArray[np.uint8]:
     """Read one IDX file of unsigned bytes.
 
     Args:
         path: the file; gzipped if it starts like gzip.
-        rank: how many dimensions it must have (3 for images, 1 for labels).
+        rank: number of dimensions, 3 for images and 1 for labels.
 
     Raises:
-        InputError: unreadable, another magic number, or not as many bytes as it announces.
+        InputError: unreadable, another magic number, or a length that its header does not state.
     """
     try:
         data = path.read_bytes()
@@ -70,14 +74,14 @@ def read_array(path: Path, rank: int) -> NDArray[np.uint8]:
     return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
 
 
-def read(path: Path) -> ImageSet:
-    """Read a file of images, with the labels beside it, or a folder of the usual four files.
+def read(path: Path, shape: ImageShape, on_bad_image: OnBadImage = "fail") -> ImageSet:
+    """Read a file of images and the labels beside it, or a folder of the usual four files.
 
     Raises:
         InputError: no images, or a file is damaged.
     """
     if path.is_dir():
-        train, test = image_file(path, "train"), image_file(path, "t10k")
+        train, test = _image_file(path, "train"), _image_file(path, "t10k")
         if train is None:
             raise InputError(f"{path}: no train-images-idx3-ubyte, gzipped or not, in this folder")
         source = _read_one(train)
@@ -87,12 +91,15 @@ def read(path: Path) -> ImageSet:
 
 
 def _read_one(images: Path) -> ImageSet:
-    array = pixels(read_array(images, 3), images)
+    array = as_images(_read_array(images, 3), images)
     name = images.name.replace("images", "labels").replace("idx3", "idx1")
     if name == images.name:
         return ImageSet(str(images), array)
     candidates = [images.with_name(n) for n in (name, name.removesuffix(".gz"), name + ".gz")]
     labels = next((c for c in candidates if c.is_file()), None)
     return ImageSet(
-        str(images), array, as_labels(read_array(labels, 1), labels) if labels else None
+        str(images), array, as_labels(_read_array(labels, 1), labels) if labels else None
     )
+
+
+register(Format("IDX", "MNIST's IDX files", detect, read, priority=10))

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from fastinfogan.data.arrays import read_in_parts
-from fastinfogan.data.decoders.geometry import recipe
-from fastinfogan.data.image_set import ImageSet, ImageShape, as_labels, pixels
+from fastinfogan.data.bad_images import OnBadImage
+from fastinfogan.data.formats import Format, register
+from fastinfogan.data.image_set import CropResize, ImageSet, ImageShape, as_images, as_labels
+from fastinfogan.data.transforms import read_chunks
 from fastinfogan.errors import InputError
 
-IN_FOLDER = ("train_32x32.mat", "extra_32x32.mat")
-"""What is looked for in a folder; the first one counts."""
+_FILES = ("train_32x32.mat", "extra_32x32.mat")  # in a folder, the first one there
 
 _HEADER, _START = 128, 512  # of the file; of an element, more than flags, shape and name can take
 _MATRIX_CLASS = range(6, 16)  # of numbers: flags, shape, name, values
@@ -22,16 +22,28 @@ _COMPRESSED = 15
 _COMPLEX = 0x800
 
 
-def read(path: Path, shape: ImageShape) -> ImageSet:
-    """Read a .mat file with X, uint8 (32, 32, 3, N), and y, (N, 1), in which 10 stands for 0.
+def _find(path: Path) -> Path | None:
+    candidates = [path / name for name in _FILES] if path.is_dir() else [path]
+    return next((c for c in candidates if c.suffix == ".mat" and c.is_file()), None)
+
+
+def detect(path: Path) -> bool:
+    """Return whether a path is a .mat file, or a folder with one of SVHN's."""
+    return _find(path) is not None
+
+
+def read(path: Path, shape: ImageShape, on_bad_image: OnBadImage = "fail") -> ImageSet:
+    """Read X, uint8 (32, 32, 3, N), and y, (N, 1), in which 10 stands for 0.
 
     Args:
-        path: the file.
-        shape: of the images; made of others as `arrays` tells.
+        path: a .mat file, or the folder of SVHN's.
+        shape: of the images; others are resized to it.
+        on_bad_image: ignored; a damaged file is an error.
 
     Raises:
         InputError: not a MATLAB 5 file, damaged, or without X and y of these shapes.
     """
+    path = _find(path) or path
     source = _read_one(path, shape)
     test = path.with_name(re.sub("train|extra", "test", path.name))
     if test != path and test.is_file():
@@ -46,7 +58,7 @@ def _read_one(path: Path, shape: ImageShape) -> ImageSet:
     try:
         _require_known_types(path)
         arrays = loadmat(path, variable_names=["X", "y"])
-    # What scipy's reader ends in on files cut short and with flipped bits; it names no file.
+    # What scipy's reader raises on truncated and damaged files; it names no file.
     except (
         OSError,
         EOFError,
@@ -60,25 +72,25 @@ def _read_one(path: Path, shape: ImageShape) -> ImageSet:
         MatReadError,
         zlib.error,
     ) as error:
-        raise InputError(f"{path}: not a whole MATLAB 5 file: {error}") from error
+        raise InputError(f"{path}: not a complete MATLAB 5 file: {error}") from error
     if "X" not in arrays:
-        raise InputError(f"{path}: holds no array X, (32, 32, 3, N), as SVHN's files do")
+        raise InputError(f"{path}: holds no array X, (32, 32, 3, N)")
     images = arrays["X"]
     if images.ndim != 4:
         raise InputError(f"{path}: X must be (height, width, channels, N), it is {images.shape}")
     labels = as_labels(arrays["y"], path) if "y" in arrays else None
     if labels is not None:
         labels = np.where(labels == 10, 0, labels)
-    every = pixels(images.transpose(3, 0, 1, 2), path)
+    every = as_images(images.transpose(3, 0, 1, 2), path)
     if every.shape[1:] != shape:
-        every = read_in_parts(
-            len(every), lambda first, last: every[first:last], recipe("svhn", shape), path
+        every = read_chunks(
+            len(every), lambda first, last: every[first:last], CropResize(shape), path
         )
     return ImageSet(str(path), every, labels)
 
 
 def _require_known_types(path: Path) -> None:
-    """Check the type codes of a file's matrices: scipy takes the process down on unknown ones.
+    """Check the type codes of a file's matrices: unknown ones crash scipy.
 
     Raises:
         ValueError: one is unknown.
@@ -113,3 +125,6 @@ def _check_types(start: bytes, order: str) -> None:
                 raise ValueError("an array of complex numbers")
             parts = 4 if flags & 0xFF in _MATRIX_CLASS else 3
         place += 8 if small else 8 + -(-size // 8) * 8
+
+
+register(Format("SVHN", "SVHN's train_32x32.mat", detect, read, priority=20))

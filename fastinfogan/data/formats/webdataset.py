@@ -1,7 +1,7 @@
-"""WebDataset's shards: tar files of pictures, each with what is known of it beside it.
+"""WebDataset's shards: tar files of images, each with its label beside it.
 
-A sample is what has one name up to the first point: 000123.jpg, 000123.cls. A .cls is a whole
-number; a .json is one, or has it as "label", "cls" or "class". Pictures are found by their place in
+Files with one name up to the first dot are one sample: 000123.jpg, 000123.cls. A .cls is an
+integer; a .json is one, or has it as "label", "cls" or "class". Images are read at their offset in
 the tar, which is never unpacked.
 """
 
@@ -15,9 +15,9 @@ from typing import Any, Final
 import numpy as np
 
 from fastinfogan.data.bad_images import OnBadImage
-from fastinfogan.data.decoders.geometry import recipe
-from fastinfogan.data.image_set import EncodedImageSet, ImageShape
-from fastinfogan.data.listing import FileListing, is_picture, printable
+from fastinfogan.data.formats import Format, register
+from fastinfogan.data.image_set import CropResize, EncodedImageSet, ImageShape
+from fastinfogan.data.listing import FileListing, has_images, is_image, printable
 from fastinfogan.errors import InputError
 
 _BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
@@ -28,33 +28,38 @@ _LABEL_KEYS: Final = ("label", "cls", "class")
 
 
 class _DamagedError(Exception):
-    """A tar goes on, and cannot be read any further."""
+    """The rest of a tar cannot be read."""
 
 
 class _Index:
-    """What was found in the tars so far."""
+    """The images and labels found in the tars so far."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
         self.sizes: list[int] = []
-        self.holders: list[int] = []
+        self.archives: list[int] = []
         self.offsets: list[int] = []
         self.samples: list[tuple[int, str]] = []
         self.labels: dict[tuple[int, str], int] = {}
 
 
-def shards(path: Path) -> list[Path] | None:
-    """The tars that a path stands for: itself, a folder's, or those of a pattern with braces.
+def detect(path: Path) -> bool:
+    """Return whether a path is a tar or a pattern, or a folder of tars and not of images."""
+    if path.is_dir():
+        return next(path.glob("*.tar"), None) is not None and not has_images(path)
+    return path.suffix == ".tar"
 
-    shard-{000..009}.tar and {train,extra}.tar are patterns. None if the path is nothing of this.
+
+def _shards(path: Path) -> list[Path]:
+    """Return the tars of a path: a file, a folder, or a pattern with braces.
+
+    shard-{000..009}.tar and {train,extra}.tar are patterns.
 
     Raises:
         InputError: a pattern names more than 100,000 files.
     """
     if path.is_dir():
-        return sorted(path.glob("*.tar")) or None
-    if path.suffix != ".tar":
-        return None
+        return sorted(path.glob("*.tar"))
     if path.exists() or not _BRACES.search(str(path)):
         return [path]
     pieces, end = [], 0
@@ -66,7 +71,7 @@ def shards(path: Path) -> list[Path] | None:
             continue
         first, last = int(found[1]), int(found[2])
         if last < first or last - first >= _MAX_SHARDS:
-            raise InputError(f"{path}: {found[0]} counts from the lesser to the greater number")
+            raise InputError(f"{path}: {found[0]} must count upwards, to at most {_MAX_SHARDS:,}")
         pieces.append([f"{n:0{len(found[1])}d}" for n in range(first, last + 1)])
     pieces.append([str(path)[end:]])
     count = np.prod([len(piece) for piece in pieces], dtype=object)
@@ -75,21 +80,18 @@ def shards(path: Path) -> list[Path] | None:
     return [Path("".join(parts)) for parts in itertools.product(*pieces)]
 
 
-def read(
-    path: Path, files: list[Path], shape: ImageShape, damaged: OnBadImage = "fail"
-) -> EncodedImageSet:
-    """List the pictures of tars, and their labels if every one has its own.
+def read(path: Path, shape: ImageShape, on_bad_image: OnBadImage = "fail") -> EncodedImageSet:
+    """List the images of tars, and their labels if all have one.
 
     Args:
-        path: as the user named them.
-        files: the tars, in their order.
+        path: a tar, a folder of tars, or a pattern.
         shape: of the images.
-        damaged: "skip" takes the whole pictures of a tar that is cut short or damaged.
+        on_bad_image: "skip" takes the complete images of a truncated or damaged tar.
 
     Raises:
-        InputError: a tar is missing, packed, damaged or has no pictures, or a label is damaged.
+        InputError: a tar is missing, compressed, damaged or without images, or a label is damaged.
     """
-    index = _Index()
+    files, index = _shards(path), _Index()
     for number, file in enumerate(files):
         before = len(index.names)
         try:
@@ -97,64 +99,64 @@ def read(
         except OSError as error:
             raise InputError(f"{file}: cannot be read: {error.strerror or error}") from error
         except _DamagedError as error:
-            if damaged == "fail":
+            if on_bad_image == "fail":
                 whole = len(index.names) - before
                 raise InputError(
-                    f"{file}: {error}; whole pictures in it: {whole:,}. Get it anew, or take "
-                    "those alone by `on_bad_image='skip'`"
+                    f"{file}: {error}; it holds {whole:,} complete images. Download it again, or "
+                    "use those alone by `on_bad_image='skip'`"
                 ) from error
     if not index.names:
-        raise InputError(f"{path}: no pictures in {', '.join(f.name for f in files[:3])}")
-    pictures = FileListing(path, index.names, index.sizes, files, index.holders, index.offsets)
+        raise InputError(f"{path}: no images in {', '.join(f.name for f in files[:3])}")
+    images = FileListing(path, index.names, index.sizes, files, index.archives, index.offsets)
     labels = None
     if all(sample in index.labels for sample in index.samples):
         labels = np.array([index.labels[sample] for sample in index.samples], np.int64)
-    return EncodedImageSet(str(path), pictures, recipe("plain", shape), labels)
+    return EncodedImageSet(str(path), images, CropResize(shape), labels)
 
 
 def _index(file: Path, number: int, index: _Index) -> None:
-    """Take up one tar.
+    """Add the files of one tar.
 
     Raises:
         OSError: it cannot be read.
         InputError: a label is damaged.
-        _DamagedError: it is not whole.
+        _DamagedError: it is truncated or damaged.
     """
     length = file.stat().st_size
     with file.open("rb") as raw:
         try:
             with tarfile.open(fileobj=raw, mode="r:") as tar:
                 while (member := tar.next()) is not None:
-                    tar.members = []  # type: ignore[attr-defined]  # or it would keep every header
+                    tar.members = []  # type: ignore[attr-defined]  # it would store every header
                     if not member.isreg() or member.issparse():
                         continue
                     if member.offset_data + member.size > length:
-                        raise _DamagedError("cut short")
+                        raise _DamagedError("truncated")
                     _take(file, number, raw, member, index)
                 end = tar.offset
         except InputError:
             raise
         except (tarfile.TarError, EOFError, ValueError) as error:
-            # Its reader ends here, too, where the last member is cut.
-            reason = "no plain tar (a packed one must be unpacked first)"
+            # A truncated last member ends here, too.
+            reason = "not a plain tar (decompress it first)"
             raise _DamagedError(
-                "cut short" if index.holders[-1:] == [number] else reason
+                "truncated" if index.archives[-1:] == [number] else reason
             ) from error
         raw.seek(end)
-        # The reader takes anything for the end, after a first member; a true end is zeros.
+        # After a first member the reader takes anything for the end; a true end is zeros.
         last = raw.read(_BLOCK)
         if last != bytes(_BLOCK):
-            raise _DamagedError("cut short" if len(last) < _BLOCK else f"damaged at byte {end:,}")
+            raise _DamagedError("truncated" if len(last) < _BLOCK else f"damaged at byte {end:,}")
 
 
 def _take(file: Path, number: int, raw: Any, member: tarfile.TarInfo, index: _Index) -> None:  # noqa: ANN401
     folder, slash, base = member.name.rpartition("/")
     stem, _, kind = base.partition(".")
     sample = (number, folder + slash + stem)
-    if is_picture(base):
+    if is_image(base):
         index.names.append(f"{file.name}/{member.name}")
         index.sizes.append(member.size)
-        index.holders.append(number)
+        index.archives.append(number)
         index.offsets.append(member.offset_data)
         index.samples.append(sample)
     elif kind.lower() in ("cls", "json") and not base.startswith("._"):
@@ -166,11 +168,11 @@ def _take(file: Path, number: int, raw: Any, member: tarfile.TarInfo, index: _In
             index.labels[sample] = label
         elif kind.lower() == "cls":
             name = printable(member.name)
-            raise InputError(f"{file}: {name} is not a whole number of 0 or more")
+            raise InputError(f"{file}: {name} is not an integer >= 0")
 
 
 def _label(data: bytes, kind: str) -> int | None:
-    """The label in a file; None if there is none."""
+    """Return the label in a file, if there is one."""
     try:
         found = json.loads(data)
     except (ValueError, RecursionError):
@@ -179,3 +181,8 @@ def _label(data: bytes, kind: str) -> int | None:
         found = next((found[key] for key in _LABEL_KEYS if key in found), None)
     whole = isinstance(found, int) and not isinstance(found, bool) and 0 <= found < 1 << 63
     return found if whole else None
+
+
+register(
+    Format("WebDataset", ".tar files of images (shard-{000..009}.tar)", detect, read, priority=80)
+)
