@@ -1,30 +1,31 @@
-"""Pictures that do not decode: which, why, and when they are too many."""
+"""Images that cannot be decoded: which, why, and whether there are too many."""
 
 import json
 from collections import Counter
 from pathlib import Path
 from typing import Literal
 
+from fastinfogan import atomic_io
 from fastinfogan.data.decoders.base import BadImage
 from fastinfogan.errors import InputError
 
 OnBadImage = Literal["fail", "skip"]
 MAX_SHARE = 0.01
-"""Of a set's pictures that may be skipped; one may be in any set."""
+"""Largest share of a set's images that may be skipped; one may be in any set."""
 FILE = "bad_images.jsonl"
 
 
 class BadImages:
-    """The bad pictures of a set, as far as they are known.
+    """The bad images found in a set so far.
 
     Args:
-        name: of the set, for messages.
-        count: pictures in the set.
-        policy: "fail" stops at the first one, "skip" goes on without them.
+        name: of the set, for errors.
+        count: images in the set.
+        policy: "fail" raises at the first bad image, "skip" continues without them.
 
     Attributes:
         count: as given.
-        bad: by number in the set; another dict after every addition, as one thread adds while
+        bad: by index in the set; replaced by a new dict at each addition, as one thread adds while
             others read.
     """
 
@@ -37,48 +38,44 @@ class BadImages:
     def __len__(self) -> int:
         return len(self.bad)
 
-    def add(self, *found: BadImage) -> bool:
-        """Note bad pictures.
-
-        Returns:
-            Whether one of them is news.
+    def add(self, *found: BadImage) -> None:
+        """Add bad images.
 
         Raises:
-            InputError: the policy is to fail, or they are too many.
+            InputError: the policy is "fail", or there are too many.
         """
-        news = {each.index: each for each in found if each.index not in self.bad}
-        if news and self._policy == "fail":
-            first = min(news.values(), key=lambda each: each.index)
+        new = {each.index: each for each in found if each.index not in self.bad}
+        if new and self._policy == "fail":
+            first = new[min(new)]
             raise InputError(
-                f"{self._name}: {first.name} cannot be decoded: {first.reason}; mend or remove it, "
-                "or go on without it by `on_bad_image='skip'`"
+                f"{self._name}: {first.name} cannot be decoded: {first.reason}; repair or remove "
+                "it, or continue without it by `on_bad_image='skip'`"
             )
-        self.bad = self.bad | news
+        self.bad = self.bad | new
         if len(self.bad) > max(1, MAX_SHARE * self.count):
             raise InputError(
-                f"{self._name}: {len(self.bad)} pictures of {self.count:,} cannot be decoded, "
-                f"more than {MAX_SHARE:.0%}, and not all were looked at: {self.reasons()}"
+                f"{self._name}: {len(self.bad)} images of {self.count:,} cannot be decoded so far, "
+                f"more than {MAX_SHARE:.0%}: {self.reasons()}"
             )
-        return bool(news)
 
     def reasons(self) -> str:
-        """How many there are of each reason, and one of them by name."""
+        """Return the most frequent reasons, their counts and an example of each."""
         bad = self.bad
-        counted = Counter(each.reason for each in bad.values())
+        counts = Counter(each.reason for each in bad.values())
         names = {each.reason: each.name for each in bad.values()}
-        most = [f"{n} {reason} (as {names[reason]})" for reason, n in counted.most_common(3)]
-        return "; ".join(most) + ("; ..." if len(counted) > len(most) else "")
+        most = [f"{n} {reason} (as {names[reason]})" for reason, n in counts.most_common(3)]
+        return "; ".join(most) + ("; ..." if len(counts) > len(most) else "")
 
     def records(self) -> list[dict[str, int | str]]:
-        """The list as JSON has it, in the order of the set."""
+        """Return the bad images as JSON values, in the order of the set."""
         bad = self.bad
         return [vars(bad[index]) for index in sorted(bad)]
 
     def write(self, folder: Path) -> None:
-        """Leave the list in a folder, one JSON object a line.
+        """Write the list to a folder, one JSON object per line.
 
         Raises:
             OSError: it cannot be written.
         """
         text = "".join(json.dumps(record) + "\n" for record in self.records())
-        (folder / FILE).write_text(text)
+        atomic_io.write_text(folder / FILE, text)

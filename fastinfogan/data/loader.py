@@ -1,17 +1,16 @@
-"""What the iteration gathers its real images from, and that they are there in time.
+"""Loaders: they have the real images of each iteration ready when it runs.
 
-A set in memory, or on the GPU, is one tensor from which the program gathers by itself. A set that
-is decoded for the first time is the same tensor: the images of the coming iterations are decoded in
-their order, each into its own slot, before the iteration that needs it runs. So nothing is switched
-when the last slot is filled. A set that lies elsewhere is handed over batch by batch.
+An iteration gathers its images by index from one tensor. If the set is in memory or on the GPU,
+that is the whole set. If it is decoded for the first time, it is the same tensor, into which the
+images of the coming iterations are decoded in time. Otherwise it is one batch, copied each time.
 """
 
 import itertools
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,29 +18,33 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastinfogan.data.bad_images import FILE, BadImages
-from fastinfogan.data.cache.fill import decoded, fill
-from fastinfogan.data.cache.storage import FilledMask, ImageCache
+from fastinfogan.data.cache.fill import decode_batches, fill_cache
+from fastinfogan.data.cache.storage import FilledMask, ImageCache, Index
 from fastinfogan.data.decoders.base import DecodedBatch, Decoder
 from fastinfogan.data.prefetch import Prefetcher
 from fastinfogan_kernels import shuffle
 
-_AHEAD = 16  # batches that are decoded ahead
-_STAGED_AHEAD = 2  # batches that are copied ahead
-_BUFFERS = _STAGED_AHEAD + 2  # and one being written, and one being copied
-_ALL = 1 << 30
+_DECODED_AHEAD = 16  # batches
+_STAGED_AHEAD = 2  # batches
+_STAGING_BUFFERS = _STAGED_AHEAD + 2  # one is being written, and one is being copied
+_UNLIMITED = 1 << 30
 
-Index = NDArray[np.int64]
+Stop = Callable[[], bool]
+
+
+def _never() -> bool:
+    return False
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """Which images this process takes at each iteration.
+    """The images that this process takes at each iteration.
 
     Attributes:
         seed: of the run.
         count: images in the set.
-        batch: rows of all ranks.
-        rows: of the batch that are this rank's.
+        batch: global batch size, of all ranks.
+        rows: of the global batch that belong to this rank.
     """
 
     seed: int
@@ -50,65 +53,89 @@ class Sampler:
     rows: range
 
     def __call__(self, step: int) -> Index:
-        """Of one iteration: int64 (rows,)."""
+        """Return the indices of an iteration: int64 (rows,)."""
         first = step * self.batch + self.rows.start
         return shuffle.indices(self.seed, first, len(self.rows), self.count)
 
     def since(self, step: int) -> Iterator[Index]:
-        """Of all iterations from one on."""
+        """Yield the indices of an iteration and all that follow."""
         return (self(each) for each in itertools.count(step))
 
 
-class Loader:
-    """A set in memory, as it is.
-
-    Args:
-        images: uint8 (N, height, width, channels), or with `in_order` (rows, ...), on the device.
+@dataclass
+class CacheFiller:
+    """Fills a cache in the order of training.
 
     Attributes:
-        images: as given.
+        sampler: the order.
+        decoder: of the set; None if the cache is full.
+        cache: to be filled.
+        bad_images: collects the bad images.
+    """
+
+    sampler: Sampler
+    decoder: Decoder | None
+    cache: ImageCache
+    bad_images: BadImages
+
+    def batches(self, step: int) -> Generator[DecodedBatch]:
+        """Decode what is missing, from an iteration on, then finish the cache."""
+        if not self.cache.filled.all():
+            assert self.decoder is not None
+            indices = self.sampler.since(step)
+            yield from fill_cache(self.decoder, self.cache, indices, self.bad_images)
+            self.cache.finish(self.bad_images)
+
+
+class Loader(ABC):
+    """Has the images of each iteration ready.
+
+    Attributes:
+        images: uint8 (N, height, width, channels) on the device; with `in_order` (rows, ...).
         in_order: whether row i of `images` is row i of the batch, see `kernels.real_images`.
-        at_once: iterations that can be prepared together.
-        seconds_waited: seconds that `prepare` has waited for images; None where it never does.
-        path: which way images go, for people.
+        iterations_per_call: iterations that can be prepared together.
+        description: where images come from, for the log.
+        seconds_waited: time that `prepare` took since this was last set to 0; None if it never
+            waits.
     """
 
     in_order = False
-    at_once = _ALL
+    iterations_per_call = _UNLIMITED
     seconds_waited: float | None = None
 
-    def __init__(self, images: Tensor, path: str) -> None:
+    def __init__(self, images: Tensor, description: str, filler: CacheFiller | None = None) -> None:
         self.images = images
-        self.path = path
-        self.bad_images: BadImages | None = None
-        self._slots: ImageCache | None = None
-        self._news: list[str] = []
+        self.description = description
+        self.pending_messages: list[str] = []
+        self._filler = filler
         self._listed = 0
 
-    def prepare(self, step: int, count: int, stop: Callable[[], bool] = lambda: False) -> bool:
-        """Have the images of some iterations where the program looks for them.
+    @abstractmethod
+    def prepare(self, step: int, count: int, stop: Stop = _never) -> bool:
+        """Have the images of some iterations in `images`.
 
         Args:
             step: the first iteration.
-            count: how many, `at_once` at the most.
-            stop: asked while waiting; a true answer ends it.
+            count: number of iterations, at most `iterations_per_call`.
+            stop: polled while waiting; True ends the wait.
 
         Returns:
             Whether they are there.
 
         Raises:
-            InputError: a picture cannot be decoded, or too many cannot.
+            InputError: an image cannot be decoded, or too many cannot.
         """
-        return True
 
     def messages(self, run: Path | None = None) -> list[str]:
-        """What is to be told, once; bad pictures are listed in the run's folder."""
-        told, self._news = self._news, []
-        if self._slots is not None and self._slots.warning:
-            told.append(self._slots.warning)
-            self._slots.warning = None
-        bad = self.bad_images
-        if bad is not None and len(bad) > self._listed:
+        """Return what should be reported, once; bad images are listed in the run's folder."""
+        found, self.pending_messages = self.pending_messages, []
+        if self._filler is None:
+            return found
+        cache, bad = self._filler.cache, self._filler.bad_images
+        if cache.warning:
+            found.append(cache.warning)
+            cache.warning = None
+        if len(bad) > self._listed:
             self._listed = len(bad)
             where = ""
             if run is not None:
@@ -116,205 +143,205 @@ class Loader:
                     bad.write(run)
                     where = f"; listed in {run / FILE}"
                 except OSError as error:
-                    where = f"; they cannot be listed: {error}"
-            told.append(
-                f"{len(bad)} of {bad.count:,} pictures cannot be decoded and are skipped, the next "
-                f"one standing in: {bad.reasons()}{where}"
+                    where = f"; the list cannot be written: {error}"
+            found.append(
+                f"{len(bad)} of {bad.count:,} images cannot be decoded and are skipped, with the "
+                f"next one in their place: {bad.reasons()}{where}"
             )
-        return told
+        return found
 
     def close(self) -> None:
-        """Stop what works ahead."""
+        """Stop decoding and release the cache."""
+        if self._filler is not None:
+            self._filler.cache.close()
 
 
-class _Decoding(Loader):
-    """What feeds of encoded sets share."""
+class ResidentLoader(Loader):
+    """All images in memory or on the device from the start."""
 
-    def __init__(
-        self,
-        images: Tensor,
-        path: str,
-        order: Sampler,
-        decoder: Decoder | None,
-        slots: ImageCache,
-        bad_images: BadImages,
-    ) -> None:
-        super().__init__(images, path)
-        self.bad_images = bad_images
-        self.seconds_waited = 0.0
-        self._order, self._decoder, self._slots = order, decoder, slots
-        self._next = -1
-        self._ahead: Prefetcher[Any] | None = None
-
-    def _filling(self, step: int) -> Generator[DecodedBatch]:
-        """Decode what is not there yet from an iteration on, and keep it when all is there."""
-        assert self._decoder is not None
-        assert self._slots is not None
-        assert self.bad_images is not None
-        if not self._slots.filled.all():
-            orders = self._order.since(step)
-            yield from fill(self._decoder, self._slots, orders, self.bad_images)
-            self._slots.finish(self.bad_images)
-
-    def _stop(self) -> None:
-        if self._ahead is not None:
-            self._ahead.close()
-            self._ahead = None
-
-    def close(self) -> None:
-        """See the base class."""
-        self._stop()
-        if self._slots is not None:
-            self._slots.close()
+    def prepare(self, step: int, count: int, stop: Stop = _never) -> bool:
+        """Return True: nothing is to be done."""
+        return True
 
 
-class ResidentLoader(_Decoding):
-    """All images in one tensor, whose slots are filled ahead of the iterations that need them."""
+class DecodingLoader(Loader):
+    """All images in one tensor, decoded ahead of the iterations that need them.
+
+    Args:
+        images: uint8 (N, height, width, channels), the cache's array or a copy on the device.
+        description: see `Loader`.
+        filler: of the cache.
+        is_copy: whether `images` is a copy of the cache.
+    """
 
     def __init__(
-        self,
-        images: Tensor,
-        path: str,
-        order: Sampler,
-        decoder: Decoder,
-        slots: ImageCache,
-        bad_images: BadImages,
-        *,
-        elsewhere: bool,
+        self, images: Tensor, description: str, filler: CacheFiller, *, is_copy: bool
     ) -> None:
-        super().__init__(images, path, order, decoder, slots, bad_images)
-        self._elsewhere = elsewhere  # the tensor is a copy of the slots, not the slots themselves
-        self._array = slots.images
-        self._there = slots.filled.copy()
-        self._left = int((~self._there).sum())  # counted: looking at all slots takes its time
-        self._complete = self._left == 0
+        super().__init__(images, description, filler)
+        self.seconds_waited: float = 0.0
+        self._is_copy = is_copy
+        self._sampler, self._cache = filler.sampler, filler.cache
+        self._batches = filler.batches
+        self._array = self._cache.images
+        self._present = self._cache.filled.copy()
+        self._missing = int((~self._present).sum())  # counted, as a sum over the set takes time
+        self._complete = self._missing == 0
+        self._next_step = -1
+        self._prefetcher: Prefetcher[DecodedBatch] | None = None
 
-    def prepare(self, step: int, count: int, stop: Callable[[], bool] = lambda: False) -> bool:
+    def prepare(self, step: int, count: int, stop: Stop = _never) -> bool:
         """See the base class."""
         if self._complete:
             return True
         begun = time.perf_counter()
-        if self._ahead is None or step != self._next:
-            self._stop()
-            self._catch_up()
-            self._ahead = Prefetcher(self._filling(step), _AHEAD)
-        needed = np.concatenate([self._order(each) for each in range(step, step + count)])
-        for _ in range(2 * count):  # lets the thread gain on the iterations, and not without end
-            self._deliver(self._ahead.take(wait=False))
-        while not self._there[needed].all():
-            batch = self._ahead.take(stop)
+        if self._prefetcher is None or step != self._next_step:
+            self._restart(step)
+        assert self._prefetcher is not None
+        needed = np.concatenate([self._sampler(each) for each in range(step, step + count)])
+        for _ in range(2 * count):  # bounded, and lets the thread get ahead of the iterations
+            self._deliver(self._prefetcher.take(wait=False))
+        while not self._present[needed].all():
+            batch = self._prefetcher.take(stop)
             self._deliver(batch)
             if batch is None and stop():
                 return False
-        if not self._left and self._ahead.ended:
-            self._complete = True
-        self._next = step + count
-        assert self.seconds_waited is not None
+        self._complete = not self._missing and self._prefetcher.ended
+        self._next_step = step + count
         self.seconds_waited += time.perf_counter() - begun
         return True
 
-    def _slots_now(self) -> ImageCache:
-        assert self._slots is not None
-        return self._slots
-
-    def _catch_up(self) -> None:
-        """Take what is in its slots, and was not handed over before the thread was stopped."""
-        slots = self._slots_now()
-        if self._elsewhere and isinstance(slots, FilledMask):
-            slots.filled &= self._there  # decoded again
-        elif self._elsewhere:
-            late = np.flatnonzero(slots.filled & ~self._there)
-            self._deliver(DecodedBatch(late, slots.images[late]))
-        self._there |= slots.filled
-        self._left = int((~self._there).sum())
+    def _restart(self, step: int) -> None:
+        """Decode from another iteration on; first take what was decoded and not delivered."""
+        if self._prefetcher is not None:
+            self._prefetcher.close()
+        cache = self._cache
+        if self._is_copy and isinstance(cache, FilledMask):
+            cache.filled &= self._present  # the rest is decoded again
+        elif self._is_copy:
+            late = np.flatnonzero(cache.filled & ~self._present)
+            self._deliver(DecodedBatch(late, cache.images[late]))
+        self._present |= cache.filled
+        self._missing = int((~self._present).sum())
+        self._prefetcher = Prefetcher(self._batches(step), _DECODED_AHEAD)
 
     def _deliver(self, batch: DecodedBatch | None) -> None:
-        slots = self._slots_now()
-        if not self._elsewhere and slots.images is not self._array:  # from the file into memory
-            self._array = slots.images
-            self.images.data = torch.from_numpy(slots.images)
+        cache = self._cache
+        if not self._is_copy and cache.images is not self._array:  # moved from file to memory
+            self._array = cache.images
+            self.images.data = torch.from_numpy(cache.images)
         if batch is None:
             return
-        if self._elsewhere:
+        if self._is_copy:
             index = torch.from_numpy(batch.index).to(self.images.device)
             rows = torch.from_numpy(np.ascontiguousarray(batch.images)).to(self.images.device)
             self.images.index_copy_(0, index, rows)
-        self._left -= int((~self._there[batch.index]).sum())
-        self._there[batch.index] = True
+        self._missing -= int((~self._present[batch.index]).sum())
+        self._present[batch.index] = True
+
+    def close(self) -> None:
+        """See the base class."""
+        if self._prefetcher is not None:
+            self._prefetcher.close()
+            self._prefetcher = None
+        super().close()
 
 
-class StagedLoader(_Decoding):
-    """A batch at a time, copied into a small tensor; the next ones are gathered meanwhile.
+class StagedLoader(Loader):
+    """One batch at a time, copied into a small tensor while the next ones are gathered.
 
-    On a GPU the copies come from pinned memory and go in the order of the stream on which the
-    iterations run.
+    On a GPU the copies come from pinned memory, on the stream of the iterations.
+
+    Args:
+        device: of the iterations.
+        description: see `Loader`.
+        filler: of the cache.
+        shape: of an image.
+        is_cached: whether images are cached, or decoded again each time.
     """
 
     in_order = True
-    at_once = 1
+    iterations_per_call = 1
 
     def __init__(
         self,
         device: torch.device,
-        path: str,
-        order: Sampler,
-        decoder: Decoder | None,
-        slots: ImageCache,
-        bad_images: BadImages,
+        description: str,
+        filler: CacheFiller,
         *,
         shape: tuple[int, ...],
-        off: bool,
+        is_cached: bool = True,
     ) -> None:
-        images = torch.zeros((len(order.rows), *shape), dtype=torch.uint8, device=device)
-        super().__init__(images, path, order, decoder, slots, bad_images)
-        self._off = off
+        rows = len(filler.sampler.rows)
+        images = torch.zeros((rows, *shape), dtype=torch.uint8, device=device)
+        super().__init__(images, description, filler)
+        self.seconds_waited: float = 0.0
+        self._batches = _cached_batches if is_cached else _decoded_batches
         cuda = device.type == "cuda"
-        self._buffers = [torch.empty_like(images, device="cpu") for _ in range(_BUFFERS)]
+        self._buffers = [torch.empty_like(images, device="cpu") for _ in range(_STAGING_BUFFERS)]
         if cuda:
             self._buffers = [buffer.pin_memory() for buffer in self._buffers]
         self._copied = [_event() if cuda else None for _ in self._buffers]
+        self._next_step = -1
+        self._prefetcher: Prefetcher[int] | None = None
 
-    def prepare(self, step: int, count: int, stop: Callable[[], bool] = lambda: False) -> bool:
+    def prepare(self, step: int, count: int, stop: Stop = _never) -> bool:
         """See the base class."""
         begun = time.perf_counter()
-        if self._ahead is None or step != self._next:
+        if self._prefetcher is None or step != self._next_step:
             self._stop()
-            self._ahead = Prefetcher(self._items(step), _STAGED_AHEAD)
-        number = self._ahead.take(stop)
+            self._prefetcher = Prefetcher(self._staged(step), _STAGED_AHEAD)
+        number = self._prefetcher.take(stop)
         if number is None:
             return False
         self.images.copy_(self._buffers[number], non_blocking=True)
         event = self._copied[number]
         if event is not None:
             event.record()
-        self._next = step + 1
-        assert self.seconds_waited is not None
+        self._next_step = step + 1
         self.seconds_waited += time.perf_counter() - begun
         return True
 
-    def _items(self, step: int) -> Generator[int]:
-        for turn, rows in enumerate(self._batches(step)):
-            number = turn % _BUFFERS
+    def _staged(self, step: int) -> Generator[int]:
+        """Write batches into the buffers; yields the number of the buffer."""
+        filler = self._filler
+        assert filler is not None
+        for batch, rows in enumerate(self._batches(filler, step)):
+            number = batch % _STAGING_BUFFERS
             event = self._copied[number]
             if event is not None:
                 event.synchronize()
             self._buffers[number].numpy()[:] = rows
             yield number
 
-    def _batches(self, step: int) -> Generator[NDArray[np.uint8]]:
-        assert self._slots is not None
-        assert self.bad_images is not None
-        if self._off:
-            assert self._decoder is not None
-            for batch in decoded(self._decoder, self._order.since(step), self.bad_images):
-                yield batch.images
-        filling, left = self._filling(step), int((~self._slots.filled).sum())
-        for index in self._order.since(step):
-            while left and not self._slots.filled[index].all():
-                left -= len(next(filling).index)
-                if not left:
-                    next(filling, None)  # has the slots kept
-            yield self._slots.images[index]
+    def _stop(self) -> None:
+        if self._prefetcher is not None:
+            self._prefetcher.close()
+            self._prefetcher = None
+
+    def close(self) -> None:
+        """See the base class."""
+        self._stop()
+        super().close()
+
+
+def _decoded_batches(filler: CacheFiller, step: int) -> Generator[NDArray[np.uint8]]:
+    """Decode the images of an iteration and all that follow."""
+    assert filler.decoder is not None
+    indices = filler.sampler.since(step)
+    for batch in decode_batches(filler.decoder, indices, filler.bad_images):
+        yield batch.images
+
+
+def _cached_batches(filler: CacheFiller, step: int) -> Generator[NDArray[np.uint8]]:
+    """Gather the images of an iteration and all that follow, filling the cache meanwhile."""
+    cache, filling = filler.cache, filler.batches(step)
+    missing = int((~cache.filled).sum())
+    for index in filler.sampler.since(step):
+        while missing and not cache.filled[index].all():
+            missing -= len(next(filling).index)
+            if not missing:
+                next(filling, None)  # finishes the cache
+        yield cache.images[index]
 
 
 def _event() -> torch.cuda.Event:

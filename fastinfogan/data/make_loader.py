@@ -1,16 +1,13 @@
-"""The way from a set of images to the iteration, chosen by where there is room for it."""
+"""Choose the loader of a run by where its images fit."""
 
 import time
-from collections.abc import Callable
 from contextlib import suppress
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from fastinfogan.data import ImageSet
 from fastinfogan.data.bad_images import BadImages, OnBadImage
 from fastinfogan.data.cache.fill import fill_cache_file
+from fastinfogan.data.cache.partial_file import IN_MEMORY, FileCache
 from fastinfogan.data.cache.policy import (
     CacheName,
     CachePolicy,
@@ -19,98 +16,101 @@ from fastinfogan.data.cache.policy import (
     format_size,
 )
 from fastinfogan.data.cache.storage import (
-    IN_MEMORY,
     CacheKey,
-    FileCache,
     FilledMask,
+    FullCache,
     ImageCache,
+    cache_folder,
     decoded_size,
-    folder,
-    is_cached,
     open_complete,
 )
 from fastinfogan.data.decoders.base import Decoder
-from fastinfogan.data.loader import Loader, ResidentLoader, Sampler, StagedLoader
+from fastinfogan.data.image_set import ImageSet
+from fastinfogan.data.loader import (
+    CacheFiller,
+    DecodingLoader,
+    Loader,
+    ResidentLoader,
+    Sampler,
+    StagedLoader,
+)
 from fastinfogan.distributed import Distributed
 from fastinfogan.errors import InputError
 
-_COPIED_AT_ONCE = 1 << 12  # images
-_MEET_EVERY = 2.0  # seconds between two signs of life of the rank that decodes for all
+_COPIED_TOGETHER = 1 << 12  # images
+_SYNC_EVERY = 2.0  # seconds between two collectives while rank 0 decodes for all
 
 
 def make_loader(
-    source: ImageSet | Decoder,
+    images: ImageSet | Decoder,
     device: torch.device,
-    order: Sampler,
+    sampler: Sampler,
     cache: CacheName = "auto",
     on_bad_image: OnBadImage = "fail",
 ) -> Loader:
-    """Choose the way from a set to the iteration.
+    """Make the loader of a set.
 
-    A set that is in memory is copied to the device; with `cache` "host" it stays in memory and is
-    handed to a GPU batch by batch.
+    A set in memory is copied to the device; with `cache` "host" it stays in memory and is copied
+    to a GPU batch by batch.
 
     Args:
-        source: images in memory, or a set with who decodes it.
-        device: of the iteration.
-        order: of the images.
-        cache: where decoded images are kept, see `fastinfogan.data.cache.policy`.
-        on_bad_image: what is done about pictures that cannot be decoded.
+        images: in memory, or the decoder of an encoded set.
+        device: of the iterations.
+        sampler: the order of the images.
+        cache: where decoded images are cached, see `fastinfogan.data.cache.policy`.
+        on_bad_image: what to do about images that cannot be decoded.
 
     Raises:
-        InputError: it does not fit where it was asked to be, or bad pictures are known and not
-            to be skipped.
+        InputError: the set does not fit where requested, or bad images are known and `on_bad_image`
+            is "fail".
     """
-    if isinstance(source, ImageSet):
-        return _of_images(source, device, order, cache)
-    key = CacheKey.of(source)
-    gpu_free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
-    place = choose_cache_policy(
-        cache, decoded_size(source), gpu_free, folder(), kept=is_cached(key)
+    if isinstance(images, ImageSet):
+        return _of_image_set(images, device, sampler, cache)
+    encoded, key, policy = images.image_set, CacheKey.of(images), _policy(images, device, cache)
+    filler = CacheFiller(
+        sampler,
+        images,
+        FilledMask(key.shape),
+        BadImages(encoded.name, len(encoded), on_bad_image),
     )
-    bad_images = BadImages(source.source.name, len(source.source), on_bad_image)
-    news: list[str] = []
-    slots: ImageCache = FilledMask(key.shape)
-    if place.where != "off":
-        slots = open_complete(key, news.append) or _new_slots(key, place, news.append)
-        bad_images.add(*slots.bad)
-        if slots.filled.all():
-            slots.finish(bad_images)  # of an earlier run that was killed before it did
-    if place.where == "off" or isinstance(slots, _NoRoom):
-        path = f"decoded by {source.name} at every epoch: {place.why}"
-        feed: Loader = StagedLoader(
-            device, path, order, source, FilledMask(key.shape), bad_images,
-            shape=key.shape[1:], off=True,
-        )  # fmt: skip
-    else:
-        feed = _of_slots(slots, device, order, source, bad_images, place)
-    feed._news += news
-    return feed
+    messages: list[str] = []
+    if policy.location != "off":
+        opened = open_complete(key, messages.append) or _new_cache(key, policy, messages)
+        if opened is not None:
+            filler.cache = opened
+            filler.bad_images.add(*opened.bad)
+            if opened.filled.all():
+                opened.finish(filler.bad_images)  # an earlier run was killed before it did
+            loader = _of_cache(filler, device, policy)
+            loader.pending_messages += messages
+            return loader
+    description = f"decoded by {images.name} at every epoch: {policy.reason}"
+    loader = StagedLoader(device, description, filler, shape=encoded.shape, is_cached=False)
+    loader.pending_messages += messages
+    return loader
 
 
-def describe_cache_plan(source: Decoder, device: torch.device, cache: CacheName = "auto") -> str:
-    """What will be done about a set that is yet to be decoded, for people."""
-    size, key = decoded_size(source), CacheKey.of(source)
-    gpu_free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
-    place = choose_cache_policy(cache, size, gpu_free, folder(), kept=is_cached(key))
-    if is_cached(key):
-        return f"{format_size(size)}, decoded already, in {folder()}"
-    lie = {"device": "GPU memory", "host": "memory", "file": "a file", "off": "nowhere"}
-    kept = f", left in {folder()} for later runs" if place.keep else ""
-    return f"{format_size(size)}, kept in {lie[place.where]} ({place.why}){kept}"
+def describe_cache_plan(decoder: Decoder, device: torch.device, cache: CacheName = "auto") -> str:
+    """Describe where a set's decoded images would be cached."""
+    size = format_size(decoded_size(decoder))
+    if CacheKey.of(decoder).is_cached():
+        return f"{size}, decoded already, in {cache_folder()}"
+    policy = _policy(decoder, device, cache)
+    places = {"device": "GPU memory", "host": "memory", "file": "a file", "off": "nowhere"}
+    file = f", written to {cache_folder()} for later runs" if policy.writes_file else ""
+    return f"{size}, cached in {places[policy.location]} ({policy.reason}){file}"
 
 
 def fill_shared_cache(
-    distributed: Distributed, source: Decoder, cache: CacheName, on_bad_image: OnBadImage
+    distributed: Distributed, decoder: Decoder, cache: CacheName, on_bad_image: OnBadImage
 ) -> None:
-    """Have rank 0 decode the whole set into its file, which all ranks map; they wait for it.
+    """Let rank 0 decode the whole set into its cache file, which all ranks map; they wait for it.
 
-    Where the file is not to be kept, cannot be written, or not be seen by all, each decodes for
-    itself.
+    If the file is not to be written, or cannot be, each rank decodes for itself.
 
     Raises:
-        InputError: a picture cannot be decoded, or too many cannot.
-        TrainingError: another rank is gone.
+        InputError: an image cannot be decoded, or too many cannot.
+        TrainingError: another rank has died.
     """
     if distributed.rank != 0:
         done = failed = False
@@ -119,102 +119,88 @@ def fill_shared_cache(
         if failed:
             raise InputError("rank 0 could not decode the images; its message says why")
         return
-    met = time.monotonic()
+    last = time.monotonic()
 
-    def meet(_: int) -> None:
+    def synchronise(_: int) -> None:
         # A collective that is waited for too long fails, and decoding may take hours.
-        nonlocal met
-        if time.monotonic() - met >= _MEET_EVERY:
+        nonlocal last
+        if time.monotonic() - last >= _SYNC_EVERY:
             distributed.any_process(False, False)
-            met = time.monotonic()
+            last = time.monotonic()
 
-    bad_images = BadImages(source.source.name, len(source.source), on_bad_image)
+    encoded = decoder.image_set
+    bad_images = BadImages(encoded.name, len(encoded), on_bad_image)
     try:
-        place = choose_cache_policy(
-            cache, decoded_size(source), None, folder(), kept=is_cached(CacheKey.of(source))
-        )
-        if place.keep:
-            with suppress(OSError):  # `make_loader` finds the same, and tells it
-                fill_cache_file(source, bad_images, lambda _: None, meet)
+        if _policy(decoder, torch.device("cpu"), cache).writes_file:
+            with suppress(OSError):  # `make_loader` will find and report the same
+                fill_cache_file(decoder, bad_images, lambda _: None, synchronise)
     except InputError:
         distributed.any_process(True, True)
         raise
     distributed.any_process(True, False)
 
 
-def _of_images(source: ImageSet, device: torch.device, order: Sampler, cache: CacheName) -> Loader:
+def _policy(decoder: Decoder, device: torch.device, cache: CacheName) -> CachePolicy:
+    gpu_free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+    is_cached = CacheKey.of(decoder).is_cached()
+    size = decoded_size(decoder)
+    return choose_cache_policy(cache, size, gpu_free, cache_folder(), is_cached=is_cached)
+
+
+def _of_image_set(
+    source: ImageSet, device: torch.device, sampler: Sampler, cache: CacheName
+) -> Loader:
     if cache in ("file", "off"):
         raise InputError(
             f"`cache={cache!r}`: {source.name} holds images that are decoded already; "
-            "it is for pictures in files of their own"
+            "it applies to encoded images only"
         )
-    images = torch.from_numpy(source.images)
     if cache == "host" and device.type == "cuda":
-        slots = _whole(source.images)
         bad_images = BadImages(source.name, len(source), "fail")
-        path = "from memory, batch by batch: asked for"
-        return StagedLoader(
-            device, path, order, None, slots, bad_images, shape=source.images.shape[1:], off=False
-        )
+        filler = CacheFiller(sampler, None, FullCache(source.images), bad_images)
+        description = "from memory, batch by batch: asked for"
+        return StagedLoader(device, description, filler, shape=source.shape)
     where = "GPU memory" if device.type == "cuda" else "memory"
-    return Loader(images.to(device), f"all in {where}")
+    return ResidentLoader(torch.from_numpy(source.images).to(device), f"all in {where}")
 
 
-def _whole(images: NDArray[np.uint8]) -> ImageCache:
-    slots = FilledMask(images.shape)
-    slots.images = images
-    slots.filled[:] = True
-    return slots
-
-
-class _NoRoom(FilledMask):
-    """Nothing can be kept."""
-
-
-def _new_slots(key: CacheKey, place: CachePolicy, warn: Callable[[str], object]) -> ImageCache:
-    size = int(np.prod(key.shape))
-    if place.keep:
+def _new_cache(key: CacheKey, policy: CachePolicy, messages: list[str]) -> ImageCache | None:
+    """Make an empty cache; None if neither disk nor memory holds the set."""
+    if policy.writes_file:
         try:
             return FileCache(key)
         except OSError as error:
-            if place.where == "device":
-                warn(f"{folder()}: {error}; the next run decodes again")
-                return FilledMask(key.shape)
-            if size > available_memory():
-                warn(f"{folder()}: {error}; nothing is kept, memory has no room either")
-                return _NoRoom(key.shape)
-            warn(f"{folder()}: {error}; {IN_MEMORY}")
-    return FilledMask(key.shape) if place.where == "device" else ImageCache(key.shape)
+            failed = f"{cache_folder()}: {error}"
+        if policy.location == "device":
+            messages.append(f"{failed}; the next run decodes the images again")
+        elif torch.Size(key.shape).numel() > available_memory():
+            messages.append(f"{failed}; nothing is cached, as memory has no room either")
+            return None
+        else:
+            messages.append(f"{failed}; {IN_MEMORY}")
+    return FilledMask(key.shape) if policy.location == "device" else ImageCache(key.shape)
 
 
-def _of_slots(
-    slots: ImageCache,
-    device: torch.device,
-    order: Sampler,
-    decoder: Decoder,
-    bad_images: BadImages,
-    place: CachePolicy,
-) -> Loader:
-    count, shape = len(slots.filled), slots.images.shape[1:]
-    there = int(slots.filled.sum())
-    lie = {"device": "GPU memory", "host": "memory", "file": "a file"}[place.where]
-    path = f"in {lie}: {place.why}; "
-    if there == count:
-        path += f"decoded by an earlier run, read from {folder()}"
+def _of_cache(filler: CacheFiller, device: torch.device, policy: CachePolicy) -> Loader:
+    cache, decoder = filler.cache, filler.decoder
+    assert decoder is not None
+    count, present = len(cache.filled), int(cache.filled.sum())
+    where = {"device": "GPU memory", "host": "memory", "file": "a file"}[policy.location]
+    description = f"in {where}: {policy.reason}; "
+    if present == count:
+        description += f"decoded by an earlier run, read from {cache_folder()}"
     else:
-        path += f"decoded by {decoder.name} in the order of training"
-        path += f", {there:,} of them by an earlier run" if there else ""
-        path += ", kept for later runs" if isinstance(slots, FileCache) else ""
-    if place.where == "device":
-        full = (count, *decoder.source.shape)
+        description += f"decoded by {decoder.name} in the order of training"
+        description += f", {present:,} of them by an earlier run" if present else ""
+        description += ", cached for later runs" if isinstance(cache, FileCache) else ""
+    if policy.location == "device":
+        full = (count, *decoder.image_set.shape)
         images = torch.zeros(full, dtype=torch.uint8, device=device)
-        for first in range(0, count if there else 0, _COPIED_AT_ONCE):
-            part = slice(first, first + _COPIED_AT_ONCE)
-            images[part].copy_(torch.from_numpy(slots.images[part]))
-        return ResidentLoader(images, path, order, decoder, slots, bad_images, elsewhere=True)
+        for first in range(0, count if present else 0, _COPIED_TOGETHER):
+            part = slice(first, first + _COPIED_TOGETHER)
+            images[part].copy_(torch.from_numpy(cache.images[part]))
+        return DecodingLoader(images, description, filler, is_copy=True)
     if device.type == "cuda":
-        return StagedLoader(
-            device, path, order, decoder, slots, bad_images, shape=shape, off=False
-        )  # fmt: skip
-    images = torch.from_numpy(slots.images)
-    return ResidentLoader(images, path, order, decoder, slots, bad_images, elsewhere=False)
+        return StagedLoader(device, description, filler, shape=cache.images.shape[1:])
+    images = torch.from_numpy(cache.images)
+    return DecodingLoader(images, description, filler, is_copy=False)

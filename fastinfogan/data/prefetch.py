@@ -1,4 +1,4 @@
-"""Working ahead: an iterator in a thread of its own, a bounded number of items ahead."""
+"""Run an iterator ahead of its consumer, in a thread."""
 
 from collections import deque
 from collections.abc import Callable, Generator
@@ -9,11 +9,11 @@ T = TypeVar("T")
 
 
 class Prefetcher(Generic[T]):
-    """Runs an iterator in a thread of its own, a few items ahead of whoever takes them.
+    """Runs an iterator in a thread, a bounded number of items ahead.
 
     Args:
         items: the iterator; closed in that thread.
-        depth: how many items wait, at the most.
+        depth: largest number of items that wait to be taken.
     """
 
     def __init__(self, items: Generator[T], depth: int) -> None:
@@ -22,7 +22,7 @@ class Prefetcher(Generic[T]):
         self._changed = Condition()
         self._error: BaseException | None = None
         self._ended = self._stopped = False
-        self._thread = Thread(target=self._work, daemon=True, name="fastinfogan feed")
+        self._thread = Thread(target=self._work, daemon=True, name="fastinfogan prefetch")
         self._thread.start()
 
     def _work(self) -> None:
@@ -50,14 +50,14 @@ class Prefetcher(Generic[T]):
             return self._ended and not self._ready
 
     def take(self, stop: Callable[[], bool] = lambda: False, *, wait: bool = True) -> T | None:
-        """The next item.
+        """Return the next item.
 
         Args:
-            stop: asked while waiting.
-            wait: for it.
+            stop: polled while waiting; True ends the wait.
+            wait: whether to wait for an item that is not ready.
 
         Returns:
-            None if there are no more, or none yet and it was not to be waited for.
+            None if there are no more items, or none is ready and the wait ended.
 
         Raises:
             BaseException: what the iterator raised.

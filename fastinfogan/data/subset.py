@@ -1,4 +1,4 @@
-"""Images of a set that is not in memory, to look at or to be evaluated on."""
+"""Decoded images of an encoded set, to look at or to evaluate on."""
 
 from collections.abc import Callable
 
@@ -13,73 +13,71 @@ from fastinfogan.errors import InputError
 from fastinfogan_kernels import shuffle
 from fastinfogan_kernels.philox import Stream
 
-MOST = 10_000
-"""Images that are taken for an evaluation of a set that is not kept, or has bad pictures."""
-_ROWS = 128
+MAX_IMAGES = 10_000
+"""Images taken for the evaluation of a set that is not cached, or has bad images."""
+_BATCH = 128
 
 
-def sample(
+def evaluation_subset(
     decoder: Decoder,
     decoder_of: Callable[[EncodedImageSet], Decoder],
-    tell: Callable[[str], object],
-    most: int = MOST,
+    report: Callable[[str], object],
+    most: int = MAX_IMAGES,
 ) -> ImageSet:
-    """A set's images with what is known of them: all if they are kept, else always the same few.
+    """Return decoded images with their labels and factors: all if cached, else a fixed subset.
 
     Args:
         decoder: of the set.
-        decoder_of: makes one for its test part.
-        tell: told what was taken, if not all was, and what could not be decoded.
-        most: images that are taken of each part.
+        decoder_of: makes a decoder for the test split.
+        report: called with how many images were taken, if not all, and how many are bad.
+        most: images taken of each split.
 
     Raises:
         InputError: none of them can be decoded.
     """
-    source = decoder.source
+    encoded = decoder.image_set
     test = None
-    if source.test is not None:
-        test = sample(decoder_of(source.test), decoder_of, tell, most)
-    whole = open_complete(CacheKey.of(decoder), tell)
-    if whole is not None and not whole.bad:
-        return ImageSet(source.name, whole.images, source.labels, test, source.factors)
-    chosen = subset_indices(len(source), most)
-    if whole is not None:
-        # What stands in for a bad picture is not what is known of it.
-        images, good = whole.images[chosen], ~np.isin(chosen, [bad.index for bad in whole.bad])
+    if encoded.test is not None:
+        test = evaluation_subset(decoder_of(encoded.test), decoder_of, report, most)
+    cache = open_complete(CacheKey.of(decoder), report)
+    if cache is not None and not cache.bad:
+        return ImageSet(encoded.name, cache.images, encoded.labels, test, encoded.factors)
+    chosen = subset_indices(len(encoded), most)
+    if cache is not None:
+        # The replacement of a bad image does not have that image's labels and factors.
+        images, good = cache.images[chosen], ~np.isin(chosen, [bad.index for bad in cache.bad])
     else:
         images, good = decode_subset(decoder, chosen)
     if not good.any():
-        raise InputError(f"{source.name}: not one of {len(chosen):,} pictures can be decoded")
-    if len(chosen) < len(source) or not good.all():
-        lost = f"; {(~good).sum()} of them cannot be decoded" if not good.all() else ""
-        tell(f"{source.name}: {len(chosen):,} of {len(source):,} images are taken for this{lost}")
-    kept, known = chosen[good], source.factors
-    factors = None
-    if known is not None:
-        factors = Factors(known.names, known.values[kept], known.classes, known.periods)
-    labels = None if source.labels is None else source.labels[kept]
-    return ImageSet(source.name, images[good], labels, test, factors)
+        raise InputError(f"{encoded.name}: none of {len(chosen):,} images can be decoded")
+    if len(chosen) < len(encoded) or not good.all():
+        bad = f"; {(~good).sum()} of them cannot be decoded" if not good.all() else ""
+        report(f"{encoded.name}: {len(chosen):,} of {len(encoded):,} images are evaluated{bad}")
+    used, factors = chosen[good], encoded.factors
+    if factors is not None:
+        factors = Factors(factors.names, factors.values[used], factors.classes, factors.periods)
+    labels = None if encoded.labels is None else encoded.labels[used]
+    return ImageSet(encoded.name, images[good], labels, test, factors)
 
 
 def subset_indices(count: int, most: int) -> NDArray[np.int64]:
-    """Numbers of some images of a set, always the same, in order: int64 (at most `most`,).
+    """Return a fixed random subset of indices, in order: int64 (min(count, most),).
 
-    By a shuffle: a set may be sorted by class, or its classes may take turns.
+    Random, because a set may be sorted by class or cycle through the classes.
     """
     # Step 2 of the stream: evaluation uses the ones before it.
     key = shuffle.keys(0, 2, Stream.EVALUATION)
-    place = np.arange(min(count, most), dtype=np.int64)
-    return np.sort(shuffle.permute(place, count, key))
+    return np.sort(shuffle.permute(np.arange(min(count, most), dtype=np.int64), count, key))
 
 
 def decode_subset(
     decoder: Decoder, chosen: NDArray[np.int64]
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Some images of a set, and which of them could be decoded."""
-    images = np.empty((len(chosen), *decoder.source.shape), np.uint8)
+    """Decode some images of a set; return them, and which of them could be decoded."""
+    images = np.empty((len(chosen), *decoder.image_set.shape), np.uint8)
     good = np.ones(len(chosen), np.bool_)
     done = 0
-    for batch in decoder.batches(chosen[rows] for rows in sequential_batches(len(chosen), _ROWS)):
+    for batch in decoder.batches(chosen[rows] for rows in sequential_batches(len(chosen), _BATCH)):
         part = slice(done, done + len(batch.index))
         images[part] = batch.images
         good[part] = ~np.isin(batch.index, [bad.index for bad in batch.bad])
@@ -87,7 +85,7 @@ def decode_subset(
     return images, good
 
 
-def is_annotated(source: EncodedImageSet) -> bool:
-    """Whether there are labels or factors that images could be evaluated by."""
-    parts = (source, source.test)
+def is_annotated(images: EncodedImageSet) -> bool:
+    """Return whether there are labels or factors to evaluate with."""
+    parts = (images, images.test)
     return any(p is not None and (p.labels is not None or p.factors is not None) for p in parts)

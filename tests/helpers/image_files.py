@@ -46,13 +46,13 @@ class RawDecoder(Decoder):
             for index in wanted:
                 self.asked += index.tolist()
                 time.sleep(self.delay)
-                images = np.full((len(index), *self.source.shape), 77, np.uint8)
+                images = np.full((len(index), *self.image_set.shape), 77, np.uint8)
                 bad = []
                 for row, i in enumerate(index.tolist()):
                     picture = self.source.pictures[i]
                     data = np.frombuffer(picture.file.read_bytes(), np.uint8)
                     if len(data) == picture.size:
-                        images[row] = data.reshape(self.source.shape)
+                        images[row] = data.reshape(self.image_set.shape)
                     else:
                         bad.append(BadImage(i, picture.name, "cut short"))
                 yield DecodedBatch(index, images, tuple(bad))

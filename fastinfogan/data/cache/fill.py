@@ -1,44 +1,40 @@
-"""Decoding a set into its slots, in whatever order it is wanted; bad pictures have stand-ins."""
+"""Filling a cache with decoded images, in any order; bad images are replaced by others."""
 
-import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastinfogan.data.bad_images import BadImages
+from fastinfogan.data.cache.partial_file import IN_MEMORY, FileCache
 from fastinfogan.data.cache.policy import format_size
 from fastinfogan.data.cache.storage import (
-    IN_MEMORY,
     CacheKey,
-    FileCache,
     ImageCache,
+    Index,
+    cache_folder,
     decoded_size,
-    folder,
     open_complete,
 )
 from fastinfogan.data.decoders.base import DecodedBatch, Decoder
 
-Index = NDArray[np.int64]
 
-
-def decoded(
-    decoder: Decoder, wanted: Iterable[Index], bad_images: BadImages
+def decode_batches(
+    decoder: Decoder, indices: Iterable[Index], bad_images: BadImages
 ) -> Generator[DecodedBatch]:
-    """Decode batches; in the place of a bad picture stands the next of the set that decodes.
+    """Decode batches, with the next good image of the set in place of a bad one.
 
     Raises:
-        InputError: a bad picture, or too many of them, as the bad_images has it.
+        InputError: a bad image, or too many of them, by the policy of `bad_images`.
     """
-    batches = decoder.batches(wanted)
+    batches = decoder.batches(indices)
     try:
         for batch in batches:
             if batch.bad:
                 bad_images.add(*batch.bad)
-                bad = {each.index for each in batch.bad}
                 images = batch.images.copy()
-                for row in np.flatnonzero(np.isin(batch.index, list(bad))):
-                    images[row] = _stand_in(decoder, int(batch.index[row]), bad_images)
+                for row in np.flatnonzero(np.isin(batch.index, [bad.index for bad in batch.bad])):
+                    images[row] = _replacement(decoder, int(batch.index[row]), bad_images)
                 batch = DecodedBatch(batch.index, images, batch.bad)
             yield batch
     finally:
@@ -47,10 +43,10 @@ def decoded(
             close()
 
 
-def _stand_in(decoder: Decoder, bad: int, bad_images: BadImages) -> NDArray[np.uint8]:
-    count = len(decoder.source)
-    for further in range(1, count):
-        index = (bad + further) % count
+def _replacement(decoder: Decoder, bad: int, bad_images: BadImages) -> NDArray[np.uint8]:
+    count = len(decoder.image_set)
+    for offset in range(1, count):
+        index = (bad + offset) % count
         if index in bad_images.bad:
             continue
         found = next(iter(decoder.batches([np.array([index], np.int64)])))
@@ -58,52 +54,52 @@ def _stand_in(decoder: Decoder, bad: int, bad_images: BadImages) -> NDArray[np.u
             image: NDArray[np.uint8] = found.images[0]
             return image
         bad_images.add(*found.bad)
-    # One picture alone, and bad: the bad_images lets one pass.
-    return np.zeros(decoder.source.shape, np.uint8)
+    # The only image of its set: `BadImages` allows one.
+    return np.zeros(decoder.image_set.shape, np.uint8)
 
 
-def fill(
-    decoder: Decoder, slots: ImageCache, orders: Iterable[Index], bad_images: BadImages
+def fill_cache(
+    decoder: Decoder, cache: ImageCache, indices: Iterable[Index], bad_images: BadImages
 ) -> Generator[DecodedBatch]:
-    """Decode into slots what is not there yet.
+    """Decode into a cache what is missing there.
 
     Args:
         decoder: of the set.
-        slots: to be filled.
-        orders: batches of numbers, in the order in which they will be needed; may never end.
-        bad_images: takes up what is bad.
+        cache: to be filled.
+        indices: batches, in the order in which they will be needed; may be endless.
+        bad_images: collects the bad images.
 
     Returns:
-        An iterator that gives each batch once it is in its slots, and ends when all are filled.
+        An iterator that yields each batch once it is in the cache, and ends when all are.
 
     Raises:
-        InputError: a bad picture, or too many, as the bad_images has it.
+        InputError: a bad image, or too many of them, by the policy of `bad_images`.
     """
-    asked = slots.filled.copy()
-    left = int((~asked).sum())
+    requested = cache.filled.copy()
+    left = int((~requested).sum())
 
-    def wanted() -> Iterator[Index]:
+    def missing() -> Iterator[Index]:
         nonlocal left
-        batches = iter(orders)
+        batches = iter(indices)
         while left:
             batch = next(batches, None)
             if batch is None:
                 return
-            batch = np.unique(batch[~asked[batch]])
+            batch = np.unique(batch[~requested[batch]])
             if len(batch):
-                asked[batch] = True
+                requested[batch] = True
                 left -= len(batch)
                 yield batch
 
-    for batch in decoded(decoder, wanted(), bad_images):
-        slots.put(batch.index, batch.images, batch.bad)
+    for batch in decode_batches(decoder, missing(), bad_images):
+        cache.put(batch.index, batch.images, batch.bad)
         yield batch
 
 
-def sequential_batches(count: int, rows: int) -> Iterator[Index]:
-    """A whole set from its first image to its last."""
-    for first in itertools.takewhile(lambda n: n < count, itertools.count(0, rows)):
-        yield np.arange(first, min(first + rows, count), dtype=np.int64)
+def sequential_batches(count: int, size: int) -> Iterator[Index]:
+    """Yield the indices of a whole set in batches."""
+    for first in range(0, count, size):
+        yield np.arange(first, min(first + size, count), dtype=np.int64)
 
 
 def fill_cache_file(
@@ -111,46 +107,46 @@ def fill_cache_file(
     bad_images: BadImages,
     warn: Callable[[str], object],
     progress: Callable[[int], object] = lambda done: None,
-    rows: int = 128,
+    batch_size: int = 128,
 ) -> None:
-    """Decode a whole set into its file, for later runs; what an earlier fill left is gone on with.
+    """Decode a whole set into its cache file; resumes what an earlier process left.
 
     Args:
         decoder: of the set.
-        bad_images: takes up what is bad.
-        warn: format_size if what is there is damaged.
-        progress: format_size how many images are there.
-        rows: images that are decoded together.
+        bad_images: collects the bad images.
+        warn: called if an existing file is damaged.
+        progress: called with the number of images in the file.
+        batch_size: images that are decoded together.
 
     Raises:
-        InputError: a bad picture, or too many of them, as the bad_images has it.
+        InputError: a bad image, or too many of them, by the policy of `bad_images`.
         OSError: the disk is full or read-only.
     """
     key = CacheKey.of(decoder)
-    whole = open_complete(key, warn)
-    if whole is not None:
-        bad_images.add(*whole.bad)
-        progress(len(decoder.source))
+    complete = open_complete(key, warn)
+    if complete is not None:
+        bad_images.add(*complete.bad)
+        progress(len(decoder.image_set))
         return
     try:
-        slots = FileCache(key)
+        cache = FileCache(key)
     except OSError as error:
         raise OSError(
-            f"{folder()}: {error.strerror or error}; it is to hold "
-            f"{format_size(decoded_size(decoder))} of decoded images"
+            f"{cache_folder()}: {error.strerror or error}; it needs "
+            f"{format_size(decoded_size(decoder))} for the decoded images"
         ) from error
     try:
-        done = int(slots.filled.sum())
+        done = int(cache.filled.sum())
         progress(done)
-        orders = sequential_batches(len(decoder.source), rows)
-        for batch in fill(decoder, slots, orders, bad_images):
+        indices = sequential_batches(len(decoder.image_set), batch_size)
+        for batch in fill_cache(decoder, cache, indices, bad_images):
             done += len(batch.index)
             progress(done)
-            if slots.warning:
+            if cache.warning:
                 break
         else:
-            slots.finish(bad_images)
-        if slots.warning:
-            raise OSError(slots.warning.partition(f"; {IN_MEMORY}")[0])
+            cache.finish(bad_images)
+        if cache.warning:
+            raise OSError(cache.warning.partition(f"; {IN_MEMORY}")[0])
     finally:
-        slots.close()
+        cache.close()

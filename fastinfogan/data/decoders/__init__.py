@@ -1,1 +1,1 @@
-"""Turning encoded pictures into images."""
+"""Decoders of encoded images."""

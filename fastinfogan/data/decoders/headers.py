@@ -1,4 +1,4 @@
-"""Which encoded pictures DALI and Pillow read alike, by their bytes, before either sees them."""
+"""Recognise the encoded images that DALI decodes as Pillow does, from their bytes alone."""
 
 import re
 import struct
@@ -11,26 +11,26 @@ Size = tuple[int, int]
 
 _ORIENTATION = 0x0112
 _TURNED = range(5, 9)  # orientations that swap width and height
-_FRAMES = frozenset({0xC0, 0xC1})  # one scan, Huffman-coded; several are Pillow's
+_FRAMES = frozenset({0xC0, 0xC1})  # baseline and extended: one scan, Huffman-coded
 _SKIPPED = frozenset({*range(0xE0, 0xF0), 0xFE, 0xDD})
 _FACTORS = frozenset((across, down) for across in (1, 2) for down in (1, 2))
-_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7]", re.DOTALL)  # other than a restart
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7]", re.DOTALL)  # other than restarts
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_GREY, _PNG_RGB, _PNG_PALETTE = 0, 2, 3
-# What changes pixels, or turns them: left to Pillow, which sets the rule for it.
+# Chunks that change pixels or the orientation.
 _PNG_SPECIAL = frozenset({b"tRNS", b"eXIf", b"acTL", b"iTXt", b"zTXt", b"tEXt"})
 
 
 def upright_size(data: bytes, channels: int) -> Size | None:
-    """Height and width that a picture has upright, if it is whole and of a plain kind.
+    """Return upright height and width of an undamaged image of a plain kind; None for others.
 
-    Plain are JPEGs of one scan and 8 bits in grey or three components, and PNGs of 8 bits without
-    transparency: what DALI decodes as Pillow does. Everything else is Pillow's, WebP too, whose
-    damage cannot be told without decoding it: None means no more than that.
+    Plain are JPEGs of one scan and 8 bits in grey or three components, and 8-bit PNGs without
+    transparency: what DALI decodes as Pillow does. WebP is not, because damage to it shows only
+    when it is decoded.
 
     Args:
         data: the whole file.
-        channels: that are wanted; grey pictures are plain only where grey is.
+        channels: of the result; grey images are plain only for 1.
     """
     try:
         if data[:3] == b"\xff\xd8\xff":
@@ -38,30 +38,29 @@ def upright_size(data: bytes, channels: int) -> Size | None:
         if data[:8] == _PNG:
             return _png(data, channels)
     except (struct.error, IndexError):
-        pass  # cut short inside its header
+        pass  # truncated header
     return None
 
 
 def _jpeg(data: bytes, channels: int) -> Size | None:
-    """Check a JPEG of one scan as far as a decoder may refuse it.
+    """Check everything for which DALI may refuse a JPEG of one scan.
 
-    DALI 2.4 was seen to crash, not only to fail, on a batch with a JPEG that it refuses beside some
-    that it decodes; never where it decodes all of them. So it is shown none that it may refuse.
+    DALI 2.4 may crash, not only fail, on a batch in which it refuses a JPEG and decodes others.
     """
     start = data.find(b"\xff\xda", 2)
     (length,) = struct.unpack_from(">H", data, start + 2)
-    # Else what was found lies inside another segment, a thumbnail's for one.
+    # Parsed again if the marker was inside another segment, such as a thumbnail.
     found = _jpeg_head(data[: start + 2 + length], channels) or _read_jpeg_head(data, channels)
     if found is None:
         return None
     size, place = found
-    # Cut short, DALI would give the rest in grey.
+    # DALI fills the rest of a truncated image with grey.
     ends = _MARKER.search(data, place)
     return size if ends is not None and ends.start() == len(data) - 2 else None
 
 
 def _read_jpeg_head(data: bytes, channels: int) -> tuple[Size, int] | None:
-    """Height and width upright, and where the scan's data begin; None for what is not plain."""
+    """Return upright height and width, and the offset of the scan's data."""
     place, turned = 2, False
     size: Size | None = None
     components: dict[int, int] = {}
@@ -96,7 +95,7 @@ def _read_jpeg_head(data: bytes, channels: int) -> tuple[Size, int] | None:
                 return None
             return (size[::-1] if turned else size), place
         elif marker == 0xE1 and b"tiff:Orientation" in segment:
-            return None  # in XMP, which DALI does not read
+            return None  # XMP, which DALI does not read
         elif marker == 0xE1 and segment[:6] == b"Exif\0\0":
             orientation = _orientation(segment)
             if orientation is None:
@@ -107,12 +106,12 @@ def _read_jpeg_head(data: bytes, channels: int) -> tuple[Size, int] | None:
     return None
 
 
-_jpeg_head = lru_cache(256)(_read_jpeg_head)  # most pictures of a set have the same one
+_jpeg_head = lru_cache(256)(_read_jpeg_head)  # most images of a set share it
 
 
 @lru_cache(256)
 def _tables(marker: int, segment: bytes) -> frozenset[int] | None:
-    """The numbers of a segment's quantisation or Huffman tables; None if one is damaged."""
+    """Return the ids of a segment's quantisation or Huffman tables; None if one is damaged."""
     numbers = set()
     while segment:
         if marker == 0xDB:
@@ -129,7 +128,7 @@ def _tables(marker: int, segment: bytes) -> frozenset[int] | None:
 
 
 def _is_code(table: bytes) -> bool:
-    """Whether a Huffman table's lengths are those of a code, and its values in range."""
+    """Return whether a Huffman table's lengths form a code, and its values are in range."""
     free = 1
     for count in table[1:17]:
         free = 2 * free - count
@@ -139,7 +138,7 @@ def _is_code(table: bytes) -> bool:
 
 
 def _is_scan(segment: bytes, components: dict[int, int], codes: set[int]) -> bool:
-    """Whether a scan holds all components, in order, by tables that there are."""
+    """Return whether a scan has all components, in order, with tables that exist."""
     count = len(components)
     if segment[:1] != bytes([count]) or len(segment) != 4 + 2 * count:
         return False
@@ -150,7 +149,7 @@ def _is_scan(segment: bytes, components: dict[int, int], codes: set[int]) -> boo
 
 
 def _orientation(segment: bytes) -> int | None:
-    """The orientation in an Exif segment, 1 if it tells none; None if it cannot be read."""
+    """Return the orientation in an Exif segment, 1 by default; None if it cannot be read."""
     exif = Image.Exif()
     try:
         exif.load(segment)
