@@ -23,8 +23,8 @@ from bench.training import train_config
 from fastinfogan import experiments
 from fastinfogan.data import ImageSet
 from fastinfogan.data.bad_images import BadImages
-from fastinfogan.data.cache import storage as files
 from fastinfogan.data.cache.fill import fill_cache_file
+from fastinfogan.data.cache.storage import CacheKey, cache_folder, open_complete
 from fastinfogan.data.decoders.base import DecodedBatch, Decoder
 from fastinfogan.data.decoders.dali import DaliDecoder
 from fastinfogan.data.decoders.pillow import PillowDecoder
@@ -79,7 +79,7 @@ def test_decoding(photographs: EncodedImageSet, measured: Measured) -> None:
     ours = decoding(DaliDecoder(photographs, batch=BATCH, threads=THREADS))
     pillow = decoding(PillowDecoder(photographs))
     bare = BarePipeline(
-        [picture.file for picture in photographs.pictures], (HEIGHT, WIDTH), SIDE, BATCH, THREADS
+        [picture.path for picture in photographs.pictures], (HEIGHT, WIDTH), SIDE, BATCH, THREADS
     )
 
     def check() -> None:
@@ -171,8 +171,8 @@ def test_an_iteration_on_a_kept_set(
 @pytest.mark.short
 def test_gathering_from_the_file(kept: MadeUp, measured: Measured) -> None:
     """An epoch's batches from the mapping; a plain read of as much of the same file."""
-    key = files.CacheKey.of(kept)
-    whole = files.open_complete(key, print)
+    key = CacheKey.of(kept)
+    whole = open_complete(key, print)
     assert whole is not None
     images = torch.from_numpy(whole.images)
     batches = KEPT // BATCH
@@ -180,7 +180,7 @@ def test_gathering_from_the_file(kept: MadeUp, measured: Measured) -> None:
     size = BATCH * images[0].numel()
     out = torch.empty((BATCH, *images.shape[1:]), dtype=torch.uint8)
     block = bytearray(size)
-    path = files.folder() / f"{key.hash}.u8"
+    path = cache_folder() / f"{key.hash}.u8"
 
     def gather() -> None:
         for order in orders:
@@ -207,8 +207,8 @@ def test_gathering_from_the_file(kept: MadeUp, measured: Measured) -> None:
 
 def test_opening_a_whole_file(kept: MadeUp, measured: Measured) -> None:
     """All checksums; against reading the file once."""
-    key = files.CacheKey.of(kept)
-    path = files.folder() / f"{key.hash}.u8"
+    key = CacheKey.of(kept)
+    path = cache_folder() / f"{key.hash}.u8"
     block = bytearray(1 << 20)
 
     def read() -> None:
@@ -218,14 +218,14 @@ def test_opening_a_whole_file(kept: MadeUp, measured: Measured) -> None:
 
     def check() -> None:
         read()
-        whole = files.open_complete(key, print)
+        whole = open_complete(key, print)
         if whole is None or len(whole.images) != KEPT:
             raise MismatchError("the kept file is not whole")
 
     size = path.stat().st_size
     name = f"opening a kept file of {size >> 20} MiB, all checksums"
     case = Case(
-        "data", name, lambda: files.open_complete(key, print), {"plain reading": read}, check,
+        "data", name, lambda: open_complete(key, print), {"plain reading": read}, check,
         timed="host", bytes=size,
     )  # fmt: skip
     measured(Planned("data", name, lambda _: case, budget=3.0))

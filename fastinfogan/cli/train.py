@@ -98,7 +98,7 @@ class Train:
     """Who decodes pictures."""
     on_bad_image: Annotated[Literal["fail", "skip"] | None, _open("{fail,skip}", "fail")] = None
     """What to do about a picture that cannot be decoded: skip lists it in the run's
-    bad_images.jsonl, and the next one stands in for it; more than 1 % are too many."""
+    bad_images.jsonl and puts the next one in its place; more than 1 % are an error."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes the GPU if there is one."""
     log_every: Annotated[int | None, _open("INT", "10")] = None
@@ -233,13 +233,13 @@ def train_and_evaluate(
     is_main, run = trainer.distributed.is_main, trainer.run
     console = Console(highlight=False, quiet=not is_main)
     goal = run.options.iterations
-    count = len(images if isinstance(images, ImageSet) else images.source)
+    count = len(images if isinstance(images, ImageSet) else images.image_set)
     console.print(
         f"[bold]{run.experiment.name}[/bold] in {run.path}: iterations {trainer.step} to {goal}, "
         f"batch {run.config.batch_size}, {run.config.precision} on {trainer.iteration.device}, "
         f"{count} images"
     )
-    console.print(f"images {trainer.loader.path}", soft_wrap=True)
+    console.print(f"images {trainer.loader.description}", soft_wrap=True)
     bar = ProgressBar("iteration", goal, console=console)
 
     def show(line: dict[str, float]) -> None:

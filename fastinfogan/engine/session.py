@@ -13,7 +13,7 @@ import torch
 from fastinfogan.data import ImageSet, open_image_set
 from fastinfogan.data.decoders.base import Decoder, DecoderName
 from fastinfogan.data.image_set import EncodedImageSet
-from fastinfogan.data.subset import is_annotated, sample
+from fastinfogan.data.subset import evaluation_subset, is_annotated
 from fastinfogan.distributed import SINGLE_PROCESS, Distributed
 from fastinfogan.engine.config import BatchNorm, Information, RunOptions, TrainConfig
 from fastinfogan.engine.execution import ExecutionName
@@ -247,7 +247,7 @@ def open_decoder(images: EncodedImageSet, name: DecoderName, device: str) -> Dec
     Raises:
         InputError: the decoder does not work here.
     """
-    from fastinfogan.data.decoders.choose import choose_decoder
+    from fastinfogan.data.decoders.base import choose_decoder
 
     return choose_decoder(name, images, device, _DECODER_BATCH)[0]
 
@@ -265,7 +265,7 @@ def images_of(
 
 def name_of(images: Images) -> str:
     """Return what the user calls a set."""
-    return images.name if isinstance(images, ImageSet) else images.source.name
+    return images.name if isinstance(images, ImageSet) else images.image_set.name
 
 
 def annotated_images(
@@ -274,9 +274,11 @@ def annotated_images(
     """Return decoded images with labels or factors, to evaluate on; or why there are none."""
     if isinstance(images, ImageSet):
         return images
-    if not is_annotated(images.source):
-        return f"{images.source.name}: no labels"
-    return sample(images, lambda test: open_decoder(test, options.decoder, options.device), report)
+    if not is_annotated(images.image_set):
+        return f"{images.image_set.name}: no labels"
+    return evaluation_subset(
+        images, lambda test: open_decoder(test, options.decoder, options.device), report
+    )
 
 
 def free_path(stem: str) -> Path:

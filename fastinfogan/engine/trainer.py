@@ -89,7 +89,7 @@ class Trainer:
         on_bad_image: OnBadImage = "fail",
     ) -> None:
         self._made_at = time.perf_counter()
-        config, image_set = run.config, images.source if isinstance(images, Decoder) else images
+        config, image_set = run.config, images.image_set if isinstance(images, Decoder) else images
         if images.fingerprint != config.data_fingerprint:
             raise InputError(
                 f"{image_set.name}: these are not the images that {run.path} was started with; "
@@ -235,7 +235,7 @@ class Trainer:
         """How many iterations may run before something is due."""
         every = (self.run.config.log_every, schedule.checkpoint_every, schedule.pictures_every)
         due = [n - self.step % n for n in every if n]
-        calls = self.execution.iterations_per_call, self.loader.at_once
+        calls = self.execution.iterations_per_call, self.loader.iterations_per_call
         return min(*calls, until - self.step, *due)
 
     def _prepare_images(self, count: int, schedule: Schedule) -> bool:

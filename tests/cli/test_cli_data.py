@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from fastinfogan.cli import main
-from fastinfogan.data.cache.storage import folder
+from fastinfogan.data.cache.storage import cache_folder
 from fastinfogan.data.decoders import pillow
 from fastinfogan.data.image_set import ImageFile
 from tests.helpers.training import QUICK, fails
@@ -62,11 +62,11 @@ def test_info_verify_and_prepare(pictures: Path, capsys: pytest.CaptureFixture[s
     assert "240, 28x28 grey" in told
     assert "the centre to 28x28 grey" in told
     assert "Pillow" in told
-    assert "kept in a file" in told
+    assert "cached in a file" in told
     with Image.open("sheet.png") as sheet:
         assert sheet.size == (289, 289)
     assert main(["data", "verify", "pictures"]) == 0
-    assert "0 of 240 pictures cannot be decoded" in capsys.readouterr().out
+    assert "0 of 240 images cannot be decoded" in capsys.readouterr().out
     prepare = ["data", "prepare", "pictures", "--experiment", "mnist", "--decoder", "pillow"]
     assert main(prepare) == 0
     assert "240 images, 183.8 KiB" in capsys.readouterr().out
@@ -81,8 +81,9 @@ def test_info_verify_and_prepare(pictures: Path, capsys: pytest.CaptureFixture[s
     assert main(["data", "verify", "pictures", "--decoder", "pillow"]) == 1
     told = capsys.readouterr().out
     assert "007.png: " in told
-    assert "2 of 240 pictures cannot be decoded" in told
-    assert "007.png cannot be decoded" in fails(*prepare, capsys=capsys)
+    assert "2 of 240 images cannot be decoded" in told
+    assert main(prepare) == 2
+    assert "007.png cannot be decoded" in capsys.readouterr().err
     assert main([*prepare, "--on-bad-image", "skip"]) == 0
     assert "2 cannot be decoded and are skipped" in capsys.readouterr().out
     told = fails("data", "info", "nowhere", capsys=capsys)
@@ -105,10 +106,10 @@ def test_pictures_are_trained_on_and_bad_ones_skipped(
     assert main([*train, *skip]) == 0
     told = capsys.readouterr().out
     assert "decoded by Pillow" in told
-    assert "2 of 240 pictures cannot be decoded and are skipped" in told.replace("\n", " ")
+    assert "2 of 240 images cannot be decoded and are skipped" in told.replace("\n", " ")
     lines = [json.loads(each) for each in Path("run/bad_images.jsonl").read_text().splitlines()]
     assert [each["index"] for each in lines] == [3, 200]
-    assert {path.suffix for path in folder().iterdir()} == {".u8", ".json"}
+    assert {path.suffix for path in cache_folder().iterdir()} == {".u8", ".json"}
     assert main(["train", "--resume", "run", "--iterations", "61"]) == 0  # as it was started
     assert "decoded by an earlier run" in capsys.readouterr().out
     told = fails("train", "--resume", "run", "--on-bad-image", "fail", capsys=capsys)
@@ -139,6 +140,7 @@ sys.exit(main({arguments!r}))
 """
 
 
+@pytest.mark.slow
 def test_a_prepare_that_is_killed_is_gone_on_with(
     pictures: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,13 +166,15 @@ def test_a_prepare_that_is_killed_is_gone_on_with(
     finally:
         signal.signal(signal.SIGINT, before)
     interrupter.join()
-    assert capsys.readouterr().err == "fastinfogan: interrupted\n"
+    assert capsys.readouterr().err.endswith("\nfastinfogan: interrupted\n")
     there = filled()
     assert there > killed > 0
-    assert {path.suffix for path in folder().iterdir()} == {".partial", ".sums"}
+    assert {path.suffix for path in cache_folder().iterdir()} == {".partial", ".sums"}
     assert main(prepare) == 0
     told = capsys.readouterr().out
-    assert f"2,240 images, 1.7 MiB, in {folder()}; {there:,} of them were there already" in told
+    assert (
+        f"2,240 images, 1.7 MiB, in {cache_folder()}; {there:,} of them were there already" in told
+    )
 
 
 def slowly(picture: ImageFile, read: Callable[[ImageFile], bytes] = pillow.read_bytes) -> bytes:
@@ -186,10 +190,11 @@ def wait_for_more_than(count: int) -> None:
 
 def filled() -> int:
     """How many images a fill that is going on has come to."""
-    files = list(folder().glob("*.sums"))
+    files = list(cache_folder().glob("*.sums"))
     return int(np.count_nonzero(np.fromfile(files[0], np.uint32))) if files else 0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("narrow_networks")
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_a_run_killed_in_mid_epoch_goes_on_bit_for_bit(

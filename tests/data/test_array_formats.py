@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from fastinfogan import experiments
-from fastinfogan.data.arrays import fitted
 from fastinfogan.data.formats import factor_arrays
 from fastinfogan.data.image_set import CropResize, ImageShape
+from fastinfogan.data.transforms import transform_array
 from tests.helpers.open_set import encoded, in_memory, message, names
 
 SVHN, CHAIRS, SPRITES, FACES = (
@@ -54,10 +54,10 @@ def test_dsprites(tmp_path: Path) -> None:
 def test_an_area_mean_keeps_what_it_covers() -> None:
     images = RANDOM.integers(0, 256, (3, 64, 64, 1), np.uint8)
     for side in (28, 32, 48, 96):
-        made = fitted(images, CropResize(ImageShape(side, side, 1)), Path("a"))
+        made = transform_array(images, CropResize(ImageShape(side, side, 1)), Path("a"))
         assert abs(made.mean() - images.mean()) < 0.5
         one = np.full((1, 64, 64, 3), (10, 200, 30), np.uint8)
-        same = fitted(one, CropResize(ImageShape(side, side, 3)), Path("a"))
+        same = transform_array(one, CropResize(ImageShape(side, side, 3)), Path("a"))
         assert (same == (10, 200, 30)).all()
         box = Image.fromarray(images[0, ..., 0]).resize((side, side), Image.Resampling.BOX)
         if side == 32:  # Pillow rounds twice
@@ -69,18 +69,18 @@ def test_what_is_wrong_with_dsprites(tmp_path: Path) -> None:
     dsprites(path)
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    assert "dsprites.npz: not a whole .npz" in message(path, SPRITES)
+    assert "dsprites.npz: not a complete .npz" in message(path, SPRITES)
     damaged = bytearray(whole)
     damaged[whole.index(b"imgs.npy") + 200] ^= 0x10
     path.write_bytes(damaged)
-    assert "dsprites.npz: not a whole .npz" in message(path, SPRITES)
+    assert "dsprites.npz: not a complete .npz" in message(path, SPRITES)
     known = {"latents_values": np.ones((6, 6)), "latents_classes": CLASSES}
     np.savez(path, imgs=SHAPES * 2, **known)
-    assert "imgs of 0 and 1 are expected, there is 2" in message(path, SPRITES)
+    assert "imgs must be 0 or 1, there is 2" in message(path, SPRITES)
     np.savez(path, imgs=SHAPES[:5], **known)
     assert "holds 5 images and factors of 6" in message(path, SPRITES)
     np.savez(path, imgs=np.array([{}] * 6, dtype=object), **known)
-    assert "pickled objects, which are not read" in message(path, SPRITES)
+    assert "pickled objects, which are refused" in message(path, SPRITES)
 
 
 COLOURED = RANDOM.integers(0, 256, (8, 64, 64, 3), np.uint8)
@@ -136,7 +136,7 @@ def test_what_is_wrong_with_hdf5(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     whole = path.read_bytes()
     for end in (0, 100, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:end])
-        assert "3dshapes.h5: not a whole HDF5 file" in message(path, SVHN)
+        assert "3dshapes.h5: not a complete HDF5 file" in message(path, SVHN)
     for place in range(0, len(whole), len(whole) // 60):
         damaged = bytearray(whole)
         damaged[place] ^= 0x11
@@ -144,7 +144,7 @@ def test_what_is_wrong_with_hdf5(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert "3dshapes.h5" in message(path, SVHN)
     with h5py.File(path, "w") as file:
         file["pictures"] = COLOURED
-    assert "holds pictures; an array 'images' is looked for" in message(path, SVHN)
+    assert "holds pictures; it must hold an array 'images'" in message(path, SVHN)
     monkeypatch.setitem(sys.modules, "h5py", None)
     assert "install fastinfogan[hdf5]" in message(path, SVHN)
 
@@ -153,7 +153,7 @@ def test_folders_of_arrays_and_of_nothing_known(tmp_path: Path) -> None:
     np.savez(tmp_path / "mine.npz", images=COLOURED[:, ::2, ::2].copy())
     assert len(in_memory(tmp_path, SVHN)) == 8
     dsprites(tmp_path / "dsprites.npz")
-    assert "holds several sets, dsprites.npz, mine.npz" in message(tmp_path, SVHN)
+    assert "holds several image sets, dsprites.npz, mine.npz" in message(tmp_path, SVHN)
     Image.fromarray(COLOURED[0]).save(tmp_path / "one.png")
     assert names(encoded(tmp_path, SVHN)) == ["one.png"]
     told = message(tmp_path / "nothing", SVHN)

@@ -16,9 +16,10 @@ import pytest
 
 from fastinfogan.data import ImageSet
 from fastinfogan.data.bad_images import BadImages
-from fastinfogan.data.cache import storage as files
 from fastinfogan.data.cache.fill import fill_cache_file
+from fastinfogan.data.cache.partial_file import FileCache
 from fastinfogan.data.cache.policy import available_memory, choose_cache_policy
+from fastinfogan.data.cache.storage import CacheKey, cache_folder, checksums, open_complete
 from fastinfogan.data.decoders.base import BadImage
 from fastinfogan.errors import InputError
 from tests.helpers.image_files import RawDecoder, encoded
@@ -35,34 +36,34 @@ def source() -> ImageSet:
 
 
 def there() -> set[str]:
-    return {path.suffix for path in files.folder().iterdir()}
+    return {path.suffix for path in cache_folder().iterdir()}
 
 
 def prepare(decoder: RawDecoder, **more: Any) -> list[str]:  # noqa: ANN401
     told: list[str] = []
     bad_images = BadImages("noise", COUNT, "fail")
-    fill_cache_file(decoder, bad_images, told.append, rows=8, **more)
+    fill_cache_file(decoder, bad_images, told.append, batch_size=8, **more)
     return told
 
 
 def test_a_whole_file_is_found_and_what_is_damaged_is_made_again(source: ImageSet) -> None:
     decoder = RawDecoder(encoded(source))
-    key = files.CacheKey.of(decoder)
-    assert files.open_complete(key, pytest.fail) is None
+    key = CacheKey.of(decoder)
+    assert open_complete(key, pytest.fail) is None
     assert prepare(decoder) == []
     assert there() == {".u8", ".json"}
-    found = files.open_complete(key, pytest.fail)
+    found = open_complete(key, pytest.fail)
     assert found is not None
     assert np.array_equal(found.images, source.images)
     found.images[0] = 0  # private to this process
-    data = files.folder() / f"{key.hash}.u8"
+    data = cache_folder() / f"{key.hash}.u8"
     described = data.with_suffix(".json")
     assert json.loads(described.read_text())["made of"]["decoder"] == "raw 1"
     whole = data.read_bytes()
     assert whole == source.images.tobytes()
     damages = {
-        "a checksum is not its own": lambda: data.write_bytes(whole[:77] + b"?" + whole[78:]),
-        "cut short": lambda: data.write_bytes(whole[:-1]),
+        "a checksum differs": lambda: data.write_bytes(whole[:77] + b"?" + whole[78:]),
+        "truncated": lambda: data.write_bytes(whole[:-1]),
         "Expecting value": lambda: described.write_text("?"),
     }
     for said, damage in damages.items():
@@ -76,14 +77,14 @@ def test_a_whole_file_is_found_and_what_is_damaged_is_made_again(source: ImageSe
 def test_another_decoder_and_a_changed_file_are_another_set(source: ImageSet) -> None:
     decoder = RawDecoder(encoded(source))
     prepare(decoder)
-    other = RawDecoder(decoder.source)
+    other = RawDecoder(decoder.image_set)
     other.name = "raw 2"
     prepare(other)
     assert len(other.asked) == COUNT
-    os.utime(decoder.source.pictures[5].file, ns=(1, 1))
+    os.utime(decoder.image_set.files[5].path, ns=(1, 1))
     prepare(decoder)
     assert len(decoder.asked) == 2 * COUNT
-    decoder.source.pictures[5].file.unlink()
+    decoder.image_set.files[5].path.unlink()
     with pytest.raises(FileNotFoundError):  # of this decoder; it is not the cache that minds
         prepare(decoder)
 
@@ -105,7 +106,7 @@ encoded = EncodedImageSet("pictures", pictures, CropResize(ImageShape(6, 5, 3)))
 decoder = RawDecoder(encoded, delay=0.05)
 print("started", flush=True)
 bad_images = BadImages("noise", len(found), "fail")
-fill_cache_file(decoder, bad_images, print, lambda done: print(done, flush=True), rows=4)
+fill_cache_file(decoder, bad_images, print, lambda done: print(done, flush=True), batch_size=4)
 """
 
 
@@ -122,68 +123,71 @@ def test_a_fill_that_is_killed_is_gone_on_with_and_never_believed(source: ImageS
         prepare(decoder)
         assert len(decoder.asked) == COUNT
         process.send_signal(signal.SIGKILL)
-    key = files.CacheKey.of(decoder)
+    key = CacheKey.of(decoder)
     for name in (".u8", ".json"):
-        (files.folder() / f"{key.hash}{name}").unlink()
+        (cache_folder() / f"{key.hash}{name}").unlink()
     assert there() == {".partial", ".sums"}
-    assert files.open_complete(key, pytest.fail) is None
-    (sums,) = files.folder().glob("*.sums")
+    assert open_complete(key, pytest.fail) is None
+    (sums,) = cache_folder().glob("*.sums")
     assert np.count_nonzero(np.frombuffer(sums.read_bytes(), np.uint32)) >= 20
-    (partial,) = files.folder().glob("*.partial")
+    (partial,) = cache_folder().glob("*.partial")
     with partial.open("r+b") as file:  # an image that did not come to the disk
         file.seek(3 * 90)
         file.write(bytes(90))
-    again = RawDecoder(decoder.source)
+    again = RawDecoder(decoder.image_set)
     assert prepare(again) == []
     assert 3 in again.asked
     assert len(again.asked) < COUNT - 15
     assert there() == {".u8", ".json"}
-    found = files.open_complete(key, pytest.fail)
+    found = open_complete(key, pytest.fail)
     assert found is not None
     assert np.array_equal(found.images, source.images)
 
 
 def test_dead_partial_files_are_swept_and_live_ones_left(source: ImageSet) -> None:
     decoder = RawDecoder(encoded(source))
-    key = files.CacheKey.of(decoder)
-    live = files.FileCache(key)
-    files.FileCache(key).close()
-    other = files.folder() / f"{'0' * 32}.abc.partial"
+    key = CacheKey.of(decoder)
+    live = FileCache(key)
+    FileCache(key).close()
+    other = cache_folder() / f"{'0' * 32}.abc.partial"
     other.write_bytes(b"?")
-    old = files.folder() / f"{'1' * 32}.abc.partial"
+    old = cache_folder() / f"{'1' * 32}.abc.partial"
     old.write_bytes(b"?")
     os.utime(old, (time.time() - 2 * 24 * 3600,) * 2)
-    taken = files.FileCache(key)
-    assert len(list(files.folder().glob("*.partial"))) == 3
+    taken = FileCache(key)
+    assert len(list(cache_folder().glob("*.partial"))) == 3
     assert other.exists()
     assert not old.exists()
     live.put(np.arange(COUNT), source.images)
     live.finish(BadImages("noise", COUNT, "fail"))
-    assert files.open_complete(key, pytest.fail) is not None
+    assert open_complete(key, pytest.fail) is not None
     taken.put(np.arange(COUNT), source.images)
     taken.finish(BadImages("noise", COUNT, "fail"))
-    assert files.open_complete(key, pytest.fail) is not None
-    assert [p.name for p in files.folder().glob("*.partial")] == [other.name]
+    assert open_complete(key, pytest.fail) is not None
+    assert [p.name for p in cache_folder().glob("*.partial")] == [other.name]
 
 
 def test_the_fullest_of_dead_fills_is_gone_on_with_and_left_overs_are_swept(
     source: ImageSet,
 ) -> None:
     decoder = RawDecoder(encoded(source))
-    key = files.CacheKey.of(decoder)
-    fills = [files.FileCache(key) for _ in range(3)]
+    key = CacheKey.of(decoder)
+    fills = [FileCache(key) for _ in range(3)]
     for slots, count in zip(fills, (7, 21, 14), strict=True):
         slots.put(np.arange(count), source.images[:count])
     for slots in fills:
         slots.close()
-    left = [files.folder() / f"{'3' * 32}{name}" for name in (".u8", ".x.sums", ".x.json.partial")]
+    name = "3" * 32
+    left = [
+        cache_folder() / each for each in (f"{name}.u8", f"{name}.x.sums", f".{name}.7.partial")
+    ]
     for path in left:
         path.write_bytes(b"?")
         os.utime(path, (time.time() - 2 * 24 * 3600,) * 2)
-    taken = files.FileCache(key)
+    taken = FileCache(key)
     assert taken.filled.sum() == 21
     assert there() == {".partial", ".sums"}
-    assert len(list(files.folder().iterdir())) == 2
+    assert len(list(cache_folder().iterdir())) == 2
     taken.close()
 
 
@@ -199,9 +203,9 @@ def test_a_file_that_cannot_be_read_is_told_and_left(
     told: list[str] = []
     with monkeypatch.context() as patched:
         patched.setattr("mmap.mmap", no_memory)
-        assert files.open_complete(files.CacheKey.of(decoder), told.append) is None
+        assert open_complete(CacheKey.of(decoder), told.append) is None
     assert "Cannot allocate memory; decoding again" in told[0]
-    assert files.open_complete(files.CacheKey.of(decoder), pytest.fail) is not None
+    assert open_complete(CacheKey.of(decoder), pytest.fail) is not None
 
 
 def test_a_full_disk_is_told_and_leaves_nothing(
@@ -222,7 +226,7 @@ def test_checksums_are_of_every_few_mebibytes() -> None:
     data = np.random.default_rng(0).integers(0, 256, (9 << 20) + 5, dtype=np.uint8)
     step = 1 << 22
     expected = [zlib.crc32(data[i : i + step].tobytes()) for i in range(0, len(data), step)]
-    assert files.checksums(data) == expected
+    assert checksums(data) == expected
 
 
 def test_where_a_set_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,11 +235,11 @@ def test_where_a_set_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     def place(asked: Any, size: int, gpu: int | None = None) -> tuple[str, bool]:  # noqa: ANN401
         found = choose_cache_policy(asked, size, gpu, tmp_path)
-        assert found.why
-        return found.where, found.keep
+        assert found.reason
+        return found.location, found.writes_file
 
     assert place("auto", 50) == ("file", True)
-    assert choose_cache_policy("auto", 10**6, None, tmp_path, kept=True).where == "file"
+    assert choose_cache_policy("auto", 10**6, None, tmp_path, is_cached=True).location == "file"
     assert place("auto", 500) == ("host", False)
     assert place("auto", 501) == ("off", False)
     assert place("auto", 50, 100) == ("device", True)

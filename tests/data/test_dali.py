@@ -14,8 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from fastinfogan.data.decoders.base import DecodedBatch
-from fastinfogan.data.decoders.choose import choose_decoder
+from fastinfogan.data.decoders.base import DecodedBatch, choose_decoder
 from fastinfogan.data.decoders.pillow import PillowDecoder
 from fastinfogan.data.image_set import CropResize, EncodedImageSet, ImageFile, ImageShape
 from fastinfogan.errors import InputError
@@ -69,7 +68,7 @@ def stored(files: dict[str, bytes], recipe: CropResize) -> EncodedImageSet:
 
 def all_of(decoder: Any, wanted: list[NDArray[np.int64]] | None = None) -> DecodedBatch:  # noqa: ANN401
     """Everything that was wanted, laid end to end; by default each picture once."""
-    parts = list(decoder.batches(wanted or [np.arange(len(decoder.source))]))
+    parts = list(decoder.batches(wanted or [np.arange(len(decoder.image_set))]))
     return DecodedBatch(
         np.concatenate([part.index for part in parts]),
         np.concatenate([part.images for part in parts]),
@@ -114,7 +113,7 @@ def test_agrees_with_pillow(recipe: CropResize) -> None:
     difference = np.abs(ours.images.astype(int) - theirs.images)
     bad = {b.index for b in ours.bad}
     assert len(bad) <= 4
-    for place, picture in enumerate(source.pictures):
+    for place, picture in enumerate(source.files):
         if place not in bad:
             assert difference[place].mean() < 2, picture.name
 
@@ -125,10 +124,10 @@ def test_most_kinds_are_decoded_by_dali(monkeypatch: pytest.MonkeyPatch) -> None
     decoder = DaliDecoder(source)
     left: list[int] = []
     monkeypatch.setattr(
-        decoder, "_by_pillow", lambda part, rows: left.extend(part.index[rows].tolist())
+        decoder, "_decode_with_pillow", lambda part, rows: left.extend(part.index[rows].tolist())
     )
     all_of(decoder)
-    names = {source.pictures[i].name for i in left}
+    names = {source.files[i].name for i in left}
     others = {
         *("progressive.jpg", "cmyk.jpg", "alpha.png", "16bit.png"),
         *("lossy.webp", "lossless.webp", "picture.bmp", "picture.gif"),
@@ -193,7 +192,7 @@ def test_a_pipeline_that_fails_is_replaced(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_missing_file_is_a_bad_image() -> None:
     source = stored({"0.jpg": kinds()["444.jpg"]}, RECIPES[0])
     missing = ImageFile("gone.jpg", Path("gone.jpg"), 0, 100)
-    source = replace(source, pictures=[missing, *source.pictures])
+    source = replace(source, files=[missing, *source.files])
     assert [b.name for b in all_of(DaliDecoder(source)).bad] == ["gone.jpg"]
 
 
@@ -272,7 +271,7 @@ def test_a_device_that_is_not_there_is_told_in_one_line(faces: EncodedImageSet) 
 
 def test_importing_fastinfogan_does_not_import_dali() -> None:
     code = (
-        "import sys, fastinfogan.data.decoders.choose, fastinfogan.cli\n"
+        "import sys, fastinfogan.data.decoders.base, fastinfogan.cli\n"
         "assert 'nvidia' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -13,12 +13,10 @@ from PIL import Image
 from scipy.io import savemat
 
 from fastinfogan import experiments
-from fastinfogan.data.decoders.base import decode_image_set
-from fastinfogan.data.decoders.pillow import PillowDecoder
 from fastinfogan.data.formats.folder import read as read_folder
 from fastinfogan.data.image_set import ImageShape
 from fastinfogan.data.listing import FileListing
-from tests.helpers.open_set import encoded, in_memory, message, names
+from tests.helpers.open_set import decoded, encoded, in_memory, message, names
 
 MNIST, SVHN, CELEBA, CHAIRS = (
     experiments.get(name) for name in ("mnist", "svhn", "celeba", "chairs")
@@ -87,9 +85,9 @@ def test_celeba(tmp_path: Path, packed: str) -> None:
         assert source.test is not None
         assert source.test.factors is not None
         assert np.array_equal(source.test.factors.values, (SIGNS[[3, 5]] + 1) / 2)
-        images = decode_image_set(source, PillowDecoder)
-        assert images.images.shape == (3, 32, 32, 3)
-        for image, i in zip(images.images, (0, 1, 4), strict=True):
+        images = decoded(source)
+        assert images.shape == (3, 32, 32, 3)
+        for image, i in zip(images, (0, 1, 4), strict=True):
             assert np.abs(image.astype(int) - colours[i]).max() <= 6
     assert encoded(top, CELEBA).fingerprint == encoded(folder, CELEBA).fingerprint
 
@@ -103,18 +101,18 @@ def test_celeba_without_its_lists_and_with_damaged_ones(tmp_path: Path) -> None:
     partition, attributes = tmp_path / "list_eval_partition.txt", tmp_path / "list_attr_celeba.txt"
     whole = partition.read_text(), attributes.read_text()
     partition.write_text(whole[0][:35])
-    assert "0, 1 or 2 are on every line, not '000003.jp'" in message(tmp_path, CELEBA)
+    assert "must be an image and 0, 1 or 2, not '000003.jp'" in message(tmp_path, CELEBA)
     partition.write_text(whole[0][:26])
-    assert "list_eval_partition.txt: no line for the picture 000003" in message(tmp_path, CELEBA)
+    assert "list_eval_partition.txt: no line for the image 000003" in message(tmp_path, CELEBA)
     partition.write_text(whole[0].replace(" 0", " 1"))
-    assert "none of 6 pictures is of partition 0" in message(tmp_path, CELEBA)
+    assert "none of 6 images is in partition 0" in message(tmp_path, CELEBA)
     partition.write_text(whole[0])
     attributes.write_text(whole[1][: len(whole[1]) // 2])
-    assert "pictures, where 6 are announced" in message(tmp_path, CELEBA)
+    assert "images, where 6 are announced" in message(tmp_path, CELEBA)
     attributes.write_text(whole[1].replace("  1", "  7"))
-    assert "3 times 1 or -1 are on every line" in message(tmp_path, CELEBA)
+    assert "must be an image and 3 times 1 or -1" in message(tmp_path, CELEBA)
     attributes.write_bytes(b"")
-    assert "not a whole list of attributes" in message(tmp_path, CELEBA)
+    assert "not a complete list of attributes" in message(tmp_path, CELEBA)
 
 
 # Rendered chairs
@@ -146,8 +144,8 @@ def test_rendered_chairs(tmp_path: Path) -> None:
         assert factors.periods == (None, None, 360)
         expected = [[m, *view] for m in range(3) for view in ((20, 11), (30, 348))]
         assert np.array_equal(factors.values, np.array(expected, np.float32))
-        assert str(source.recipe) == "the centre's 400x400 to 64x64 grey"
-    images = decode_image_set(encoded(folder, CHAIRS), PillowDecoder).images
+        assert str(source.transform) == "the centre's 400x400 to 64x64 grey"
+    images = decoded(encoded(folder, CHAIRS))
     assert np.array_equal(images[:, 0, 0, 0], [0, 0, 50, 50, 100, 100])
     assert (images == images[:, :1, :1]).all()
 
@@ -156,7 +154,7 @@ def test_a_picture_that_is_no_render_is_named_or_left_out(tmp_path: Path) -> Non
     renders(tmp_path)
     Image.new("L", (9, 9)).save(tmp_path / MODELS[0] / "view.png")
     assert f"{MODELS[0]}/view.png is not named as rendered chairs are" in message(tmp_path, CHAIRS)
-    assert len(encoded(tmp_path, CHAIRS, damaged="skip")) == 6
+    assert len(encoded(tmp_path, CHAIRS, on_bad_image="skip")) == 6
 
 
 # Folders
@@ -171,7 +169,7 @@ def test_a_large_folder_is_listed_in_seconds_and_kept_compactly(tmp_path: Path) 
     start = time.perf_counter()
     source = read_folder(tmp_path, ImageShape(32, 32, 3))
     assert time.perf_counter() - start < 2
-    listing = source.pictures
+    listing = source.files
     assert isinstance(listing, FileListing)
     assert len(listing) == 20_000
     kept = sum(
@@ -226,10 +224,10 @@ def test_webdataset(kind: str, tmp_path: Path) -> None:
         (tmp_path / "shard-001.tar", [10, 11, 12]),
     ):
         source = encoded(path, SVHN)
-        images = decode_image_set(source, PillowDecoder)
-        assert images.images[:, 0, 0].tolist() == [[i, 2 * i, 7] for i in expected]
-        assert images.labels is not None
-        assert images.labels.tolist() == [i % 2 for i in expected]
+        images = decoded(source)
+        assert images[:, 0, 0].tolist() == [[i, 2 * i, 7] for i in expected]
+        assert source.labels is not None
+        assert source.labels.tolist() == [i % 2 for i in expected]
     assert names(encoded(tmp_path, SVHN))[3] == f"shard-001.tar/train/000010{'x' * 120}.png"
     assert "shard-003.tar: cannot be read: No such file" in message(
         tmp_path / "shard-{000..003}.tar", SVHN
@@ -241,7 +239,7 @@ def test_a_set_that_is_labelled_in_part_has_no_labels(tmp_path: Path) -> None:
     tar(tmp_path / "a.tar", {"extra.png": png(9), **files})
     assert encoded(tmp_path / "a.tar", SVHN).labels is None
     tar(tmp_path / "a.tar", {**files, "extra.png": png(9), "extra.cls": b"cat"})
-    assert "a.tar: extra.cls is not a whole number" in message(tmp_path / "a.tar", SVHN)
+    assert "a.tar: extra.cls is not an integer" in message(tmp_path / "a.tar", SVHN)
 
 
 def test_a_tar_that_is_cut_or_damaged(tmp_path: Path) -> None:
@@ -252,18 +250,18 @@ def test_a_tar_that_is_cut_or_damaged(tmp_path: Path) -> None:
     for end, kept in ((4 * step, 4), (4 * step + 100, 4), (4 * step + 520, 4), (8 * step, 8)):
         path.write_bytes(whole[:end])
         told = message(path, SVHN)
-        assert f"a.tar: cut short; whole pictures in it: {kept}. Get it anew" in told
-        source = encoded(path, SVHN, damaged="skip")
-        assert len(decode_image_set(source, PillowDecoder)) == kept
+        assert f"a.tar: truncated; it holds {kept} complete images. Download" in told
+        source = encoded(path, SVHN, on_bad_image="skip")
+        assert len(decoded(source)) == kept
     damaged = bytearray(whole)
     damaged[5 * step + 20] ^= 0xFF
     path.write_bytes(damaged)
-    assert "a.tar: damaged at byte 5,120; whole pictures in it: 5" in message(path, SVHN)
+    assert "a.tar: damaged at byte 5,120; it holds 5 complete images" in message(path, SVHN)
     for content in (b"", b"words" * 500, gzip.compress(whole)):
         path.write_bytes(content)
-        assert "no plain tar" in message(path, SVHN)
+        assert "not a plain tar" in message(path, SVHN)
     tar(path, {"a.txt": b"words"})
-    assert "no pictures in a.tar" in message(path, SVHN)
+    assert "no images in a.tar" in message(path, SVHN)
 
 
 # Which layout a path is

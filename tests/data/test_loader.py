@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from fastinfogan.data.bad_images import BadImages
-from fastinfogan.data.cache import storage as files
-from fastinfogan.data.loader import Sampler, StagedLoader
+from fastinfogan.data.cache.partial_file import FileCache
+from fastinfogan.data.cache.storage import CacheKey, cache_folder, open_complete
+from fastinfogan.data.loader import CacheFiller, Sampler, StagedLoader
 from fastinfogan.engine import RunDirectory, Schedule, Trainer
 from fastinfogan.errors import InputError
 from fastinfogan.experiments import Experiment
@@ -56,7 +57,7 @@ def test_a_run_is_the_same_wherever_images_come_from(
         assert len(decoder.asked) >= 2 * 64
         return
     assert sorted(decoder.asked) == list(range(64))  # each of them once
-    again = RawDecoder(decoder.source)
+    again = RawDecoder(decoder.image_set)
     begin(tiny, "again", again, cache=cache).train(3, Schedule())
     assert bool(again.asked) == (cache in ("host", "device"))  # these leave no file
 
@@ -68,12 +69,12 @@ def test_a_run_cut_in_mid_epoch_goes_on_bit_for_bit(
     monkeypatch: pytest.MonkeyPatch,
     cache: Any,  # noqa: ANN401
 ) -> None:
-    monkeypatch.setattr("fastinfogan.data.loader._AHEAD", 1)
+    monkeypatch.setattr("fastinfogan.data.loader._DECODED_AHEAD", 1)
     first = RawDecoder(encoded(made_up_images(tiny)))
     cut = begin(tiny, "cut", first, cache=cache)
     cut.train(2, Schedule())
     assert len(first.asked) < 64 or cache == "off"
-    second = RawDecoder(first.source)
+    second = RawDecoder(first.image_set)
     resumed = Trainer(RunDirectory.open(Path("cut")), second, CPU, cache=cache)
     resumed.resume()
     resumed.train(2 * EPOCH, Schedule())
@@ -85,13 +86,13 @@ def test_a_run_cut_in_mid_epoch_goes_on_bit_for_bit(
 def test_a_fill_that_was_killed_at_its_very_end_is_made_whole(tiny: Experiment) -> None:
     source = made_up_images(tiny)
     decoder = RawDecoder(encoded(source))
-    key = files.CacheKey.of(decoder)
-    slots = files.FileCache(key)
+    key = CacheKey.of(decoder)
+    slots = FileCache(key)
     slots.put(np.arange(64), source.images)
     slots.close()
     begin(tiny, "run", decoder).train(1, Schedule())
     assert not decoder.asked
-    assert files.open_complete(key, pytest.fail) is not None
+    assert open_complete(key, pytest.fail) is not None
 
 
 def test_another_decoder_is_told(tiny: Experiment) -> None:
@@ -110,7 +111,7 @@ def test_a_bad_picture_ends_the_run_with_a_checkpoint_or_is_skipped(
     source = made_up_images(tiny)
     decoder = RawDecoder(encoded(source))
     late = int(shuffle.indices(3, 5 * 8, 1, 64)[0])  # in the sixth batch
-    decoder.source.pictures[late].file.write_bytes(b"short")
+    decoder.image_set.files[late].path.write_bytes(b"short")
     trainer = begin(tiny, "run", decoder, cache=cache)
     told = f"pictures: {late:04d}.raw cannot be decoded: cut short; .* `on_bad_image='skip'`"
     with pytest.raises(InputError, match=told):
@@ -120,9 +121,9 @@ def test_a_bad_picture_ends_the_run_with_a_checkpoint_or_is_skipped(
         assert trainer.run.read_checkpoint().iteration == trainer.step
     skipping: dict[str, Any] = {"cache": cache, "on_bad_image": "skip"}
     warnings: list[str] = []
-    run = begin(tiny, "skip", RawDecoder(decoder.source), **skipping)
+    run = begin(tiny, "skip", RawDecoder(decoder.image_set), **skipping)
     run.train(2 * EPOCH, Schedule(on_warning=warnings.append))
-    assert len([w for w in warnings if "1 of 64 pictures cannot be decoded" in w]) == 1
+    assert len([w for w in warnings if "1 of 64 images cannot be decoded" in w]) == 1
     (line,) = Path("skip/bad_images.jsonl").read_text().splitlines()
     assert f'"name": "{late:04d}.raw", "reason": "cut short"' in line
     source.images[late] = source.images[(late + 1) % 64]
@@ -131,20 +132,22 @@ def test_a_bad_picture_ends_the_run_with_a_checkpoint_or_is_skipped(
     assert digest(run) == digest(whole)
     if cache == "file":  # a later run is told, too, and one that is to fail does
         warnings.clear()
-        unasked = RawDecoder(decoder.source)
+        unasked = RawDecoder(decoder.image_set)
         begin(tiny, "later", unasked, **skipping).train(1, Schedule(on_warning=warnings.append))
         assert not unasked.asked
         assert Path("later/bad_images.jsonl").exists()
         with pytest.raises(InputError, match="cannot be decoded: cut short"):
-            begin(tiny, "fail", RawDecoder(decoder.source), cache=cache)
+            begin(tiny, "fail", RawDecoder(decoder.image_set), cache=cache)
 
 
 def test_too_many_bad_pictures_stop_with_their_reasons(tiny: Experiment) -> None:
     decoder = RawDecoder(encoded(made_up_images(tiny)))
-    for picture in list(decoder.source.pictures)[:40]:
-        picture.file.write_bytes(b"")
+    for picture in list(decoder.image_set.files)[:40]:
+        picture.path.write_bytes(b"")
     trainer = begin(tiny, "run", decoder, on_bad_image="skip")
-    with pytest.raises(InputError, match=r"of 64 cannot be decoded, more than 1%.* cut short \(as"):
+    with pytest.raises(
+        InputError, match=r"images of 64 cannot be decoded so far, more than 1%.* cut short \(as"
+    ):
         trainer.train(EPOCH, Schedule())
 
 
@@ -167,8 +170,8 @@ def test_a_disk_that_fills_up_in_mid_run_costs_nothing_but_the_file(
     assert digest(trainer) == in_memory
     (told,) = warnings
     assert "No space left on device; decoded images stay in memory" in told
-    key = files.CacheKey.of(decoder)
-    assert not list(files.folder().glob(f"{key.hash}*"))
+    key = CacheKey.of(decoder)
+    assert not list(cache_folder().glob(f"{key.hash}*"))
 
 
 @pytest.mark.parametrize("room", [True, False])
@@ -206,21 +209,19 @@ def test_stopping_does_not_wait_for_pictures(tiny: Experiment) -> None:
     assert decoder.closed == 1
 
 
-def test_batches_are_handed_over_one_by_one_while_slots_fill(tiny: Experiment) -> None:
-    """What a GPU is fed by from a file: here from a file that is being filled, then is whole."""
+def test_batches_are_staged_one_by_one_while_the_cache_is_filled(tiny: Experiment) -> None:
+    """As on a GPU with the cache in a file, which is being filled and then complete."""
     source = made_up_images(tiny)
     decoder = RawDecoder(encoded(source))
-    key, order = files.CacheKey.of(decoder), Sampler(3, 64, 10, range(2, 10))
-    slots = files.FileCache(key)
-    bad_images = BadImages("set", 64, "fail")
-    shape = source.images.shape[1:]
-    feed = StagedLoader(CPU, "", order, decoder, slots, bad_images, shape=shape, off=False)
+    key, sampler = CacheKey.of(decoder), Sampler(3, 64, 10, range(2, 10))
+    filler = CacheFiller(sampler, decoder, FileCache(key), BadImages("set", 64, "fail"))
+    loader = StagedLoader(CPU, "", filler, shape=source.images.shape[1:])
     for step in [*range(40), 4, 5]:
-        assert feed.prepare(step, 1)
+        assert loader.prepare(step, 1)
         expected = source.images[shuffle.indices(3, step * 10 + 2, 8, 64)]
-        assert np.array_equal(feed.images.numpy(), expected)
-    feed.close()
-    assert feed.in_order
-    assert feed.at_once == 1
-    assert files.open_complete(key, pytest.fail) is not None
+        assert np.array_equal(loader.images.numpy(), expected)
+    loader.close()
+    assert loader.in_order
+    assert loader.iterations_per_call == 1
+    assert open_complete(key, pytest.fail) is not None
     assert len(decoder.asked) == 64

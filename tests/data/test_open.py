@@ -106,7 +106,7 @@ def test_idx_of_any_name_and_no_labels_that_are_not_there(tmp_path: Path) -> Non
     (tmp_path / "words.gz").write_bytes(gzip.compress(b"words"))
     (tmp_path / "half.gz").write_bytes(gzip.compress(idx_bytes(DIGITS))[:12])
     for name in ("words.gz", "half.gz"):
-        assert "of no format known here" in message(tmp_path / name)
+        assert "of no known format" in message(tmp_path / name)
 
 
 def test_svhn(tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_folder_with_links_that_lead_back(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     source = open_image_set(tmp_path, SVHN)
     assert isinstance(source, EncodedImageSet)
-    assert [picture.name for picture in source.pictures] == ["one.png", "self.png"]
+    assert [picture.name for picture in source.files] == ["one.png", "self.png"]
     (bad,) = decoded(tmp_path, SVHN).bad
     assert (bad.name, bad.reason) == ("self.png", "too many levels of symbolic links")
 
@@ -289,9 +289,9 @@ def test_what_is_wrong_with_svhn(tmp_path: Path) -> None:
     savemat(path, {"X": COLOURS.transpose(1, 2, 3, 0), "y": np.ones((12, 1))})
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    assert "train_32x32.mat: not a whole MATLAB 5 file" in message(path, SVHN)
+    assert "train_32x32.mat: not a complete MATLAB 5 file" in message(path, SVHN)
     path.write_bytes(b"not MATLAB")
-    assert "not a whole MATLAB 5 file" in message(path, SVHN)
+    assert "not a complete MATLAB 5 file" in message(path, SVHN)
     savemat(path, {"Y": np.ones(3)})
     assert "holds no array X" in message(path, SVHN)
     savemat(path, {"X": np.ones((3, 3), np.uint8)})
@@ -305,9 +305,9 @@ def test_what_is_wrong_with_npz(tmp_path: Path) -> None:
     np.savez(path, images=DIGITS.astype(np.float32) / 255)
     assert "must be uint8 in 0..255, these are float32" in message(path)
     np.savez(path, images=np.array([{"pickled": 1}], dtype=object))
-    assert "not a whole .npz of plain arrays" in message(path)
+    assert "not a complete .npz of plain arrays" in message(path)
     np.savez(path, a=DIGITS, b=DIGITS)
-    assert "holds a, b; images are looked for as 'images'" in message(path)
+    assert "holds a, b; images must be named 'images'" in message(path)
     np.savez(path, images=DIGITS[0])
     assert "these are (28, 28)" in message(path)
     np.savez(path, images=COLOURS)
@@ -315,17 +315,17 @@ def test_what_is_wrong_with_npz(tmp_path: Path) -> None:
     np.savez(path, images=np.zeros((3, 32, 32, 4), np.uint8))
     assert "32x32 colour images are needed, these are 32x32 4-channel" in message(path, SVHN)
     path.write_bytes(path.read_bytes()[:100])
-    assert "not a whole .npz" in message(path)
+    assert "not a complete .npz" in message(path)
 
 
 @pytest.mark.parametrize(
     ("labels", "says"),
     [
-        (np.arange(12) - 1, "of 0 or more"),
-        (np.full(12, np.nan), "of 0 or more"),
-        (np.full(12, np.inf), "of 0 or more"),
-        (np.full(12, 0.5), "of 0 or more"),
-        (np.full(12, 2**64 - 1, np.uint64), "below 2^63"),
+        (np.arange(12) - 1, "integers in [0, 2^63)"),
+        (np.full(12, np.nan), "integers in [0, 2^63)"),
+        (np.full(12, np.inf), "integers in [0, 2^63)"),
+        (np.full(12, 0.5), "integers in [0, 2^63)"),
+        (np.full(12, 2**64 - 1, np.uint64), "integers in [0, 2^63)"),
         (np.array(["four"] * 12), "these are <U4"),
         (np.eye(12), "one number per image, these are (12, 12)"),
         (np.arange(11), "holds 12 images and 11 labels"),
@@ -356,7 +356,7 @@ def test_damaged_archives_are_told_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "set.npz"
     np.save(tmp_path / "set.npy", DIGITS)
     (tmp_path / "set.npy").rename(path)
-    assert "not a whole .npz" in message(path)
+    assert "not a complete .npz" in message(path)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("images", "words")
     assert "holds nothing" in message(path)
@@ -390,7 +390,7 @@ def test_damaged_mat_files_are_told_in_one_line(compressed: bool, tmp_path: Path
 
 
 def test_what_is_wrong_with_a_folder(tmp_path: Path) -> None:
-    assert "no pictures in this folder" in message(tmp_path, SVHN)
+    assert "of no known format, without images" in message(tmp_path, SVHN)
     picture = tmp_path / "1.png"
     Image.fromarray(COLOURS[0]).save(picture)
     (tmp_path / "2.png").write_bytes(picture.read_bytes()[:200])
@@ -400,7 +400,7 @@ def test_what_is_wrong_with_a_folder(tmp_path: Path) -> None:
     Image.fromarray(COLOURS[0]).convert("RGBA").save(tmp_path / "6.png")
     found = decoded(tmp_path, SVHN)
     assert [bad.name for bad in found.bad] == ["2.png", "3.png", "4.png"]
-    assert found.bad[1].reason == "not a picture of a kind that is known"
+    assert found.bad[1].reason == "not an image of a known format"
     assert found.bad[2].reason == "an empty file"
     assert np.array_equal(found.images[0], COLOURS[0])
     assert (found.images[4] == 255).all()
@@ -410,5 +410,5 @@ def test_what_is_wrong_with_a_folder(tmp_path: Path) -> None:
 def test_what_is_wrong_with_a_path(tmp_path: Path) -> None:
     assert "no such file or folder" in message(tmp_path / "absent")
     (tmp_path / "words.txt").write_text("words")
-    assert "of no format known here" in message(tmp_path / "words.txt")
-    assert "svhn has no embedded images; give `data`" in message(None, SVHN)
+    assert "of no known format" in message(tmp_path / "words.txt")
+    assert "svhn has no embedded images; give the path of" in message(None, SVHN)

@@ -80,7 +80,7 @@ def test_damaged_pictures_are_named_with_a_reason_and_the_others_decoded() -> No
     assert reasons["bomb.png"] == f"more pixels than the {MAX_PIXELS:,} allowed"
     assert reasons["empty.jpg"] == "an empty file"
     assert "truncated" in reasons["half.jpg"].lower()
-    assert reasons["words.jpg"] == "not a picture of a kind that is known"
+    assert reasons["words.jpg"] == "not an image of a known format"
     assert np.array_equal(found.images[2], image_of(jpeg))
     assert [bad.index for bad in found.bad] == [0, 1, 3, 4, 5]
 
@@ -164,7 +164,7 @@ def test_one_pixel_and_one_row() -> None:
     cut = stored(
         {"small.png": bytes_of(scene(20, 20), "PNG")}, CropResize(COLOUR.shape, (128, 128))
     )
-    assert decode(cut).bad[0].reason == "20x20, smaller than the 128x128 that are cut out"
+    assert decode(cut).bad[0].reason == "20x20, smaller than the 128x128 crop"
 
 
 def test_a_very_wide_picture_takes_little_memory() -> None:
@@ -208,9 +208,9 @@ def test_an_unreadable_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     monkeypatch.setattr(os, "scandir", refusing)
     with pytest.raises(InputError, match="b/: cannot be listed: Permission denied"):
         open_image_set(tmp_path, SVHN)
-    source = open_image_set(tmp_path, SVHN, damaged="skip")
+    source = open_image_set(tmp_path, SVHN, on_bad_image="skip")
     assert isinstance(source, EncodedImageSet)
-    assert [p.name for p in source.pictures] == ["a/one.png"]
+    assert [p.name for p in source.files] == ["a/one.png"]
 
 
 def test_links_and_names_of_any_bytes(tmp_path: Path) -> None:
@@ -228,7 +228,7 @@ def test_links_and_names_of_any_bytes(tmp_path: Path) -> None:
     (tmp_path / "._a.png").write_bytes(b"left by macOS")
     source = open_image_set(tmp_path, SVHN)
     assert isinstance(source, EncodedImageSet)
-    found = [p.name for p in source.pictures]
+    found = [p.name for p in source.files]
     assert found == ["a/a.png", "b/b.png", "y/linked.png", "\\udcff\\n.png"]
     assert source.fingerprint["images"] == "4"
     assert [bad.name for bad in decode(source).bad] == ["\\udcff\\n.png"]
@@ -253,5 +253,5 @@ def test_reads_ahead_a_bounded_amount_and_stops_when_closed() -> None:
     assert asked <= 10
     batches.close()
     assert threading.active_count() == before
-    with pytest.raises(InputError, match="by 0 threads"):
+    with pytest.raises(InputError, match="threads must be 1 or more"):
         PillowDecoder(source, 0)

@@ -9,7 +9,7 @@ from fastinfogan.data import ImageSet
 from fastinfogan.data.bad_images import BadImages
 from fastinfogan.data.cache.fill import fill_cache_file
 from fastinfogan.data.image_set import EncodedImageSet, Factors
-from fastinfogan.data.subset import sample, subset_indices
+from fastinfogan.data.subset import evaluation_subset, subset_indices
 from tests.helpers.image_files import RawDecoder, encoded
 
 pytestmark = pytest.mark.usefixtures("empty_cache")
@@ -33,7 +33,7 @@ def source() -> EncodedImageSet:
 
 
 def taken(source: EncodedImageSet, most: int, told: list[str]) -> ImageSet:
-    return sample(RawDecoder(source), RawDecoder, told.append, most)
+    return evaluation_subset(RawDecoder(source), RawDecoder, told.append, most)
 
 
 def check(found: ImageSet, first: int) -> None:
@@ -53,14 +53,14 @@ def test_some_of_a_set_with_what_is_known_of_them(source: EncodedImageSet) -> No
     check(found, 0)
     check(found.test, 100)
     assert len(told) == 2
-    assert "train: 50 of 200 images are taken" in told[1]
+    assert "train: 50 of 200 images are evaluated" in told[1]
     again = taken(source, 50, told)
     assert np.array_equal(found.images, again.images)
 
 
 @pytest.mark.parametrize("kept", [False, True])
 def test_a_bad_picture_is_not_evaluated_on(source: EncodedImageSet, kept: bool) -> None:
-    source.pictures[7].file.write_bytes(b"")
+    source.files[7].path.write_bytes(b"")
     if kept:
         fill_cache_file(RawDecoder(source), BadImages("train", COUNT, "skip"), pytest.fail)
     told: list[str] = []

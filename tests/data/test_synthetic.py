@@ -224,7 +224,7 @@ def test_faces_train_from_one_command(
     monkeypatch.setenv("XDG_CACHE_HOME", str(Path("cache").absolute()))
     assert main(["train", "faces", "--iterations", "2", "--out", "run", *QUICK]) == 0
     told = capsys.readouterr()
-    assert "rendering 66 images, once" in told.err
+    assert "66 of 66" in told.err
     assert "rendering" not in told.out
     assert json.loads(Path("run/config.json").read_text())["settings"]["augmentation"] == "none"
     assert main(["train", "--resume", "run", "--iterations", "3"]) == 0

@@ -111,7 +111,7 @@ def shared_troubles(rank: int, folder: Path) -> None:
     trainer = Trainer(run, source, torch.device("cpu"), distributed=distributed)
     if distributed.is_main:
         run.make()
-    trainer.loader.waited, trainer.loader.at_once = 0.0, 1
+    trainer.loader.seconds_waited, trainer.loader.iterations_per_call = 0.0, 1
 
     def prepare(step: int, *_: object) -> bool:
         if rank == 1 and step == 2:

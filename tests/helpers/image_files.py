@@ -49,8 +49,8 @@ class RawDecoder(Decoder):
                 images = np.full((len(index), *self.image_set.shape), 77, np.uint8)
                 bad = []
                 for row, i in enumerate(index.tolist()):
-                    picture = self.source.pictures[i]
-                    data = np.frombuffer(picture.file.read_bytes(), np.uint8)
+                    picture = self.image_set.files[i]
+                    data = np.frombuffer(picture.path.read_bytes(), np.uint8)
                     if len(data) == picture.size:
                         images[row] = data.reshape(self.image_set.shape)
                     else:

@@ -1,11 +1,14 @@
-"""Opening a set, and what is told where it cannot be opened."""
+"""Open image sets, and the errors where they cannot be opened."""
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from fastinfogan import experiments
 from fastinfogan.data import ImageSet, open_image_set
+from fastinfogan.data.decoders.pillow import PillowDecoder
 from fastinfogan.data.image_set import EncodedImageSet
 from fastinfogan.errors import InputError
 
@@ -29,6 +32,12 @@ def message(path: Path, experiment: experiments.Experiment) -> str:
     return str(caught.value)
 
 
+def decoded(source: EncodedImageSet) -> NDArray[np.uint8]:
+    (batch,) = PillowDecoder(source, 2).batches([np.arange(len(source))])
+    assert not batch.bad
+    return batch.images
+
+
 def names(source: EncodedImageSet | None) -> list[str]:
     assert source is not None
-    return [picture.name for picture in source.pictures]
+    return [file.name for file in source.files]

@@ -227,8 +227,8 @@ class DaliDecoder(Decoder):
             encoded, box = fn.external_source(
                 source, num_outputs=2, dtype=[types.UINT8, types.INT32], ndim=[1, 1]
             )
-            # hw_decoder_load 0: the share of a GPU's JPEG unit, and with it the pixels, would depend
-            # on the batch.
+            # hw_decoder_load 0: otherwise the share of the JPEG unit, and so the pixels, depend on
+            # the batch.
             picture = fn.decoders.image_slice(
                 encoded,
                 start=box[0:2],

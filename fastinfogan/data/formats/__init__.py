@@ -46,7 +46,7 @@ def register(new: Format) -> None:
         ValueError: its name is taken.
     """
     if new.name in _registered:
-        raise ValueError(f"a format named {new.name!r} is registered already")
+        raise ValueError(f"{new.name!r} is registered already")
     _registered[new.name] = new
 
 

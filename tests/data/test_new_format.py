@@ -1,0 +1,72 @@
+"""A new dataset format is one file with `detect`, `read` and a call of `register`."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fastinfogan import experiments
+from fastinfogan.data import ImageSet, formats, open_image_set
+from fastinfogan.errors import InputError
+
+MNIST = experiments.get("mnist")
+
+# What docs/contributing.md shows as fastinfogan/data/formats/raw_bytes.py.
+RAW_BYTES = '''
+"""Raw bytes: 28x28 grey images, one after the other."""
+
+import numpy as np
+
+from fastinfogan.data.formats import Format, register
+from fastinfogan.data.image_set import ImageSet
+from fastinfogan.errors import InputError
+
+
+def detect(path):
+    return path.suffix == ".raw" and path.is_file()
+
+
+def read(path, shape, on_bad_image="fail"):
+    pixels = np.fromfile(path, np.uint8)
+    if pixels.size % np.prod(shape):
+        raise InputError(f"{path}: {pixels.size} bytes are no whole number of images")
+    return ImageSet(str(path), pixels.reshape(-1, *shape))
+
+
+register(Format("raw bytes", "a .raw file", detect, read))
+'''
+
+
+@pytest.fixture
+def raw_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file as it would be added to the folder of formats."""
+    (tmp_path / "formats").mkdir()
+    (tmp_path / "formats" / "raw_bytes.py").write_text(RAW_BYTES)
+    monkeypatch.setattr(formats, "__path__", [*formats.__path__, str(tmp_path / "formats")])
+    monkeypatch.setattr(formats, "_registered", dict(formats._registered))
+    formats._import_all.cache_clear()
+    yield
+    formats._import_all.cache_clear()
+
+
+@pytest.mark.usefixtures("raw_bytes")
+def test_a_new_format_is_one_file(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (5, 28, 28, 1), np.uint8)
+    images.tofile(tmp_path / "mine.raw")
+    for path in (tmp_path / "mine.raw", tmp_path):  # a folder may hold the one set
+        found = open_image_set(path, MNIST)
+        assert isinstance(found, ImageSet)
+        assert np.array_equal(found.images, images)
+    assert "a .raw file" in formats.describe_formats()
+    (tmp_path / "mine.raw").write_bytes(bytes(785))
+    with pytest.raises(InputError, match="785 bytes are no whole number of images"):
+        open_image_set(tmp_path / "mine.raw", MNIST)
+
+
+def test_formats_are_asked_by_priority_and_have_one_name() -> None:
+    found = formats.all_formats()
+    assert [each.priority for each in found] == sorted(each.priority for each in found)
+    assert found[-1].name == "folder"
+    assert "raw bytes" not in [each.name for each in found]
+    with pytest.raises(ValueError, match="'folder' is registered already"):
+        formats.register(found[-1])
