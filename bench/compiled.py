@@ -38,7 +38,6 @@ from fastinfogan.errors import InputError
 from fastinfogan.experiments import Experiment
 from fastinfogan.networks import InfoGAN
 from fastinfogan.nn import Chain
-from fastinfogan.nn.run import describe
 from fastinfogan_kernels.conv_block.autograd import fused_chain
 from fastinfogan_kernels.conv_block.layers import Images
 from fastinfogan_kernels.inputs.draw import draw_codes
@@ -166,7 +165,8 @@ def record_modules(
 def _run(chain: Chain, x: Any, shape: Sequence[int] | None = None) -> torch.Tensor:
     """Run a chain's kernels; the chain itself asks for autocast, which "meta" tensors lack."""
     batch, *each = shape or x.shape
-    return fused_chain(x, *describe(chain.stages(), tuple(each), batch, 1), 1)
+    calls = chain.calls(tuple(each), batch)
+    return fused_chain(x, [c.layer for c in calls], [c.tensors for c in calls], 1)
 
 
 def record_all(e: Experiment, precision: ComputedIn = "bf16") -> list[Launch]:

@@ -9,7 +9,6 @@ import torch
 from fastinfogan.engine.precision import ComputedIn, choose_precision
 from fastinfogan.experiments import Experiment
 from fastinfogan.networks import InfoGAN
-from fastinfogan.nn.run import resolve
 from fastinfogan_kernels.conv_block.layers import Layer
 
 _ON_A_CPU = {"chairs": 16}
@@ -73,7 +72,7 @@ def layer_shapes(experiment: Experiment, batch: int) -> Iterator[LayerShape]:
         ("generator", (e.latents.input_width,), batch, 1),
     ):
         before: tuple[int, ...] = shape
-        stages = resolve(getattr(networks, name).stages(), shape, images, groups)
+        stages = getattr(networks, name).calls(shape, images, groups)
         for number, stage in enumerate(stages, 1):
             weight = tuple(stage.tensors.weight.shape)
             if stage.layer.flat:

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from fastinfogan import experiments
 from fastinfogan.networks import InfoGAN
-from fastinfogan.nn.run import describe
 from fastinfogan_kernels.conv_block.autograd import fused_chain
 from fastinfogan_kernels.runtime.backend import native_available
 from fastinfogan_kernels.runtime.launch import recording
@@ -89,5 +88,5 @@ def _run(chain: nn.Module, x: Tensor, groups: int) -> Tensor:
         found: Tensor = chain(x, groups)
         return found
     # torch has no autocast on meta tensors, for which a chain asks.
-    layers, tensors = describe(chain.stages(), tuple(x.shape[1:]), len(x), groups)  # type: ignore[operator]
-    return fused_chain(x, layers, tensors, groups)
+    calls = chain.calls(tuple(x.shape[1:]), len(x), groups)  # type: ignore[operator]
+    return fused_chain(x, [c.layer for c in calls], [c.tensors for c in calls], groups)

@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from fastinfogan.nn import Chain, frozen_statistics
-from fastinfogan.nn.run import resolve
 from fastinfogan.optim import Adam
 from fastinfogan_kernels.adam.adam import NO_LAUNCHER, MultiTensorAdam, adam_op, make_launcher
 from fastinfogan_kernels.conv_block import cpu_backend, triton_backend
@@ -60,17 +59,18 @@ class NetworkStep:
         trained: bool,
     ) -> None:
         with nullcontext() if trained else frozen_statistics(network):
-            stages = resolve(network.stages(), shape, batch, groups)
-        self.out = stages[-1].out
+            calls = network.calls(shape, batch, groups)
+        self.out = calls[-1].out
         self.groups = groups
         self.trained = trained
         features = [
-            batch * math.prod(each) * dtype.itemsize for each in (shape, *(s.out for s in stages))
+            batch * math.prod(each) * dtype.itemsize
+            for each in (shape, *(call.out for call in calls))
         ]
-        weights = [nbytes(stage.tensors.weight) for stage in stages]
+        weights = [nbytes(call.tensors.weight) for call in calls]
         self.operand_bytes = list(zip(features[:-1], weights, features[1:], strict=True))
-        self._layers = [stage.layer for stage in stages]
-        self._tensors = [stage.tensors for stage in stages]
+        self._layers = [call.layer for call in calls]
+        self._tensors = [call.tensors for call in calls]
         self._impl: Implementation = impl
         chosen = choose(impl, self._tensors[0].weight.device)
         self._chain: Any = triton_backend if chosen == "triton" else cpu_backend
@@ -79,7 +79,7 @@ class NetworkStep:
             [trained and isinstance(t, Parameter) and t.requires_grad for t in layer]
             for layer in self._tensors
         ]
-        norms = [stage.norm for stage in stages if trained and stage.norm is not None]
+        norms = [call.norm for call in calls if trained and call.norm is not None]
         self.batches_tracked = [
             n.num_batches_tracked for n in norms if n.num_batches_tracked is not None
         ]

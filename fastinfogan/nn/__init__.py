@@ -1,19 +1,27 @@
-"""Drop-in modules: a convolution, transposed convolution or linear map, batch norm, activation."""
+"""Fused InfoGAN blocks for any PyTorch model: `import fastinfogan.nn as fnn`.
 
+`fnn.Chain(fnn.ConvBlock(3, 64, 4, 2), ...)` builds a network of blocks, `fnn.fuse(model)` fuses the
+layers of an existing one, `fnn.QHeadLikelihood(fnn.LatentSpec(...))` computes log Q(c|x).
+"""
+
+from fastinfogan.nn.batch_norm import frozen_statistics, synchronise
 from fastinfogan.nn.blocks import Block, Chain, ConvBlock, LinearBlock, UpconvBlock
 from fastinfogan.nn.fuse import FusionReport, fuse, unfuse
 from fastinfogan.nn.likelihood import QHeadLikelihood
-from fastinfogan.nn.statistics import frozen_statistics
-from fastinfogan.nn.synchronise import synchronise
 from fastinfogan_kernels.conv_block.layers import Images
+from fastinfogan_kernels.latents import Categorical, Continuous, LatentSpec, Noise
 
 __all__ = [
     "Block",
+    "Categorical",
     "Chain",
+    "Continuous",
     "ConvBlock",
     "FusionReport",
     "Images",
+    "LatentSpec",
     "LinearBlock",
+    "Noise",
     "QHeadLikelihood",
     "UpconvBlock",
     "frozen_statistics",

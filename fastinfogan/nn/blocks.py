@@ -1,23 +1,29 @@
-"""The blocks that networks are made of: act(norm(map(x))), trainable as one.
+"""Fused blocks: convolution, transposed convolution or linear layer, batch norm, activation.
 
-Each works alone, in a `Chain`, and in anybody's model. `groups` cuts the batch into that many equal
-parts whose batch-norm statistics are separate, so that real and generated images pass through D in
-one call and yet are two batches.
+A block is used like any module, by itself or in a `Chain`. `groups` splits the batch into equal
+parts with separate batch-norm statistics, so that real and generated images pass through D in one
+call and are normalised as two batches.
 
-`impl` says who computes: "triton" the fused kernels, "native" ATen's products with our epilogues in
-C++, "reference" plain torch; "auto" the kernels for CUDA tensors, C++ for CPU tensors if it was
-compiled, torch for others. What is computed is the same; weights and their names too.
+`impl` selects the backend: "triton" the fused kernels, "native" ATen's convolutions with epilogues
+in C++, "reference" plain torch; "auto" takes Triton for CUDA tensors, C++ for CPU tensors if it was
+compiled, torch otherwise. Results, weights and their names are the same.
 """
 
 import math
-from collections.abc import Callable
 from typing import TYPE_CHECKING, get_args
 
 import torch
 from torch import Tensor, nn
 
 from fastinfogan.errors import InputError
-from fastinfogan.nn.run import ActivationName, Implementation, Stage, run_stages
+from fastinfogan.nn.forward import (
+    ActivationName,
+    BlockCall,
+    CallFor,
+    Implementation,
+    block_calls,
+    run_blocks,
+)
 from fastinfogan_kernels.conv_block.geometry import LINEAR, ConvGeometry, Window
 from fastinfogan_kernels.conv_block.layers import Images, Layer, LayerTensors
 
@@ -28,15 +34,15 @@ _INIT_DEVIATION = 0.02
 
 
 class Block(nn.Module):
-    """What the three kinds have in common.
+    """Base class of the three kinds of blocks.
 
     Attributes:
-        layer: the map, as torch has it.
-        norm: the batch norm, or None.
+        layer: torch's convolution, transposed convolution or linear layer.
+        norm: torch's batch norm, or None.
         activation: its name.
         slope: of a leaky ReLU.
         impl: "auto", "triton", "native" or "reference".
-        process_group: with whose ranks statistics are shared, see `synchronise`.
+        process_group: of the ranks that share batch-norm statistics, see `synchronise`.
     """
 
     layer: nn.Conv2d | nn.ConvTranspose2d | nn.Linear
@@ -45,10 +51,10 @@ class Block(nn.Module):
     def __init__(self, activation: ActivationName, slope: float, impl: Implementation) -> None:
         super().__init__()
         if not math.isfinite(slope) or slope < 0.0:
-            raise InputError(f"the slope of a leaky ReLU is finite and not negative, not {slope}")
+            raise InputError(f"slope must be finite and not negative, not {slope}")
         if activation not in get_args(ActivationName):
             known = ", ".join(get_args(ActivationName))
-            raise InputError(f"an activation is one of {known}, not {activation!r}")
+            raise InputError(f"activation must be one of {known}, not {activation!r}")
         self.activation = activation
         self.slope = slope
         self.impl = impl
@@ -58,29 +64,29 @@ class Block(nn.Module):
         """Apply the block.
 
         Args:
-            x: (N, C, H, W), best in channels_last memory, or (N, features) for a LinearBlock, which
-                also takes maps; or `Images`.
-            groups: how many equal parts of the batch have statistics of their own; running ones
-                are updated in their order.
+            x: (N, C, H, W), fastest in channels_last memory; (N, features) for a LinearBlock, which
+                also takes feature maps; or `Images`.
+            groups: equal parts of the batch with separate batch-norm statistics; the running ones
+                are updated in order.
 
         Returns:
-            (N, channels, H', W'), by the kernels in channels_last memory, or (N, features).
+            (N, channels, H', W'), in channels_last memory by the kernels, or (N, features).
 
         Raises:
             InputError: rank, channels, dtype, device or batch do not fit.
         """
-        return run_stages([self.stage], x, groups, self.impl, self.process_group)
+        return run_blocks([self.call_for], x, groups, self.impl, self.process_group)
 
-    def stage(self, shape: tuple[int, ...]) -> Stage:
-        """What the block computes for input of a shape, (C, H, W) or (features,)."""
-        raise NotImplementedError  # each kind's own
+    def call_for(self, shape: tuple[int, ...]) -> BlockCall:
+        """Return what the block computes for inputs of a shape, (C, H, W) or (features,)."""
+        raise NotImplementedError
 
-    def _stage(
+    def _call(
         self,
         geometry: ConvGeometry,
         out: tuple[int, ...],
         shape: tuple[int, int, int] | None = None,
-    ) -> Stage:
+    ) -> BlockCall:
         norm = self.norm
         rectifies = self.activation in ("relu", "leaky_relu")
         layer = Layer(
@@ -92,17 +98,17 @@ class Block(nn.Module):
             momentum=norm.momentum or 0.0 if norm is not None else 0.0,
             shape=shape,
         )
-        return Stage(layer, LayerTensors(self.layer.weight, self.layer.bias), norm, out)
+        return BlockCall(layer, LayerTensors(self.layer.weight, self.layer.bias), norm, out)
 
     def extra_repr(self) -> str:
-        """Activation, slope and who computes."""
+        """Return activation, slope and backend."""
         slope = f", slope={self.slope}" if self.activation == "leaky_relu" else ""
         return f"activation={self.activation}{slope}, impl={self.impl}"
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw the released code's initial weights: standard deviation 0.02, gamma around 1.
 
-        A bias in front of batch norm is frozen at 0: its gradient is exactly zero.
+        A bias before batch norm is frozen at 0: its gradient is exactly zero.
         """
         layer = self.layer
         if isinstance(layer, nn.Conv2d):
@@ -125,11 +131,11 @@ class ConvBlock(Block):
     Args:
         in_channels: of the input.
         channels: of the output.
-        kernel: side of the window.
-        stride: step of the window.
-        padding: zeros around the map, on all sides or (before, after); None for "SAME" on sides
-            that the stride divides, of which an odd total pads one more behind.
-        batch_norm: whether there is any.
+        kernel: height and width of the filter, in pixels.
+        stride: in both directions.
+        padding: zeros at each border, or (before, after); None for "SAME": the input's size divided
+            by the stride, with one zero more after than before where the total is odd.
+        batch_norm: whether batch norm follows the convolution.
         activation: "none", "relu", "leaky_relu", "sigmoid" or "tanh".
         slope: of a leaky ReLU.
         bias: whether the convolution has one.
@@ -155,35 +161,36 @@ class ConvBlock(Block):
         if padding is None:
             padding = (total // 2, total - total // 2)
         self.padding = (padding, padding) if isinstance(padding, int) else padding
-        # torch's module knows symmetric padding alone; ours is applied by this block.
+        # torch's module has symmetric padding only; this block applies its own.
         symmetric = self.padding[0] if self.padding[0] == self.padding[1] else 0
         self.layer = nn.Conv2d(in_channels, channels, kernel, stride, symmetric, bias=bias)
         self.norm = nn.BatchNorm2d(channels) if batch_norm else None
         self.reset_parameters()
 
-    def stage(self, shape: tuple[int, ...]) -> Stage:
-        """See the base class."""
-        _, height, width = _map_shape(shape, self.layer.weight.shape[1], "ConvBlock")
+    def call_for(self, shape: tuple[int, ...]) -> BlockCall:
+        """See `Block`."""
+        _, height, width = _check_image(shape, self.layer.weight.shape[1], "ConvBlock")
         layer = self.layer
         assert isinstance(layer, nn.Conv2d)
         window = Window(height, width, layer.kernel_size[0], layer.stride[0], *self.padding)
-        return self._stage(
+        return self._call(
             ConvGeometry(window, False), (layer.out_channels, window.rows, window.columns)
         )
 
 
 class UpconvBlock(Block):
-    """Transposed convolution that multiplies the sides by its stride, batch norm, activation.
+    """Transposed convolution by which height and width grow by the stride, batch norm, activation.
 
     Args:
         in_channels: of the input.
         channels: of the output.
-        kernel: side of the window, not smaller than the stride.
-        stride: what the sides are multiplied by. An odd kernel - stride cuts one more behind.
-        batch_norm: whether there is any.
+        kernel: height and width of the filter, in pixels; at least the stride.
+        stride: factor of height and width. Where kernel - stride is odd, one row and column more
+            are cropped after than before.
+        batch_norm: whether batch norm follows the transposed convolution.
         activation: as of a ConvBlock.
         slope: of a leaky ReLU.
-        bias: whether the map has one.
+        bias: whether the transposed convolution has one.
         impl: "auto", "triton", "native" or "reference".
     """
 
@@ -202,9 +209,7 @@ class UpconvBlock(Block):
     ) -> None:
         super().__init__(activation, slope, impl)
         if kernel < stride:
-            raise InputError(
-                f"an UpconvBlock's kernel is at least its stride: {kernel} is below {stride}"
-            )
+            raise InputError(f"kernel must be at least stride: {kernel} is below {stride}")
         total = kernel - stride
         self.padding = (total // 2, total - total // 2)
         self.layer = nn.ConvTranspose2d(
@@ -213,16 +218,16 @@ class UpconvBlock(Block):
         self.norm = nn.BatchNorm2d(channels) if batch_norm else None
         self.reset_parameters()
 
-    def stage(self, shape: tuple[int, ...]) -> Stage:
-        """See the base class."""
-        _, height, width = _map_shape(shape, self.layer.weight.shape[0], "UpconvBlock")
+    def call_for(self, shape: tuple[int, ...]) -> BlockCall:
+        """See `Block`."""
+        _, height, width = _check_image(shape, self.layer.weight.shape[0], "UpconvBlock")
         layer = self.layer
         assert isinstance(layer, nn.ConvTranspose2d)
         stride = layer.stride[0]
         window = Window(
             height * stride, width * stride, layer.kernel_size[0], stride, *self.padding
         )
-        return self._stage(
+        return self._call(
             ConvGeometry(window, True), (layer.out_channels, window.height, window.width)
         )
 
@@ -231,14 +236,14 @@ class LinearBlock(Block):
     """Fully connected layer, batch norm per feature, activation.
 
     Args:
-        in_features: of the input row; a map's are flattened in the order height, width, channel.
-        features: of the output row.
-        batch_norm: whether there is any.
+        in_features: of the input; a feature map is flattened as (height, width, channels).
+        features: of the output.
+        batch_norm: whether batch norm follows the layer.
         activation: as of a ConvBlock.
         slope: of a leaky ReLU.
         bias: whether the layer has one.
-        shape: (height, width, channels) if the output is to be a map (N, channels, height, width)
-            in channels_last memory; height * width * channels are then the features.
+        shape: (height, width, channels) for an output of (N, channels, height, width) in
+            channels_last memory; height * width * channels must be `features`.
         impl: "auto", "triton", "native" or "reference".
     """
 
@@ -256,34 +261,36 @@ class LinearBlock(Block):
     ) -> None:
         super().__init__(activation, slope, impl)
         if shape is not None and math.prod(shape) != features:
-            raise InputError(f"a map of {shape} has {math.prod(shape)} features, not {features}")
+            raise InputError(f"shape {shape} has {math.prod(shape)} features, not {features}")
         self.shape = shape
         self.layer = nn.Linear(in_features, features, bias=bias)
         self.norm = nn.BatchNorm1d(features) if batch_norm else None
         self.reset_parameters()
 
-    def stage(self, shape: tuple[int, ...]) -> Stage:
-        """See the base class."""
+    def call_for(self, shape: tuple[int, ...]) -> BlockCall:
+        """See `Block`."""
         if len(shape) not in (1, 3):
-            raise InputError(f"a LinearBlock takes rows or maps, not {len(shape) + 1} dimensions")
+            raise InputError(
+                f"a LinearBlock takes 2 or 4 dimensions, not {len(shape) + 1} dimensions"
+            )
         found, needed = math.prod(shape), self.layer.weight.shape[1]
         if found != needed:
             raise InputError(f"this LinearBlock takes {needed} features, not {found} ({shape})")
         features = self.layer.weight.shape[0]
         out = (features,) if self.shape is None else (self.shape[2], *self.shape[:2])
-        return self._stage(LINEAR, out, self.shape)
+        return self._call(LINEAR, out, self.shape)
 
 
-def _map_shape(shape: tuple[int, ...], channels: int, who: str) -> tuple[int, int, int]:
+def _check_image(shape: tuple[int, ...], channels: int, kind: str) -> tuple[int, int, int]:
     if len(shape) != 3:
-        raise InputError(f"a {who} takes (N, C, H, W), not {len(shape) + 1} dimensions")
+        raise InputError(f"a {kind} takes (N, C, H, W), not {len(shape) + 1} dimensions")
     if shape[0] != channels:
-        raise InputError(f"this {who} takes {channels} channels, not {shape[0]}")
+        raise InputError(f"this {kind} takes {channels} channels, not {shape[0]}")
     return shape[0], shape[1], shape[2]
 
 
 class Chain(nn.Sequential):
-    """Blocks in a row, computed and differentiated as one: no activation between them is stored.
+    """Blocks in a row, computed and differentiated as one: no activation between them is saved.
 
     Args:
         blocks: ConvBlock, UpconvBlock and LinearBlock, in order.
@@ -297,15 +304,18 @@ class Chain(nn.Sequential):
 
     def forward(self, x: Tensor | Images, groups: int = 1) -> Tensor:
         """Apply the blocks; arguments, result and errors as of a block's own forward."""
-        return run_stages(self.stages(), x, groups, self.impl, self.process_group)
+        return run_blocks(self._blocks(), x, groups, self.impl, self.process_group)
 
-    def stages(self) -> list[Callable[[tuple[int, ...]], Stage]]:
-        """What each block computes, as a function of its input's shape."""
-        stages: list[Callable[[tuple[int, ...]], Stage]] = []
+    def calls(self, shape: tuple[int, ...], batch: int, groups: int = 1) -> list[BlockCall]:
+        """Return what each block computes for a batch of inputs of a shape, see `block_calls`."""
+        return block_calls(self._blocks(), shape, batch, groups)
+
+    def _blocks(self) -> list[CallFor]:
+        blocks: list[CallFor] = []
         for block in self:
             if not isinstance(block, Block):
                 raise InputError(f"a Chain is made of blocks, not of {type(block).__name__}")
-            stages.append(block.stage)
-        if not stages:
+            blocks.append(block.call_for)
+        if not blocks:
             raise InputError("a Chain without blocks computes nothing")
-        return stages
+        return blocks

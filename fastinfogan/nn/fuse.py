@@ -1,13 +1,12 @@
-"""`fuse(model)` makes one of a model's layers where it can, `unfuse` makes them what they were.
+"""`fuse(model)` fuses the layers of a model in place, `unfuse` restores them.
 
-A convolution, transposed convolution or linear layer with batch norm and / or an activation behind
-it becomes one block, blocks in a row become one chain. The layers stay in their places, the objects
-that they were, so that state_dict keys, optimizers, .to() and train() go on as before; see
-`fused_layers`.
+A convolution, transposed convolution or linear layer that batch norm or an activation follows
+becomes one block; blocks in a row become one chain. The layers remain the same objects in the same
+places: state_dict keys, optimizers, .to() and train() work as before, see `fused_layers`.
 
-Nothing is guessed. Layers are found in a Sequential, where the order is what it is; and in a module
-whose forward is straight-line code and traces alike in training and in evaluation mode. All else is
-left, and the report says why.
+Layers are fused where the order of their calls is certain: in a Sequential, and in a module whose
+forward is straight-line code and has the same trace in training and evaluation mode. All others are
+left as they are, and the report says why.
 """
 
 from collections.abc import Sequence
@@ -16,26 +15,26 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from fastinfogan.nn.blocks import Block
-from fastinfogan.nn.calls import Sources, runs_of
+from fastinfogan.nn.call_order import ModelSource, call_sequences
+from fastinfogan.nn.forward import Implementation
 from fastinfogan.nn.fused_layers import (
     ACTIVATIONS,
-    MAPS,
+    LAYERS,
     NORMS,
     FusedChain,
     FusedLayer,
-    Unit,
-    unlike_a_block,
+    LayerGroup,
+    unsupported,
 )
-from fastinfogan.nn.run import Implementation
 
 
 @dataclass
 class FusionReport:
-    """What `fuse` did.
+    """The result of `fuse`.
 
     Attributes:
-        fused: names of the layers of each chain that became one.
-        left: names of layers that might have been fused, and why they were not.
+        fused: names of the layers of each fused chain.
+        left: names of layers that were not fused, and why.
     """
 
     fused: list[tuple[str, ...]] = field(default_factory=list)
@@ -48,131 +47,130 @@ class FusionReport:
 
 
 def fuse(model: nn.Module, *, impl: Implementation = "auto") -> FusionReport:
-    """Fuse a model's layers, in place.
+    """Fuse a model's layers in place.
 
-    Until `unfuse`, the layers of a chain belong together: code of your own, outside the model, that
-    calls some of them alone, or puts the first few into another Sequential, gets the result of all.
-    What the model's own methods do is read, and a hook on a layer sees what the layer computes.
+    Until `unfuse`, code outside the model must not call some layers of a chain without the others:
+    the first layer returns the result of all. The model's own methods are checked for such calls,
+    and a hook on a layer makes its chain run layer by layer.
 
     Args:
-        model: any module; a single layer has nothing to be fused with.
-        impl: who computes the chains, as of a block.
+        model: any module that contains layers.
+        impl: the backend of the chains, see `Block`.
 
     Returns:
-        What was fused, and what was left and why.
+        What was fused, what was not, and why.
     """
     report = FusionReport()
-    sources = Sources(model)
-    seen: dict[int, int] = {}
-    reached: dict[int, str] = {}
+    source = ModelSource(model)
+    occurrences: dict[int, int] = {}
+    used_elsewhere: dict[int, str] = {}
     for _, module in model.named_modules(remove_duplicate=False):
-        seen[id(module)] = seen.get(id(module), 0) + 1
+        occurrences[id(module)] = occurrences.get(id(module), 0) + 1
         for name, child in module.named_children():
             if type(child).forward is nn.Sequential.forward:
-                why = sources.why_reached(module, name, whole=True)
-                reached[id(child)] = reached.get(id(child)) or why
+                why = source.why_used_elsewhere(module, name, whole=True)
+                used_elsewhere[id(child)] = used_elsewhere.get(id(child)) or why
     for prefix, parent in list(model.named_modules()):
-        if isinstance(parent, Block) or not any(_is_map(c) for c in parent.children()):
+        if isinstance(parent, Block) or not any(_is_fusible(c) for c in parent.children()):
             continue
-        runs, why = runs_of(parent, sources, (*MAPS, *NORMS, *ACTIVATIONS))
-        if reached.get(id(parent)):
-            runs, why = [], reached[id(parent)]
+        runs, why = call_sequences(parent, source, (*LAYERS, *NORMS, *ACTIVATIONS))
+        if used_elsewhere.get(id(parent)):
+            runs, why = [], used_elsewhere[id(parent)]
         for run in runs:
-            for units in _chains(parent, run, prefix, seen, report):
-                chain = FusedChain(units, parent._modules, impl)
-                chain.hold()
+            for groups in _chains(parent, run, prefix, occurrences, report):
+                chain = FusedChain(groups, parent._modules, impl)
+                chain.attach()
                 report.fused.append(tuple(_join(prefix, name) for name in chain.names))
         called = {name for run in runs for name in run}
         for name, child in parent.named_children():
-            if _is_map(child) and name not in called:
-                again = "it is not called exactly once and with its input alone"
-                report.left[_join(prefix, name)] = why or again
+            if _is_fusible(child) and name not in called:
+                default = "it is not called exactly once with one argument"
+                report.left[_join(prefix, name)] = why or default
     return report
 
 
 def unfuse(model: nn.Module) -> None:
-    """Make the layers that `fuse` made one what they were; their state is what it has become."""
+    """Undo `fuse`; parameters and buffers are as trained since."""
     for layer in model.modules():
         if isinstance(layer, FusedLayer) and layer.fused_chain is not None:
-            layer.fused_chain.release()
+            layer.fused_chain.detach()
 
 
-def _is_map(layer: nn.Module) -> bool:
-    """Whether it is a map that is not in a chain yet."""
-    return isinstance(layer, MAPS) and not isinstance(layer, FusedLayer)
+def _is_fusible(layer: nn.Module) -> bool:
+    """Return whether it is a convolution or linear layer that is not fused yet."""
+    return isinstance(layer, LAYERS) and not isinstance(layer, FusedLayer)
 
 
 def _chains(
     parent: nn.Module,
     names: Sequence[str],
     prefix: str,
-    seen: dict[int, int],
+    occurrences: dict[int, int],
     report: FusionReport,
-) -> list[list[Unit]]:
-    """Cut a run of children into chains of units."""
-    chains: list[list[Unit]] = []
-    chain: list[Unit] = []
+) -> list[list[LayerGroup]]:
+    """Split children that are called in this order into chains of groups."""
+    chains: list[list[LayerGroup]] = []
+    chain: list[LayerGroup] = []
     at = 0
     while at < len(names):
         child = parent._modules.get(names[at])
         at += 1
-        if child is None or not _is_map(child):
-            # A fused one keeps what stands behind it.
+        if child is None or not _is_fusible(child):
             chains.append(chain)
             chain = []
             continue
-        unit = Unit(child, names=[names[at - 1]])
-        why = _refuse(child, seen)
+        group = LayerGroup(child, names=[names[at - 1]])
+        why = _unsupported(child, occurrences)
         for kinds, part in ((NORMS, "norm"), (ACTIVATIONS, "activation")):
             following = parent._modules.get(names[at]) if at < len(names) else None
             if isinstance(following, kinds) and not why:
-                refused = _refuse(following, seen) or _misfit(child, following)
-                if refused:
-                    report.left[_join(prefix, names[at])] = refused
+                mismatch = _unsupported(following, occurrences) or _norm_mismatch(child, following)
+                if mismatch:
+                    report.left[_join(prefix, names[at])] = mismatch
                     break
-                setattr(unit, part, following)
-                unit.names.append(names[at])
+                setattr(group, part, following)
+                group.names.append(names[at])
                 at += 1
-        if not why and unit.norm is None and isinstance(child, nn.Linear):
-            why = "a linear layer without batch norm may be given any rank"
-        if not why and unit.norm is None and unit.activation is None:
+        if not why and group.norm is None and isinstance(child, nn.Linear):
+            why = "a linear layer without batch norm may get inputs of any rank"
+        if not why and group.norm is None and group.activation is None:
             why = "neither batch norm nor an activation follows"
         if why:
-            report.left[_join(prefix, unit.names[0])] = why
+            report.left[_join(prefix, group.names[0])] = why
             chains.append(chain)
             chain = []
             continue
         flat = isinstance(child, nn.Linear)
-        if chain and (flat != isinstance(chain[-1].map, nn.Linear)):
+        if chain and (flat != isinstance(chain[-1].layer, nn.Linear)):
             chains.append(chain)
             chain = []
-        chain.append(unit)
-        if isinstance(unit.activation, nn.Sigmoid | nn.Tanh):
+        chain.append(group)
+        if isinstance(group.activation, nn.Sigmoid | nn.Tanh):
             chains.append(chain)
             chain = []
     chains.append(chain)
     return [c for c in chains if c]
 
 
-def _refuse(layer: nn.Module, seen: dict[int, int]) -> str:
-    """Why a layer cannot be fused whatever stands beside it, or nothing."""
-    if type(layer) not in (*MAPS, *NORMS, *ACTIVATIONS):
+def _unsupported(layer: nn.Module, occurrences: dict[int, int]) -> str:
+    """Return why a layer cannot be fused, whatever precedes or follows it, or an empty string."""
+    if type(layer) not in (*LAYERS, *NORMS, *ACTIVATIONS):
         return f"{type(layer).__name__} is a subclass, which may compute something else"
-    if seen.get(id(layer), 0) > 1:
-        return "it stands in more than one place of the model"
-    return unlike_a_block(layer)
+    if occurrences.get(id(layer), 0) > 1:
+        return "it is in more than one place of the model"
+    return unsupported(layer)
 
 
-def _misfit(layer: nn.Module, following: nn.Module) -> str:
-    """Why a batch norm cannot follow a layer, or nothing."""
+def _norm_mismatch(layer: nn.Module, following: nn.Module) -> str:
+    """Return why a batch norm cannot follow a layer, or an empty string."""
     if isinstance(following, nn.BatchNorm1d | nn.BatchNorm2d):
         flat = isinstance(layer, nn.Linear)
         if flat != isinstance(following, nn.BatchNorm1d):
-            return f"{type(following).__name__} does not fit behind {type(layer).__name__}"
-        assert isinstance(layer, MAPS)
+            return f"{type(following).__name__} does not fit after {type(layer).__name__}"
+        assert isinstance(layer, LAYERS)
         channels = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
         if channels != following.num_features:
-            return f"it normalises {following.num_features} features, {channels} come"
+            return f"it normalises {following.num_features} features, its input has {channels}"
     return ""
 
 

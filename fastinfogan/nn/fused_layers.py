@@ -1,14 +1,12 @@
-"""Layers that `fuse` made one: the first of a chain computes all of it, the others hand on.
+"""Fused layers: the first layer of a chain computes all of it, the others return their input.
 
-A fused layer is the very object that it was, under a class that inherits from its own. Its
-parameters, buffers, attributes and hooks stay where they are and are read at every forward, so that
-whatever is done to the model between two forwards counts: a momentum set, a layer frozen, moved,
-initialised or copied.
+`fuse` changes a layer's class to one that inherits from it; the object stays. Its parameters,
+buffers, attributes and hooks are read at every forward, so that changes to the model between two
+forward passes take effect: a new momentum, a frozen, moved, initialised or copied layer.
 
-What takes a layer out of its chain makes all layers of the chain compute by themselves, as they did
-before: a hook, a parametrization (spectral norm, weight norm, pruning), another layer in its place
-(convert_sync_batchnorm puts one there), an attribute that no block has. So a chain never computes
-something else than its layers; taken apart, it is only slower.
+A change that no block can compute makes all layers of the chain run one by one, as before `fuse`: a
+hook, a parametrization (spectral norm, weight norm, pruning), a replaced layer (by
+convert_sync_batchnorm, for example). So the result is always that of the layers.
 """
 
 import math
@@ -20,179 +18,175 @@ from typing import Any
 from torch import Tensor, nn
 
 from fastinfogan.errors import InputError
-from fastinfogan.nn.run import Implementation, Stage, run_stages
+from fastinfogan.nn.forward import BlockCall, Implementation, run_blocks
 from fastinfogan_kernels.conv_block.geometry import LINEAR, ConvGeometry, Window
 from fastinfogan_kernels.conv_block.layers import Layer, LayerTensors
 from fastinfogan_kernels.conv_block.sync_batch_norm import ProcessGroup
 
-MAPS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 ACTIVATIONS = (nn.ReLU, nn.LeakyReLU, nn.Sigmoid, nn.Tanh)
 
 
 class FusedLayer(nn.Module):
-    """What the fused classes have in front of the class of their layer.
+    """Mixin of the fused classes.
 
     Attributes:
-        fused_chain: the chain that the layer belongs to; None once it is taken out.
-        fused_place: its name in the module that holds it.
+        fused_chain: the chain that the layer belongs to; None once it is unfused.
+        fused_name: its name in its parent module.
     """
 
     fused_chain: "FusedChain | None"
-    fused_place: str
+    fused_name: str
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute the chain, or hand on what its first layer computed, or be the plain layer."""
+        """Compute the whole chain in its first layer, and return the input in the others."""
         chain = self.fused_chain
-        # A replica, as DataParallel makes them, is not what stands in its place.
-        if chain is None or chain.places.get(self.fused_place) is not self:
+        # DataParallel's replicas are not the children of their parent module.
+        if chain is None or chain.siblings.get(self.fused_name) is not self:
             return self.plain_forward(x)
-        if self is chain.units[0].map:
-            chain.apart = chain.taken_apart()
-            if not chain.apart:
+        if self is chain.groups[0].layer:
+            chain.broken = chain.is_broken()
+            if not chain.broken:
                 return chain.compute(x)
-        return self.plain_forward(x) if chain.apart else x
+        return self.plain_forward(x) if chain.broken else x
 
     def plain_forward(self, x: Tensor) -> Tensor:
-        """What the layer computes by itself."""
+        """Run the layer alone."""
         out: Tensor = super().forward(x)
         return out
 
     def extra_repr(self) -> str:
-        """As the layer has it; of a chain's first one the layers that are computed with it."""
-        told, chain = super().extra_repr(), self.fused_chain
-        if chain is not None and self is chain.units[0].map:
-            told += f", computes {' + '.join(chain.names)}"
-        return told
+        """Return the layer's own, and for a chain's first layer the names of the others."""
+        text, chain = super().extra_repr(), self.fused_chain
+        if chain is not None and self is chain.groups[0].layer:
+            text += f", computes {' + '.join(chain.names)}"
+        return text
 
 
 class FusedConv2d(FusedLayer, nn.Conv2d):
-    """A convolution in a chain."""
+    """A convolution of a fused chain."""
 
 
 class FusedConvTranspose2d(FusedLayer, nn.ConvTranspose2d):  # type: ignore[misc]
-    """A transposed convolution in a chain."""
+    """A transposed convolution of a fused chain."""
 
 
 class FusedLinear(FusedLayer, nn.Linear):
-    """A linear layer in a chain."""
+    """A linear layer of a fused chain."""
 
 
 class FusedBatchNorm1d(FusedLayer, nn.BatchNorm1d):
-    """A batch norm of features in a chain."""
+    """A batch norm of features of a fused chain."""
 
 
 class FusedBatchNorm2d(FusedLayer, nn.BatchNorm2d):
-    """A batch norm of maps in a chain."""
+    """A batch norm of feature maps of a fused chain."""
 
 
 class FusedReLU(FusedLayer, nn.ReLU):
-    """A ReLU in a chain."""
+    """A ReLU of a fused chain."""
 
 
 class FusedLeakyReLU(FusedLayer, nn.LeakyReLU):
-    """A leaky ReLU in a chain."""
+    """A leaky ReLU of a fused chain."""
 
 
 class FusedSigmoid(FusedLayer, nn.Sigmoid):
-    """A sigmoid at a chain's end."""
+    """A sigmoid at the end of a fused chain."""
 
 
 class FusedTanh(FusedLayer, nn.Tanh):
-    """A tanh at a chain's end."""
+    """A tanh at the end of a fused chain."""
 
 
-_FUSED: dict[type[nn.Module], type[FusedLayer]] = {
-    nn.Conv2d: FusedConv2d,
-    nn.ConvTranspose2d: FusedConvTranspose2d,
-    nn.Linear: FusedLinear,
-    nn.BatchNorm1d: FusedBatchNorm1d,
-    nn.BatchNorm2d: FusedBatchNorm2d,
-    nn.ReLU: FusedReLU,
-    nn.LeakyReLU: FusedLeakyReLU,
-    nn.Sigmoid: FusedSigmoid,
-    nn.Tanh: FusedTanh,
-}
-_PLAIN = {fused: plain for plain, fused in _FUSED.items()}
+_PLAIN: dict[type[nn.Module], type[nn.Module]] = {
+    fused: fused.__mro__[2]
+    for fused in (
+        FusedConv2d, FusedConvTranspose2d, FusedLinear, FusedBatchNorm1d, FusedBatchNorm2d,
+        FusedReLU, FusedLeakyReLU, FusedSigmoid, FusedTanh,
+    )
+}  # fmt: skip
+_FUSED = {plain: fused for fused, plain in _PLAIN.items()}
 
 
 @dataclass
-class Unit:
-    """One block of a chain, as layers of a model.
+class LayerGroup:
+    """The layers of a model that form one block.
 
     Attributes:
-        map: the convolution, transposed convolution or linear layer.
-        norm: the batch norm behind it, or None.
-        activation: the activation behind that, or None.
-        names: their places in the module that holds them, in order.
+        layer: the convolution, transposed convolution or linear layer.
+        norm: the batch norm after it, or None.
+        activation: the activation after that, or None.
+        names: of these layers in their parent module, in order.
     """
 
-    map: nn.Module
+    layer: nn.Module
     norm: nn.Module | None = None
     activation: nn.Module | None = None
     names: list[str] = field(default_factory=list)
 
     def layers(self) -> Iterator[nn.Module]:
-        """The layers there are, in order."""
-        yield from (m for m in (self.map, self.norm, self.activation) if m is not None)
+        """Yield the layers that are not None, in order."""
+        yield from (m for m in (self.layer, self.norm, self.activation) if m is not None)
 
 
 @dataclass(eq=False)
 class FusedChain:
-    """Units in a row that are computed as one.
+    """Layers of one parent module that are computed as one.
 
     Attributes:
-        units: the chain's blocks.
-        places: the children of the module that holds them, by name, as that module keeps them.
-        impl: who computes, as of a block.
-        process_group: with whose ranks statistics are shared, see `synchronise`.
-        apart: whether in this pass every layer computes by itself.
+        groups: the layers, one group for each block.
+        siblings: `_modules` of the parent module.
+        impl: the backend, see `Block`.
+        process_group: of the ranks that share batch-norm statistics, see `synchronise`.
+        broken: whether the current forward pass runs layer by layer.
     """
 
-    units: list[Unit]
-    places: dict[str, nn.Module | None]
+    groups: list[LayerGroup]
+    siblings: dict[str, nn.Module | None]
     impl: Implementation
     process_group: ProcessGroup = None
-    apart: bool = False
+    broken: bool = False
 
     @property
     def names(self) -> list[str]:
-        """The layers' places, in order."""
-        return [name for unit in self.units for name in unit.names]
+        """The layers' names, in order."""
+        return [name for group in self.groups for name in group.names]
 
     @property
     def layers(self) -> list[nn.Module]:
         """The layers, in order."""
-        return [layer for unit in self.units for layer in unit.layers()]
+        return [layer for group in self.groups for layer in group.layers()]
 
-    def hold(self) -> None:
-        """Make the layers fused ones of this chain."""
+    def attach(self) -> None:
+        """Fuse the layers."""
         for name, layer in zip(self.names, self.layers, strict=True):
-            layer.fused_chain, layer.fused_place = self, name  # type: ignore[assignment]
+            layer.fused_chain, layer.fused_name = self, name  # type: ignore[assignment]
             layer.__class__ = _FUSED[type(layer)]
 
-    def release(self) -> None:
-        """Make the layers what they were."""
+    def detach(self) -> None:
+        """Unfuse the layers."""
         for layer in self.layers:
             layer.fused_chain = None  # type: ignore[assignment]
-            # A parametrized one has a class of torch's own in front, which takes care of itself.
+            # A parametrized layer has a class generated by torch, which is left as it is.
             if type(layer) in _PLAIN:
-                del layer.fused_chain, layer.fused_place
-                layer.__class__ = _PLAIN[type(layer)]  # type: ignore[index]
+                del layer.fused_chain, layer.fused_name
+                layer.__class__ = _PLAIN[type(layer)]
 
-    def taken_apart(self) -> bool:
-        """Whether anything was done to a layer that makes it another than a chain's.
+    def is_broken(self) -> bool:
+        """Return whether a layer was changed so that the chain cannot be computed as one.
 
         Raises:
-            InputError: something was, and "triton", "native" or shared statistics were asked for.
+            InputError: it was, and impl is "triton" or "native" or statistics are shared.
         """
         for name, layer in zip(self.names, self.layers, strict=True):
-            if self.places.get(name) is not layer:
-                why = "another layer stands in its place"
+            if self.siblings.get(name) is not layer:
+                why = "it was replaced by another layer"
             elif type(layer) not in _PLAIN:
-                why = "its class was changed, by a parametrization it seems"
+                why = "its class was changed, probably by a parametrization"
             else:
-                why = unlike_a_block(layer)
+                why = unsupported(layer)
             if why and (self.impl in ("triton", "native") or self.process_group is not None):
                 raise InputError(
                     f"the chain {' + '.join(self.names)} cannot be computed as one: {name}: {why}; "
@@ -203,8 +197,8 @@ class FusedChain:
         return False
 
     def compute(self, x: Tensor) -> Tensor:
-        """All layers as one; empty input, or of another rank, goes layer by layer as before."""
-        rank = 2 if isinstance(self.units[0].map, nn.Linear) else 4
+        """Compute all layers as one; layer by layer where the input is empty or of another rank."""
+        rank = 2 if isinstance(self.groups[0].layer, nn.Linear) else 4
         if x.dim() != rank or x.shape[0] == 0:
             if self.process_group is not None:
                 raise InputError(
@@ -214,27 +208,27 @@ class FusedChain:
                 assert isinstance(layer, FusedLayer)
                 x = layer.plain_forward(x)
             return x
-        stages = [partial(stage_of, unit) for unit in self.units]
-        out = run_stages(stages, x, 1, self.impl, self.process_group)
+        blocks = [partial(call_of, group) for group in self.groups]
+        out = run_blocks(blocks, x, 1, self.impl, self.process_group)
         if rank == 4 and not any(_is_channels_last(t) for t in (x, *self._weights())):
-            return out.contiguous()  # as torch's layers, for whoever takes a view of it
+            return out.contiguous()  # as torch's layers would; code after it may call .view()
         return out
 
     def _weights(self) -> Iterator[Tensor]:
-        for unit in self.units:
-            assert isinstance(unit.map, MAPS)
-            yield unit.map.weight
+        for group in self.groups:
+            assert isinstance(group.layer, LAYERS)
+            yield group.layer.weight
 
 
 def _is_channels_last(x: Tensor) -> bool:
-    """Whether torch's convolutions take it to be; a map of one pixel they do not."""
+    """Return whether torch's convolutions treat x so; a feature map of one pixel they do not."""
     return x.shape[2] * x.shape[3] > 1 and x.stride(1) == 1
 
 
-def stage_of(unit: Unit, shape: tuple[int, ...]) -> Stage:
-    """What a unit computes for input of a shape, (C, H, W) or (features,)."""
-    layer, norm, activation = unit.map, unit.norm, unit.activation
-    assert isinstance(layer, MAPS)
+def call_of(group: LayerGroup, shape: tuple[int, ...]) -> BlockCall:
+    """Return what a group computes for inputs of a shape, (C, H, W) or (features,)."""
+    layer, norm, activation = group.layer, group.norm, group.activation
+    assert isinstance(layer, LAYERS)
     assert norm is None or isinstance(norm, NORMS)
     geometry, out = _geometry_of(layer, shape)
     kind, slope = "leaky_relu", 1.0
@@ -252,7 +246,7 @@ def stage_of(unit: Unit, shape: tuple[int, ...]) -> Stage:
         eps=norm.eps if norm is not None else 0.0,
         momentum=norm.momentum or 0.0 if norm is not None else 0.0,
     )
-    return Stage(described, LayerTensors(layer.weight, layer.bias), norm, out)
+    return BlockCall(described, LayerTensors(layer.weight, layer.bias), norm, out)
 
 
 def _geometry_of(layer: Any, shape: tuple[int, ...]) -> tuple[ConvGeometry, tuple[int, ...]]:  # noqa: ANN401
@@ -274,7 +268,7 @@ def _geometry_of(layer: Any, shape: tuple[int, ...]) -> tuple[ConvGeometry, tupl
 
 
 def _padding_of(layer: nn.Conv2d | nn.ConvTranspose2d) -> tuple[int, int]:
-    """A square layer's padding in front and behind."""
+    """Return the padding before and after of a layer with equal height and width."""
     if isinstance(layer.padding, str):
         total = layer.kernel_size[0] - 1 if layer.padding == "same" else 0
         return total // 2, total - total // 2
@@ -284,8 +278,8 @@ def _padding_of(layer: nn.Conv2d | nn.ConvTranspose2d) -> tuple[int, int]:
     return before, before
 
 
-def unlike_a_block(layer: nn.Module) -> str:
-    """Why no block computes what this layer does, whatever stands beside it, or nothing."""
+def unsupported(layer: nn.Module) -> str:
+    """Return why no block can compute a layer, whatever is around it, or an empty string."""
     hooks = (
         layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks,
         layer._backward_pre_hooks,
@@ -295,7 +289,7 @@ def unlike_a_block(layer: nn.Module) -> str:
     if "forward" in vars(layer):
         return "its forward was replaced"
     if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
-        return _unlike_a_window(layer)
+        return _unsupported_window(layer)
     if isinstance(layer, NORMS) and layer.momentum is None:
         return "its running statistics are cumulative averages (momentum None)"
     if isinstance(layer, nn.LeakyReLU) and not 0 <= layer.negative_slope < math.inf:
@@ -303,7 +297,7 @@ def unlike_a_block(layer: nn.Module) -> str:
     return ""
 
 
-def _unlike_a_window(layer: nn.Conv2d | nn.ConvTranspose2d) -> str:
+def _unsupported_window(layer: nn.Conv2d | nn.ConvTranspose2d) -> str:
     square = (layer.kernel_size, layer.stride, layer.dilation, layer.output_padding)
     if any(pair[0] != pair[1] for pair in square) or (
         not isinstance(layer.padding, str) and layer.padding[0] != layer.padding[1]

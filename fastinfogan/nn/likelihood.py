@@ -1,4 +1,4 @@
-"""How likely codes are under Q, as a module for any project."""
+"""The log-likelihood of codes under Q, as a module for any project."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,15 +25,15 @@ class QHeadLikelihood(nn.Module):
     The variational part of InfoGAN's bound, and the likelihood of any mix of classes and Gaussians:
     log softmax at the true class, and the log density with its log(2 pi) / 2. Differentiable by
     the output; in eager mode and under `torch.compile(fullgraph=True)`, with autocast, on CPU and
-    GPU. One launch for all codes, in fp32 whatever the output's precision; fp64 stays fp64.
+    GPU. One launch for all codes, in fp32 for outputs of up to 32 bits and in fp64 for fp64.
 
-    What is wrong with the data never ends the process. On CPU in eager mode it is an error at once.
-    Elsewhere nothing waits for the device: it makes values NaN, and is counted until `check`.
+    Invalid data is an error at once on CPU in eager mode. Elsewhere the device is not waited for:
+    invalid rows become NaN and are counted until `check`.
 
     Args:
         spec: the codes, and how a row of Q's output is laid out: the logits of each categorical
             code, the means of the continuous ones, their raw log deviations.
-        weights: one number per code, by which its log-likelihood is multiplied; None for 1.
+        weights: factor of each code's log-likelihood; None for 1.
         reduction: over the batch: "mean", "sum", or "none".
         impl: "auto", "triton", "native" or "reference".
 
@@ -56,16 +56,16 @@ class QHeadLikelihood(nn.Module):
     ) -> None:
         super().__init__()
         if reduction not in REDUCTIONS:
-            raise InputError(f"reduction is one of {', '.join(REDUCTIONS)}, not {reduction!r}")
+            raise InputError(f"reduction must be one of {', '.join(REDUCTIONS)}, not {reduction!r}")
         self.spec = spec
         self.weights = None if weights is None else check_weights(weights, spec)
         self.reduction: Reduction = reduction
         self.impl: Implementation = impl
         self.register_buffer("counters", make_counters(spec), persistent=False)
-        self._place()
+        self._move_tables()
 
     def forward(self, output: Tensor, classes: Tensor, continuous: Tensor) -> Tensor:
-        """Log-likelihoods, in nats.
+        """Return log-likelihoods, in nats.
 
         Args:
             output: (B, spec.output_width), fp32, bf16, fp16 or fp64.
@@ -108,7 +108,7 @@ class QHeadLikelihood(nn.Module):
         )
 
     def check(self) -> None:
-        """Wait for the device and tell what was wrong since the last check.
+        """Wait for the device and raise what was invalid since the last check.
 
         Raises:
             InputError: class indices out of range, or rows of Q's output with a NaN or an infinity;
@@ -123,7 +123,7 @@ class QHeadLikelihood(nn.Module):
             )
 
     def extra_repr(self) -> str:
-        """Codes, weights, reduction and who computes."""
+        """Return codes, weights, reduction and backend."""
         return (
             f"codes={len(self.spec.codes)}, weights={self.weights}, "
             f"reduction={self.reduction}, impl={self.impl}"
@@ -134,11 +134,11 @@ class QHeadLikelihood(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if not had_storage:
             self.counters.zero_()
-        self._place()
+        self._move_tables()
         return self
 
-    def _place(self) -> None:
-        """Put the spec's tables where the module is; no buffers, which .half() would round."""
+    def _move_tables(self) -> None:
+        """Put the spec's tables on the module's device; as buffers .half() would round them."""
         device = self.counters.device
         self._table = code_table(self.spec, device)
         self._weights = (

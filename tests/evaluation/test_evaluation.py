@@ -62,8 +62,8 @@ def labelled(count: int, seed: int) -> ImageSet:
 
 def oracle(tiny: Experiment) -> Model:
     networks = InfoGAN(tiny)
-    networks.trunk = torch.nn.Identity()  # type: ignore[assignment]
-    networks.q_head = OracleQ(tiny.latents.output_width, [4, 2, 9, 0, 1, 3, 8, 5, 6, 7])  # type: ignore[assignment]
+    networks.trunk = torch.nn.Identity()
+    networks.q_head = OracleQ(tiny.latents.output_width, [4, 2, 9, 0, 1, 3, 8, 5, 6, 7])
     return Model(tiny, networks.eval(), 0)
 
 
@@ -103,7 +103,7 @@ def test_large_label_values_cost_nothing(tiny: Experiment) -> None:
     assert few.labels is not None
     large = ImageSet("large", few.images, few.labels * 10**17 + 5)
     assert classify(oracle(tiny), large) == classify(oracle(tiny), few)
-    test = ImageSet("test", few.images[:50], large.labels[:50])  # type: ignore[index]
+    test = ImageSet("test", few.images[:50], large.labels[:50])
     with_test = ImageSet("both", few.images, large.labels, test)
     assert classify(oracle(tiny), with_test)["c1"].matching_error == 0.0
 

@@ -149,8 +149,8 @@ def test_a_run_is_scored_on_held_out_images(tiny: Experiment) -> None:
     spec = LatentSpec(Noise(4), (Categorical(4), Continuous()))
     experiment = replace(tiny, latents=spec)
     networks = InfoGAN(experiment)
-    networks.trunk = torch.nn.Identity()  # type: ignore[assignment]
-    networks.q_head = ReadsPixels()  # type: ignore[assignment]
+    networks.trunk = torch.nn.Identity()
+    networks.q_head = ReadsPixels()
     trained = Model(experiment, networks.eval(), 0)
     learned, test = images_with_factors(500, 1), images_with_factors(300, 2)
     found = follow_factors(trained, replace(learned, test=test))

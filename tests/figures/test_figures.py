@@ -117,7 +117,7 @@ def test_nonsense_is_refused(tiny: Experiment) -> None:
         ({"code": "c2", "steps": 1}, "`steps` must be 2 or more, not 1"),
     ):
         with pytest.raises(InputError, match=says):
-            draw_traversal(recorder, file=Path("t.png"), **arguments)  # type: ignore[arg-type]
+            draw_traversal(recorder, file=Path("t.png"), **arguments)
     with pytest.raises(InputError, match="`count` must be 1 or more"):
         draw_samples(recorder, Path("s.png"), 0)
     with pytest.raises(InputError, match="`count` must be 10,000 or less, not 1000000000"):

@@ -69,13 +69,13 @@ class Nested(nn.Module):
                 nn.init.constant_(parameter, 0.1)
 
     def encode(self, x: Tensor) -> Tensor:
-        return self.features(x)  # type: ignore[no-any-return]
+        return self.features(x)
 
     def decay(self) -> Tensor:
-        return sum(p.square().sum() for p in self.features.parameters())  # type: ignore[return-value]
+        return sum(p.square().sum() for p in self.features.parameters())
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.features(x)  # type: ignore[no-any-return]
+        return self.features(x)
 
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], list[tuple[str, ...]]]] = {

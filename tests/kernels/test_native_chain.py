@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fastinfogan.errors import InputError
 from fastinfogan.nn import Chain, ConvBlock, LinearBlock, UpconvBlock
-from fastinfogan.nn.run import Implementation
+from fastinfogan.nn.forward import Implementation
 from fastinfogan_kernels.conv_block.autograd import native_chain
 from fastinfogan_kernels.conv_block.layers import Images
 from fastinfogan_kernels.conv_block.reference import reference_chain

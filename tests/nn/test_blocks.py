@@ -1,4 +1,4 @@
-"""The blocks against the layers of torch.nn that they stand for, in fp64 on CPU tensors."""
+"""The blocks against torch.nn's layers, in fp64 on CPU tensors."""
 
 import copy
 from collections.abc import Callable
@@ -29,8 +29,8 @@ BLOCKS: dict[str, tuple[Callable[[], Block], tuple[int, ...]]] = {
         lambda: UpconvBlock(3, 1, 4, 2, batch_norm=False, activation="sigmoid"), (6, 3, 4, 4),
     ),
     "linear": (lambda: LinearBlock(7, 9), (6, 7)),
-    "linear from a map": (lambda: LinearBlock(2 * 3 * 4, 9, slope=0.2), (6, 4, 2, 3)),
-    "linear to a map": (lambda: LinearBlock(7, 24, shape=(3, 2, 4), activation="relu"), (6, 7)),
+    "linear from feature map": (lambda: LinearBlock(2 * 3 * 4, 9, slope=0.2), (6, 4, 2, 3)),
+    "linear to an image": (lambda: LinearBlock(7, 24, shape=(3, 2, 4), activation="relu"), (6, 7)),
     "linear, tanh": (lambda: LinearBlock(7, 4, batch_norm=False, activation="tanh"), (6, 7)),
 }  # fmt: skip
 
@@ -43,7 +43,7 @@ def test_a_block_is_its_layers(name: str, training: bool) -> None:
     twin = copy.deepcopy(block)
     assert_same(
         everything(block, block, draw(*shape)),
-        everything(twin, plain(twin), draw(*shape)),  # type: ignore[arg-type]
+        everything(twin, plain(twin), draw(*shape)),
     )
 
 
@@ -59,7 +59,7 @@ def test_a_chain_is_its_layers(training: bool, memory_format: torch.memory_forma
     assert_same(everything(chain, chain, sliced), everything(twin, plain_chain(twin), sliced))
 
 
-def test_groups_are_batches_of_their_own() -> None:
+def test_groups_are_separate_batches() -> None:
     chain = trained_somewhat(a_chain())
     twin = copy.deepcopy(chain)
     x = draw(8, 2, 8, 8)
@@ -132,8 +132,8 @@ def test_meta_tensors_pass() -> None:
     assert a_chain().to("meta")(torch.zeros(4, 2, 8, 8, device="meta")).shape == (4, 1, 8, 8)
 
 
-def test_a_1x1_convolution_of_a_1x1_map_stays_a_map() -> None:
+def test_a_1x1_convolution_of_one_pixel() -> None:
     block = ConvBlock(5, 7, 1, padding=0).double()
     x = torch.randn(6, 5, 1, 1, dtype=torch.float64)
-    expected = block.norm(F.conv2d(x, block.layer.weight, block.layer.bias))  # type: ignore[misc]
+    expected = block.norm(F.conv2d(x, block.layer.weight, block.layer.bias))
     torch.testing.assert_close(block(x), F.leaky_relu(expected, 0.1))

@@ -1,4 +1,4 @@
-"""What blocks refuse, and that nothing has happened by then."""
+"""Bad input of blocks is an error before any state changes."""
 
 import math
 from collections.abc import Callable
@@ -32,7 +32,7 @@ BAD: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], object], str
         "impl='auto'.*TRITON_INTERPRET=1",
     ),
     "unknown impl": (
-        lambda: ConvBlock(2, 4, 4, 2, impl="cuda"),  # type: ignore[arg-type]
+        lambda: ConvBlock(2, 4, 4, 2, impl="cuda"),
         lambda m: m(draw(4, 2, 8, 8).float()), "not 'cuda'",
     ),
     "rows to a convolution": (a_chain, lambda m: m(torch.zeros(4, 2)), "takes .N, C, H, W."),
@@ -44,7 +44,7 @@ BAD: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], object], str
     ),
     "channels": (a_chain, lambda m: m(torch.zeros(4, 3, 8, 8)), "takes 2 channels, not 3"),
     "features": (a_chain, lambda m: m(torch.zeros(4, 2, 16, 16)), "takes 24 features, not 96"),
-    "map below the window": (
+    "feature map smaller than the filter": (
         lambda: ConvBlock(2, 4, 4, padding=0), lambda m: m(torch.zeros(4, 2, 3, 3)), "not fit"
     ),
     "device": (a_chain, lambda m: m(torch.zeros(4, 2, 8, 8, device="meta")), "meta.*cpu"),
@@ -71,21 +71,21 @@ BAD: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], object], str
         lambda m: m(torch.zeros(4, 2, 8, 8)), "sigmoid can only end",
     ),
     "not a block": (
-        lambda: Chain(ConvBlock(2, 4, 4, 2), nn.ReLU()),  # type: ignore[arg-type]
+        lambda: Chain(ConvBlock(2, 4, 4, 2), nn.ReLU()),
         lambda m: m(torch.zeros(4, 2, 8, 8)), "not of ReLU",
     ),
     "slope set later": (
         lambda: slope_set(math.nan), lambda m: m(torch.zeros(4, 2, 8, 8)), "slope .*not nan"
     ),
     "cumulative statistics": (
-        momentum_none, lambda m: m(torch.zeros(4, 2, 8, 8)), "momentum None"
+        momentum_none, lambda m: m(torch.zeros(4, 2, 8, 8)), "momentum=None"
     ),
     "no block": (Chain, lambda m: m(torch.zeros(4, 2, 8, 8)), "without blocks"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_refused_before_anything_happens(name: str) -> None:
+def test_bad_input_changes_nothing(name: str) -> None:
     make, call, message = BAD[name]
     module = make()
     before = {k: b.clone() for k, b in module.named_buffers()}
@@ -104,10 +104,10 @@ def test_bad_input_is_refused_before_anything_happens(name: str) -> None:
         (lambda: UpconvBlock(2, 4, 4, 2, slope=-0.1), "slope"),
         (lambda: UpconvBlock(2, 4, 2, 4), "2 is below 4"),
         (lambda: LinearBlock(2, 5, shape=(1, 2, 3)), "6 features, not 5"),
-        (lambda: ConvBlock(2, 4, 4, activation="gelu"), "gelu"),  # type: ignore[arg-type]
+        (lambda: ConvBlock(2, 4, 4, activation="gelu"), "gelu"),
     ],
 )
-def test_bad_blocks_are_not_made(make: Callable[[], Block], message: str) -> None:
+def test_bad_arguments(make: Callable[[], Block], message: str) -> None:
     with pytest.raises(InputError, match=message):
         make()
 

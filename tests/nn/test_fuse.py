@@ -1,4 +1,4 @@
-"""fuse and unfuse: the same model before, between and after."""
+"""fuse and unfuse: the model computes the same before, between and after."""
 
 import copy
 import pickle
@@ -27,10 +27,10 @@ def test_the_same_model(name: str) -> None:
     assert_same(fused.state_dict(), twin.state_dict())
     assert list(fused.state_dict()) == list(twin.state_dict())
     assert [n for n, _ in fused.named_parameters()] == [n for n, _ in twin.named_parameters()]
-    assert fused.state_dict()._metadata.keys() == twin.state_dict()._metadata.keys()  # type: ignore[attr-defined]
+    assert fused.state_dict()._metadata.keys() == twin.state_dict()._metadata.keys()
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["attributes", pytest.param("sequential", marks=pytest.mark.slow)])
 def test_compiled(name: str) -> None:
     fused, twin, _ = pair(MODELS[name][0])
     torch._dynamo.reset()
@@ -39,8 +39,9 @@ def test_compiled(name: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_compiled_in_the_types_that_people_train_in(dtype: torch.dtype) -> None:
-    """On CPU tensors fp64 goes another way; compiled once for training, once for evaluation."""
+@pytest.mark.slow
+def test_compiled_in_training_dtypes(dtype: torch.dtype) -> None:
+    """One compilation for training and one for evaluation; fp64 takes the reference on a CPU."""
     fused = made(sequential).to(dtype)
     twin = copy.deepcopy(fused)
     fuse(fused)
@@ -58,7 +59,7 @@ def test_compiled_in_the_types_that_people_train_in(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("assign", [False, True])
-def test_state_goes_both_ways(assign: bool) -> None:
+def test_load_state_dict(assign: bool) -> None:
     fused, twin, _ = pair(sequential)
     twin(images(3))
     fused.load_state_dict(twin.state_dict(), assign=assign)
@@ -76,7 +77,7 @@ def test_state_goes_both_ways(assign: bool) -> None:
         fused.load_state_dict({k: v for k, v in twin.state_dict().items() if k != "3.running_mean"})
 
 
-def test_an_optimizer_made_before_fusing_trains() -> None:
+def test_an_optimizer_from_before_fuse() -> None:
     fused = made(sequential)
     twin = copy.deepcopy(fused)
     optimizers = [torch.optim.Adam(m.parameters(), lr=1e-2) for m in (fused, twin)]
@@ -111,7 +112,7 @@ def test_moving_and_modes() -> None:
     assert fused(torch.zeros(2, 2, 8, 8, device="meta")).device.type == "meta"
 
 
-def test_statistics_frozen_reaches_fused_layers() -> None:
+def test_frozen_statistics() -> None:
     fused, twin, _ = pair(sequential)
     with frozen_statistics(fused):
         fused(images())
@@ -140,7 +141,7 @@ def test_a_part_unfuses_its_whole_chain() -> None:
     assert_same(everything(fused), everything(twin))
 
 
-def test_unfuse_gives_the_very_layers_back() -> None:
+def test_unfuse_restores_the_layers() -> None:
     model = made(sequential)
     layers = list(model.children())
     twin = copy.deepcopy(model)
@@ -165,7 +166,7 @@ def test_fusing_twice_is_harmless() -> None:
     assert_same(everything(fused), everything(twin))
 
 
-def test_other_ranks_and_empty_batches_go_as_before() -> None:
+def test_other_ranks_and_empty_batches() -> None:
     model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU())
     twin = copy.deepcopy(model)
     assert fuse(model).fused
@@ -179,14 +180,14 @@ def test_other_ranks_and_empty_batches_go_as_before() -> None:
     torch.testing.assert_close(flat(torch.ones(2, 5, 3)), twin(torch.ones(2, 5, 3)))
 
 
-def test_impl_is_handed_on() -> None:
+def test_impl() -> None:
     model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU())
     fuse(model, impl="triton")
     with pytest.raises(InputError, match="TRITON_INTERPRET=1"):
         model(torch.zeros(1, 2, 5, 5))
 
 
-def test_the_report_tells() -> None:
+def test_report_and_repr() -> None:
     model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Conv2d(3, 3, 3))
     assert str(fuse(model)) == (
         "fused  0 + 1\nleft   2: neither batch norm nor an activation follows"

@@ -1,4 +1,4 @@
-"""What fuse leaves, because no block computes it or because the code does not show the order."""
+"""What fuse leaves: layers that no block can compute, or whose order of calls is not certain."""
 
 import copy
 import functools
@@ -16,19 +16,19 @@ from tests.helpers.fusing import everything, pair
 
 
 def conv_and(*rest: nn.Module, **more: object) -> nn.Module:
-    return nn.Sequential(nn.Conv2d(2, 2, 3, **more), *rest)  # type: ignore[arg-type]
+    return nn.Sequential(nn.Conv2d(2, 2, 3, **more), *rest)
 
 
 def hooked() -> nn.Module:
     model = conv_and(nn.BatchNorm2d(2))
-    model[0].register_forward_hook(lambda *_: None)  # type: ignore[index, operator]
+    model[0].register_forward_hook(lambda *_: None)
     return model
 
 
 def patched() -> nn.Module:
     model = conv_and(nn.BatchNorm2d(2))
-    conv = model[0]  # type: ignore[index]
-    conv.forward = lambda x: nn.Conv2d.forward(conv, x) * 2  # type: ignore[method-assign, assignment, arg-type]
+    conv = model[0]
+    conv.forward = lambda x: nn.Conv2d.forward(conv, x) * 2
     return model
 
 
@@ -48,7 +48,7 @@ class Normal(nn.BatchNorm2d):
 
 
 class Pieces(nn.Module):
-    """Layers whose forward is each test's own."""
+    """Layers; each subclass has its forward."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,16 +62,16 @@ class Branching(Pieces):
         x = self.conv(x)
         if self.training:
             x = self.bn(x)
-        return self.act(x)  # type: ignore[no-any-return]
+        return self.act(x)
 
 
 class Matching(Pieces):
     def forward(self, x: Tensor) -> Tensor:
         match self.training:
             case True:
-                return self.act(self.bn(self.conv(x)))  # type: ignore[no-any-return]
+                return self.act(self.bn(self.conv(x)))
             case _:
-                return self.act(self.conv(x))  # type: ignore[no-any-return]
+                return self.act(self.conv(x))
 
 
 class Helping(Pieces):
@@ -79,7 +79,7 @@ class Helping(Pieces):
         return self.bn(x) if self.training else x
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.helper(self.conv(x)))  # type: ignore[no-any-return]
+        return self.act(self.helper(self.conv(x)))
 
 
 class Differing(Pieces):
@@ -88,19 +88,19 @@ class Differing(Pieces):
         self.either = nn.ModuleList([nn.ReLU(), nn.Identity()])
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.bn(self.either[self.training](self.conv(x))))  # type: ignore[no-any-return]
+        return self.act(self.bn(self.either[self.training](self.conv(x))))
 
 
 class ByName(Pieces):
     def forward(self, x: Tensor) -> Tensor:
-        return getattr(self, ("act", "bn")[self.training])(self.conv(x))  # type: ignore[no-any-return]
+        return getattr(self, ("act", "bn")[self.training])(self.conv(x))
 
 
 def as_flagged(module: nn.Module, x: Tensor) -> Tensor:
-    return module.act(module.bn(module.conv(x)) if module.flag else module.conv(x))  # type: ignore[operator, no-any-return]
+    return module.act(module.bn(module.conv(x)) if module.flag else module.conv(x))
 
 
-class HandedOn(Pieces):
+class PassedOn(Pieces):
     flag = True
 
     def forward(self, x: Tensor) -> Tensor:
@@ -109,7 +109,7 @@ class HandedOn(Pieces):
 
 class OwnName(Pieces):
     def forward(this, x: Tensor) -> Tensor:  # noqa: N805
-        return this.act(this.helper(this.conv(x)))  # type: ignore[no-any-return]
+        return this.act(this.helper(this.conv(x)))
 
     def helper(self, x: Tensor) -> Tensor:
         return x.square()
@@ -128,12 +128,12 @@ def doubled(
 class Decorated(Pieces):
     @doubled
     def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.bn(self.conv(x)))  # type: ignore[no-any-return]
+        return self.act(self.bn(self.conv(x)))
 
 
 class Plain(Pieces):
     def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.bn(self.conv(x)))  # type: ignore[no-any-return]
+        return self.act(self.bn(self.conv(x)))
 
 
 class Property(Plain):
@@ -148,12 +148,12 @@ class Later(Plain):
         self.embed = lambda x: self.conv(x)
 
 
-class Kept(Plain):
-    """A second way to a layer, beside the tree."""
+class Held(Plain):
+    """A layer is in an attribute, too."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.ways = [self.conv]
+        self.layers = [self.conv]
 
 
 class FromAbove(nn.Module):
@@ -164,7 +164,7 @@ class FromAbove(nn.Module):
         self.below = Plain()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.below.bn(self.below.conv(x)) + self.below(x)  # type: ignore[no-any-return]
+        return self.below.bn(self.below.conv(x)) + self.below(x)
 
 
 class FromALoop(nn.Module):
@@ -188,7 +188,7 @@ class Named(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.features.norm0(self.features.conv0(x))  # type: ignore[no-any-return]
+        return self.features.norm0(self.features.conv0(x))
 
 
 class Indexed(nn.Sequential):
@@ -196,14 +196,14 @@ class Indexed(nn.Sequential):
         super().__init__(nn.Conv2d(2, 2, 3), nn.BatchNorm2d(2), nn.ReLU())
 
     def embed(self, x: Tensor) -> Tensor:
-        return self[0](x)  # type: ignore[no-any-return]
+        return self[0](x)
 
 
 class WithoutGradient(Pieces):
     def forward(self, x: Tensor) -> Tensor:
         with torch.no_grad():
             x = self.conv(x)
-        return self.act(self.bn(x))  # type: ignore[no-any-return]
+        return self.act(self.bn(x))
 
 
 class Inheriting(Branching):
@@ -213,15 +213,15 @@ class Inheriting(Branching):
 
 class TwoWays(Pieces):
     def embed(self, x: Tensor) -> Tensor:
-        return self.conv(x)  # type: ignore[no-any-return]
+        return self.conv(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.bn(self.conv(x)))  # type: ignore[no-any-return]
+        return self.act(self.bn(self.conv(x)))
 
 
 class Twice(Pieces):
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(self.conv(x))  # type: ignore[no-any-return]
+        return self.conv(self.conv(x))
 
 
 class Skip(Pieces):
@@ -229,7 +229,7 @@ class Skip(Pieces):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv(x)
-        return self.act(self.bn(y)) + y  # type: ignore[no-any-return]
+        return self.act(self.bn(y)) + y
 
 
 class Sized(nn.Module):
@@ -239,11 +239,11 @@ class Sized(nn.Module):
         self.act = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.up(x, [17, 17]))  # type: ignore[no-any-return]
+        return self.act(self.up(x, [17, 17]))
 
 
 class OneByOne(nn.Module):
-    """A perceptual loss's way with a Sequential."""
+    """A perceptual loss calls the layers of a Sequential."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -259,22 +259,22 @@ class OneByOne(nn.Module):
 
 class Sliced(OneByOne):
     def forward(self, x: Tensor) -> Tensor:
-        return self.features[:1](x)  # type: ignore[no-any-return]
+        return self.features[:1](x)
 
 
 class Children(OneByOne):
     def forward(self, x: Tensor) -> Tensor:
-        return list(self.features.children())[0](x)  # type: ignore[no-any-return] # noqa: RUF015
+        return list(self.features.children())[0](x)  # noqa: RUF015
 
 
 def weight_norm(old: bool) -> nn.Module:
     wrap = nn.utils.weight_norm if old else nn.utils.parametrizations.weight_norm
-    return nn.Sequential(wrap(nn.Conv2d(2, 2, 3)), nn.BatchNorm2d(2))  # type: ignore[operator]
+    return nn.Sequential(wrap(nn.Conv2d(2, 2, 3)), nn.BatchNorm2d(2))
 
 
 def spectral_norm(old: bool) -> nn.Module:
     wrap = nn.utils.spectral_norm if old else nn.utils.parametrizations.spectral_norm
-    return nn.Sequential(wrap(nn.Conv2d(2, 2, 3)), nn.BatchNorm2d(2))  # type: ignore[operator]
+    return nn.Sequential(wrap(nn.Conv2d(2, 2, 3)), nn.BatchNorm2d(2))
 
 
 LEFT: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
@@ -289,10 +289,10 @@ LEFT: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
         lambda: conv_and(nn.ReLU(), padding=1, padding_mode="reflect"), "0", "reflect, not zeros"
     ),
     "momentum": (lambda: conv_and(nn.BatchNorm2d(2, momentum=None)), "1", "momentum None"),
-    "features": (lambda: nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(8)), "1", "8 features, 4"),
+    "features": (lambda: nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(8)), "1", "its input has 4"),
     "kind of norm": (lambda: nn.Sequential(nn.Linear(8, 4), nn.BatchNorm2d(8)), "1", "not fit"),
     "slope": (lambda: conv_and(nn.LeakyReLU(-0.1)), "1", "negative"),
-    "subclass of a map": (lambda: nn.Sequential(Scaled(2, 2, 3), nn.ReLU()), "0", "subclass"),
+    "subclass of a conv": (lambda: nn.Sequential(Scaled(2, 2, 3), nn.ReLU()), "0", "subclass"),
     "subclass of a norm": (lambda: conv_and(Normal(2)), "1", "subclass"),
     "lazy": (lambda: nn.Sequential(nn.LazyConv2d(2, 3), nn.ReLU()), "0", "subclass"),
     "linear alone": (lambda: nn.Sequential(nn.Linear(8, 4), nn.ReLU()), "0", "any rank"),
@@ -300,7 +300,7 @@ LEFT: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     "transposed, larger": (
         lambda: nn.Sequential(nn.ConvTranspose2d(2, 2, 4, 2), nn.ReLU()), "0", "times the stride"
     ),
-    "transposed, asked for a size": (Sized, "up", "its input alone"),
+    "transposed, asked for a size": (Sized, "up", "exactly once with one argument"),
     "hooks": (hooked, "0", "hooks"),
     "old weight norm": (lambda: weight_norm(True), "0", "hooks"),
     "weight norm": (lambda: weight_norm(False), "0", "subclass"),
@@ -313,16 +313,16 @@ LEFT: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     "helper": (Helping, "conv", "Helping.helper may use bn"),
     "helper of no layers": (OwnName, "conv", "self.helper"),
     "decorator": (Decorated, "conv", "decorated"),
-    "module handed on": (HandedOn, "conv", "forward may use its layers"),
+    "module passed on": (PassedOn, "conv", "forward may use its layers"),
     "layers by name": (ByName, "conv", "forward may use its layers"),
     "property": (Property, "conv", "Property.first may use conv"),
     "function defined by __init__": (Later, "conv", "__init__ may use conv"),
-    "kept beside the tree": (Kept, "conv", "Kept.ways holds it"),
+    "held by an attribute": (Held, "conv", "Held.layers holds it"),
     "used from above": (FromAbove, "below.conv", "FromAbove.forward may use conv"),
     "used in a loop above": (FromALoop, "below.0.conv", "FromALoop.forward may use conv"),
     "used by name": (Named, "features.conv0", "Named.forward may use conv0"),
     "used by index": (Indexed, "0", "Indexed.embed may use its layers"),
-    "other layers in evaluation": (Differing, "conv", "otherwise in evaluation mode"),
+    "other layers in evaluation": (Differing, "conv", "differently in evaluation mode"),
     "no_grad": (WithoutGradient, "conv", "with block"),
     "super": (Inheriting, "conv", "super"),
     "used by another method": (TwoWays, "conv", "embed may use conv"),
@@ -337,7 +337,7 @@ LEFT: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", LEFT)
-def test_what_cannot_be_shown_is_left(name: str) -> None:
+def test_not_fused(name: str) -> None:
     make, layer, why = LEFT[name]
     torch.manual_seed(1)
     model = make()
@@ -349,7 +349,7 @@ def test_what_cannot_be_shown_is_left(name: str) -> None:
     assert model.state_dict().keys() == state.keys()
 
 
-def test_a_block_is_no_model_to_fuse() -> None:
+def test_blocks_are_not_fused() -> None:
     model = nn.Sequential(ConvBlock(2, 4, 3), nn.Conv2d(4, 4, 3), nn.ReLU())
     report = fuse(model)
     assert report.fused == [("1", "2")]
@@ -357,8 +357,8 @@ def test_a_block_is_no_model_to_fuse() -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", [WithoutGradient, TwoWays, Skip, Twice, FromAbove, Named, HandedOn]
+    "kind", [WithoutGradient, TwoWays, Skip, Twice, FromAbove, Named, PassedOn]
 )
-def test_what_is_left_computes_as_before(kind: type[nn.Module]) -> None:
+def test_the_rest_of_the_model_computes_as_before(kind: type[nn.Module]) -> None:
     model, twin, _ = pair(kind)
     assert_same(everything(model), everything(twin))

@@ -1,4 +1,4 @@
-"""What is done to a model after fuse counts, as it would have before."""
+"""Changes to a model after fuse take effect as they would without it."""
 
 import copy
 from collections.abc import Callable
@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.utils import parametrizations, parametrize, prune
 
 from fastinfogan.errors import InputError
@@ -44,9 +45,9 @@ def initialise_by_name(model: nn.Module) -> None:
     for module in model.modules():
         name = type(module).__name__
         if name.find("Conv") != -1:
-            nn.init.normal_(module.weight, 0.0, 0.02)  # type: ignore[arg-type]
+            nn.init.normal_(module.weight, 0.0, 0.02)
         elif name.find("BatchNorm") != -1:
-            nn.init.normal_(module.weight, 1.0, 0.02)  # type: ignore[arg-type]
+            nn.init.normal_(module.weight, 1.0, 0.02)
 
 
 def reset(model: nn.Module) -> None:
@@ -56,15 +57,15 @@ def reset(model: nn.Module) -> None:
 
 
 def new_activation(model: nn.Module) -> None:
-    model[1] = nn.Tanh()  # type: ignore[index, operator]
+    model[1] = nn.Tanh()
 
 
 def one_more(model: nn.Module) -> None:
-    model.insert(2, nn.Tanh())  # type: ignore[operator]
+    model.insert(2, nn.Tanh())
 
 
 def one_less(model: nn.Module) -> None:
-    del model[4]  # type: ignore[attr-defined]
+    del model[4]
 
 
 def dilate(model: nn.Module) -> None:
@@ -80,7 +81,7 @@ def scale_gradient(model: nn.Module) -> None:
 
 
 def replace_forward(model: nn.Module) -> None:
-    layer(model, "4").forward = torch.tanh  # type: ignore[method-assign, assignment]
+    layer(model, "4").forward = torch.tanh
 
 
 CHANGES: dict[str, Callable[[nn.Module], object]] = {
@@ -106,7 +107,7 @@ CHANGES: dict[str, Callable[[nn.Module], object]] = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_changes_count(name: str) -> None:
+def test_changes_take_effect(name: str) -> None:
     fused, twin, _ = pair(sequential)
     everything(fused)
     everything(twin)
@@ -118,7 +119,7 @@ def test_changes_count(name: str) -> None:
     assert_same(everything(fused), everything(twin))
 
 
-def test_a_hook_sees_its_layer_and_goes() -> None:
+def test_a_hook_gets_its_layers_output() -> None:
     fused, twin, _ = pair(sequential)
     seen: list[Tensor] = []
     for model in (fused, twin):
@@ -127,10 +128,10 @@ def test_a_hook_sees_its_layer_and_goes() -> None:
         handle.remove()
     torch.testing.assert_close(*seen)
     assert_same(everything(fused), everything(twin))
-    assert not layer(fused, "0").fused_chain.apart  # type: ignore[union-attr]
+    assert not layer(fused, "0").fused_chain.broken
 
 
-def test_a_hook_that_takes_itself_away_during_a_forward() -> None:
+def test_a_hook_that_removes_itself() -> None:
     fused, twin, _ = pair(sequential)
     for model in (fused, twin):
 
@@ -142,7 +143,7 @@ def test_a_hook_that_takes_itself_away_during_a_forward() -> None:
         assert_same(everything(fused), everything(twin))
 
 
-def test_a_parametrization_comes_and_goes() -> None:
+def test_parametrizations() -> None:
     fused, twin, _ = pair(sequential)
     for model in (fused, twin):
         parametrizations.weight_norm(layer(model, "2"))
@@ -154,15 +155,15 @@ def test_a_parametrization_comes_and_goes() -> None:
     assert_same(everything(fused), everything(twin))
 
 
-def test_layers_tell_what_they_are() -> None:
+def test_layers_are_of_their_types() -> None:
     fused, twin, _ = pair(sequential)
-    for ours, theirs in zip(fused.children(), twin.children(), strict=True):
-        assert isinstance(ours, type(theirs))
-        assert vars(theirs).keys() <= vars(ours).keys()
+    for actual, expected in zip(fused.children(), twin.children(), strict=True):
+        assert isinstance(actual, type(expected))
+        assert vars(expected).keys() <= vars(actual).keys()
     assert fused.get_submodule("0").stride == (2, 2)
 
 
-def test_convert_sync_batchnorm_takes_the_chain_apart() -> None:
+def test_convert_sync_batchnorm_runs_layer_by_layer() -> None:
     fused, twin, _ = pair(sequential)
     converted, expected = map(nn.SyncBatchNorm.convert_sync_batchnorm, (fused, twin))
     assert isinstance(converted.get_submodule("3"), nn.SyncBatchNorm)
@@ -172,50 +173,51 @@ def test_convert_sync_batchnorm_takes_the_chain_apart() -> None:
     assert_same(everything(converted), everything(expected))
 
 
-def test_what_was_asked_for_by_name_is_not_dropped() -> None:
+def test_a_requested_backend_or_process_group_is_not_dropped() -> None:
     fused, _, _ = pair(sequential)
     with pytest.raises(InputError, match="init_process_group"):
         synchronise(fused)(images())
     nn.SyncBatchNorm.convert_sync_batchnorm(fused)
-    with pytest.raises(InputError, match=r"\+ 3 \+ 4 cannot .*3: another layer stands in"):
+    with pytest.raises(InputError, match=r"\+ 3 \+ 4 cannot .*3: it was replaced"):
         fused(images())
     with pytest.raises(InputError, match="shared statistics need a batch of 4 dimensions"):
-        synchronise(pair(sequential)[0])[:5](images()[0])  # type: ignore[index]
+        synchronise(pair(sequential)[0])[:5](images()[0])
     for impl in ("triton", "native"):
         model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU())
-        fuse(model, impl=impl)  # type: ignore[arg-type]
+        fuse(model, impl=impl)
         model[1].register_forward_hook(lambda *_: None)
         with pytest.raises(InputError, match="1: it has hooks; unfuse"):
             model(torch.zeros(1, 2, 5, 5))
 
 
-def test_parameters_lent_for_a_call() -> None:
+def test_functional_call() -> None:
     fused, twin, _ = pair(sequential)
-    lent = {k: v * 1.5 for k, v in twin.named_parameters()}
-    ours, theirs = (torch.func.functional_call(m, lent, images()) for m in (fused, twin))
-    torch.testing.assert_close(ours, theirs)
+    parameters = {k: v * 1.5 for k, v in twin.named_parameters()}
+    actual, expected = (functional_call(m, parameters, images()) for m in (fused, twin))
+    torch.testing.assert_close(actual, expected)
 
 
-def test_a_replica_computes_by_itself() -> None:
-    """What DataParallel makes of a module: a shallow copy with tensors of its own."""
+def test_a_replica_runs_its_layer_alone() -> None:
+    """DataParallel copies a module and gives the copy other tensors."""
     fused, twin, _ = pair(lambda: nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU()))
-    replica = fused[0]._replicate_for_data_parallel()  # type: ignore[index, operator, union-attr]
-    replica.weight = fused[0].weight.detach() * 2  # type: ignore[index, union-attr]
-    replica.bias = fused[0].bias.detach() * 2  # type: ignore[index, union-attr]
-    torch.testing.assert_close(replica(images()), twin[0](images()) * 2)  # type: ignore[index, operator]
+    replica = fused[0]._replicate_for_data_parallel()
+    replica.weight = fused[0].weight.detach() * 2
+    replica.bias = fused[0].bias.detach() * 2
+    torch.testing.assert_close(replica(images()), twin[0](images()) * 2)
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_memory_is_laid_out_as_before(memory_format: torch.memory_format) -> None:
-    """Whoever takes a view of a model's output may go on doing so."""
+def test_output_strides(memory_format: torch.memory_format) -> None:
+    """Code after the model may call .view() on its output, as without fuse."""
     fused, twin, _ = pair(lambda: nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU()))
     for x in (images(), images()[:, :, :, ::2]):
         x = x.contiguous(memory_format=memory_format)
         for dtype in (torch.float64, torch.float32):
-            ours, theirs = (m.to(dtype)(x.to(dtype)) for m in (fused, twin))
-            assert ours.stride() == theirs.stride()
+            actual, expected = (m.to(dtype)(x.to(dtype)) for m in (fused, twin))
+            assert actual.stride() == expected.stride()
 
 
+@pytest.mark.slow
 def test_compiled_after_a_hook() -> None:
     fused, twin = made(sequential), made(sequential)
     fuse(fused)

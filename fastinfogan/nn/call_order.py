@@ -1,7 +1,7 @@
-"""In which order a module calls its layers, as far as its code shows it; else why it does not.
+"""The order in which a module calls its layers, from its source code and a trace.
 
-`Sources` reads the methods of all modules of a model for who else may use a layer, `runs_of` traces
-a module's forward. What neither can show is refused: a reason is given and nothing is guessed.
+`call_sequences` traces a module's forward; `ModelSource` finds other uses of a layer in the methods
+of all modules of a model. Where the order is not certain, they return a reason instead.
 """
 
 import ast
@@ -28,14 +28,14 @@ _HARMLESS_OF_SELF = ("super", "isinstance", "type", "id", "hasattr")
 
 @dataclass(frozen=True)
 class _Use:
-    """Where a method says `<something>.name`.
+    """An expression `value.name` in a method.
 
     Attributes:
         owner: the class that the method belongs to.
         method: its name.
         name: of the attribute.
-        of_self: whether the something is the method's own module.
-        kind: "call", "read" of an attribute of it that leads to no layer, or "other".
+        of_self: whether `value` is the method's own module.
+        kind: "call", "read" of an attribute that leads to no layer, or "other".
     """
 
     owner: type
@@ -45,8 +45,8 @@ class _Use:
     kind: str
 
 
-class Sources:
-    """What the methods of all modules of a model say of layers.
+class ModelSource:
+    """The uses of layers in the source of all methods of a model's modules.
 
     Args:
         model: the model.
@@ -54,29 +54,29 @@ class Sources:
 
     def __init__(self, model: nn.Module) -> None:
         self._uses: list[_Use] = []
-        # Methods that hand their module on, index it or walk its children, by class.
-        self._walked: dict[type, str] = {}
-        self._kept: dict[int, str] = {}
+        # By class: a method that passes its module on, indexes it or iterates over its children.
+        self._walking: dict[type, str] = {}
+        self._held: dict[int, str] = {}
         for kind in {k for module in model.modules() for k in type(module).__mro__}:
             if not kind.__module__.startswith(("torch.", "fastinfogan.nn.")):
                 self._read(kind)
         for module in model.modules():
-            self._look_into(module)
+            self._note_attributes(module)
 
-    def why_reached(self, parent: nn.Module, name: str, *, whole: bool = False) -> str:
-        """How code may use a child other than by its module's forward calling it, or nothing.
+    def why_used_elsewhere(self, parent: nn.Module, name: str, *, whole: bool = False) -> str:
+        """Return where a child is used except in its parent's forward, or an empty string.
 
-        What is read of a layer's attributes, its weight say, is as it was; a Sequential's children
-        are not.
+        Reading a layer's attributes, such as its weight, is allowed; reading the children of a
+        Sequential is not.
 
         Args:
-            parent: the module that holds it.
-            name: its place there.
-            whole: whether every method may call it, as a Sequential that stays one.
+            parent: the child's module.
+            name: of the child.
+            whole: whether every method may call it, as a Sequential that is fused inside.
         """
-        kept = self._kept.get(id(parent._modules[name]))
-        if kept:
-            return f"{kept} holds it, too"
+        holder = self._held.get(id(parent._modules[name]))
+        if holder:
+            return f"{holder} holds it, too"
         for use in self._uses:
             if use.name != name or use.kind == "read":
                 continue
@@ -88,11 +88,11 @@ class Sources:
             return f"{use.owner.__name__}.{use.method} may use {name} or its layers one by one"
         return ""
 
-    def why_walked(self, parent: nn.Module) -> str:
-        """How code may reach a module's children without naming them, or nothing."""
+    def why_children_used(self, parent: nn.Module) -> str:
+        """Return where a module's children are used without their names, or an empty string."""
         for kind in type(parent).__mro__:
-            if kind in self._walked:
-                return self._walked[kind]
+            if kind in self._walking:
+                return self._walking[kind]
         return ""
 
     def _read(self, kind: type) -> None:
@@ -104,16 +104,16 @@ class Sources:
             own = own_name(definition)
             roots: list[ast.AST] = [definition]
             if method == "__init__":
-                # It calls no layer, but what it defines may, later.
+                # __init__ calls no layer, but functions that it defines may.
                 inner = ast.Lambda | ast.FunctionDef
                 roots = [n for n in ast.iter_child_nodes(definition) for n in _below(n, inner)]
             for root in roots:
                 self._uses += _uses_in(root, own, kind, method, function.__globals__)
-                if walks(root, own):
-                    self._walked[kind] = f"{kind.__name__}.{method} may use its layers by itself"
+                if uses_whole_module(root, own):
+                    self._walking[kind] = f"{kind.__name__}.{method} may use its layers"
 
-    def _look_into(self, module: nn.Module) -> None:
-        """Note modules that are kept in attributes beside the tree."""
+    def _note_attributes(self, module: nn.Module) -> None:
+        """Note modules that attributes hold outside the module tree."""
         for name, value in vars(module).items():
             if name in ("_modules", "fused_chain"):
                 continue
@@ -121,11 +121,11 @@ class Sources:
                 value = list(value.values())
             for each in value if isinstance(value, list | tuple | set) else (value,):
                 if isinstance(each, nn.Module):
-                    self._kept[id(each)] = f"{type(module).__name__}.{name}"
+                    self._held[id(each)] = f"{type(module).__name__}.{name}"
 
 
 def _function_of(attribute: object) -> FunctionType | None:
-    """The function behind a class's attribute: a method, a property, whatever it is wrapped in."""
+    """Return the function of a method, property or decorated function, or None."""
     for inner in ("fget", "func", "__func__"):
         attribute = getattr(attribute, inner, attribute)
     found = inspect.unwrap(attribute) if callable(attribute) else None
@@ -133,7 +133,7 @@ def _function_of(attribute: object) -> FunctionType | None:
 
 
 def definition_of(function: Any) -> ast.FunctionDef | None:  # noqa: ANN401
-    """A function's definition, or None if it has no source to read."""
+    """Return the syntax tree of a function, or None if its source is not available."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     except (OSError, TypeError, SyntaxError):
@@ -142,13 +142,13 @@ def definition_of(function: Any) -> ast.FunctionDef | None:  # noqa: ANN401
 
 
 def own_name(definition: ast.FunctionDef) -> str:
-    """What a method calls its own module."""
+    """Return the name of a method's first argument, usually self."""
     arguments = definition.args.posonlyargs + definition.args.args
     return arguments[0].arg if arguments else "self"
 
 
-def walks(root: ast.AST, own: str) -> bool:
-    """Whether code hands its module on, indexes it, or walks its children."""
+def uses_whole_module(root: ast.AST, own: str) -> bool:
+    """Return whether code passes its module on, indexes it or iterates over its children."""
     harmless: set[ast.AST] = set()
     for node in ast.walk(root):
         match node:
@@ -178,34 +178,37 @@ def _uses_in(
         if isinstance(node, ast.Call):
             kinds[node.func] = "call" if node.args or node.keywords else "read"
     for node in ast.walk(root):
-        if isinstance(node, ast.Attribute) and not _is_of_a_library(node.value, known):
+        if isinstance(node, ast.Attribute) and not _is_from_module(node.value, known):
             of_self = isinstance(node.value, ast.Name) and node.value.id == own
             yield _Use(owner, method, node.attr, of_self, kinds.get(node, "other"))
 
 
-def _is_of_a_library(node: ast.expr, known: dict[str, Any]) -> bool:
-    """Whether an expression is a Python module: torch, F, torch.nn.functional."""
+def _is_from_module(node: ast.expr, known: dict[str, Any]) -> bool:
+    """Return whether an expression is a Python module: torch, F, torch.nn.functional."""
     while isinstance(node, ast.Attribute):
         node = node.value
     return isinstance(node, ast.Name) and isinstance(known.get(node.id), ModuleType)
 
 
-def runs_of(
-    parent: nn.Module, sources: Sources, kinds: tuple[type, ...]
+def call_sequences(
+    parent: nn.Module, source: ModelSource, kinds: tuple[type, ...]
 ) -> tuple[list[list[str]], str]:
-    """Names of children called one after another, each with the result before; or why not.
+    """Return names of children each of which is called with the result of the one before.
 
     Args:
         parent: the module.
-        sources: of the model that it is in.
-        kinds: layers that must be called by its forward alone.
+        source: of the whole model.
+        kinds: layers that only the module's forward may call.
+
+    Returns:
+        The sequences, or an empty list and why they are not certain.
     """
     if "forward" in vars(parent):
         return [], "its module's forward was replaced"
-    why = sources.why_walked(parent)
+    why = source.why_children_used(parent)
     for name, child in parent.named_children():
         if not why and isinstance(child, kinds):
-            why = sources.why_reached(parent, name)
+            why = source.why_used_elsewhere(parent, name)
     if why:
         return [], why
     if type(parent).forward is nn.Sequential.forward:
@@ -219,26 +222,26 @@ def runs_of(
     mode = parent.training
     try:
         for parent.training in (True, False):
-            graphs.append(_Calls().trace(parent))
+            graphs.append(_ChildCalls().trace(parent))
     except _TRACE_ERRORS as error:
         return [], f"its module's forward cannot be traced: {(str(error) or '?').splitlines()[0]}"
     finally:
         parent.training = mode
-    training, evaluation = (_call_runs(graph) for graph in graphs)
+    training, evaluation = (_sequences(graph) for graph in graphs)
     if training != evaluation:
-        return [], "its module calls its layers otherwise in evaluation mode"
+        return [], "its module calls its layers differently in evaluation mode"
     return training, ""
 
 
-class _Calls(fx.Tracer):
-    """Traces a module down to its children's calls, and no further."""
+class _ChildCalls(fx.Tracer):
+    """Traces a module with its children as leaves."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True
 
 
 def _branches(parent: nn.Module) -> str:
-    """Why a forward is not straight-line code, or nothing."""
+    """Return why a forward is not straight-line code, or an empty string."""
     definition = definition_of(type(parent).forward)
     if definition is None:
         return "its module's forward has no source to read"
@@ -254,14 +257,14 @@ def _branches(parent: nn.Module) -> str:
         match node:
             case ast.Call(func=ast.Name(id="super")):
                 return "its module's forward calls its super class's, which may branch"
-            case ast.Call(func=ast.Attribute(value=ast.Name(id=who), attr=name)) if who == own:
+            case ast.Call(func=ast.Attribute(value=ast.Name(id=value), attr=name)) if value == own:
                 if name not in children:
                     return f"its module's forward calls self.{name}, which may branch"
     return ""
 
 
-def _call_runs(graph: fx.Graph) -> list[list[str]]:
-    """Chains of calls in which each result is used by the next call and by nothing else."""
+def _sequences(graph: fx.Graph) -> list[list[str]]:
+    """Return sequences of calls in which only the next call uses each result."""
     calls = [node for node in graph.nodes if node.op == "call_module"]
     targets = [str(node.target) for node in calls]
     runs: list[list[str]] = []
@@ -273,7 +276,7 @@ def _call_runs(graph: fx.Graph) -> list[list[str]]:
         while True:
             taken.add(node)
             once = targets.count(str(node.target)) == 1
-            # A result that is used twice may still end a run, and a call made twice is none.
+            # A result that is used twice ends a sequence; a child called twice is in none.
             if not once or len(node.args) != 1 or node.kwargs:
                 break
             run.append(str(node.target))
