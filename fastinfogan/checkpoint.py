@@ -1,4 +1,4 @@
-"""State to disk and back: tensors in safetensors, the rest in JSON, nothing pickled.
+"""Write and read checkpoints: tensors in safetensors, the rest in JSON, nothing pickled.
 
 A checkpoint is a folder `iteration-000600`. It is written under another name, every file is
 synced, a manifest with each file's SHA-256 comes last, and only then is the folder renamed: what
@@ -54,7 +54,7 @@ def save(parent: Path, iteration: int, checkpoint: Checkpoint) -> Path:
         The checkpoint's folder.
 
     Raises:
-        OSError: the disk is full or read-only; the partial checkpoint is gone, older ones are kept.
+        OSError: the disk is full or read-only; the partial checkpoint is removed.
     """
     final = parent / f"iteration-{iteration:06d}"
     partial = parent / f"{_PARTIAL}{final.name}"
@@ -109,7 +109,7 @@ def load(folder: Path) -> Checkpoint:
 
 
 def identity(folder: Path) -> str:
-    """SHA-256 of a checkpoint's manifest, and so of all that it holds.
+    """Return the SHA-256 of a checkpoint's manifest, which determines all that it holds.
 
     Raises:
         InputError: the manifest cannot be read.
@@ -121,10 +121,7 @@ def identity(folder: Path) -> str:
 
 
 def all_in(parent: Path) -> list[Path]:
-    """The complete checkpoints in a folder, by rising iteration; whatever else lies there is not.
-
-    Six digits are what a name has at least: a run of a million iterations and more has more.
-    """
+    """Return the complete checkpoints in a folder, by iteration; other files are ignored."""
     found = []
     for folder in parent.iterdir() if parent.is_dir() else ():
         name = _NAME.fullmatch(folder.name)
@@ -134,7 +131,7 @@ def all_in(parent: Path) -> list[Path]:
 
 
 def difference(one: Any, other: Any, where: str = "") -> str | None:  # noqa: ANN401 - JSON
-    """The first place in which two values differ, as JSON has them; None if they are the same.
+    """Return the first place in which two JSON values differ; None if they are equal.
 
     Returns:
         Where and how in a few words, as in "trunk.0.channels: 64 and 65".

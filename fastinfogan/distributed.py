@@ -1,8 +1,8 @@
-"""Several processes that train one run: who this one is, and what they tell each other.
+"""Data-parallel training of one run by several processes, started by torchrun.
 
-Started by torchrun. Every rank holds the whole set of images and all networks, draws its own rows
-of the one batch, and adds its gradients to the others' in one flat sum a phase. So a batch gives
-the same iteration however many ranks share it. Rank 0 alone writes.
+Every process holds the whole set of images and all networks, draws its own rows of the batch, and
+all-reduces its gradients in one flat tensor per step. So a batch gives the same iteration
+however many processes share it. The main process, rank 0, alone writes.
 """
 
 import os
@@ -19,17 +19,17 @@ from fastinfogan_kernels.adam.adam import OVERFLOWED
 from fastinfogan_kernels.conv_block.sync_batch_norm import ProcessGroup, reporting_lost_ranks
 
 _ALIGNED = 16
-"""Numbers, of which each gradient's place in the flat sum is a multiple."""
+"""Elements; each gradient's offset in the flat tensor is a multiple."""
 _MOST_ROWS = OVERFLOWED // 2
 """Beyond which rows that are not finite are no longer counted: flags stand above."""
 
 
 @dataclass(frozen=True)
 class Distributed:
-    """This process among those that train.
+    """This process among those that train together.
 
     Attributes:
-        rank: its number, from 0.
+        rank: number of this process, from 0.
         world_size: number of processes.
     """
 
@@ -38,11 +38,11 @@ class Distributed:
 
     @property
     def is_main(self) -> bool:
-        """Whether this rank prints, and writes the run directory."""
+        """Whether this process prints, and writes the run directory."""
         return self.rank == 0
 
     def rows(self, batch_size: int) -> range:
-        """This rank's rows of a batch.
+        """Return this process's rows of a batch.
 
         Raises:
             InputError: the batch cannot be cut into equal parts of two rows or more.
@@ -56,25 +56,25 @@ class Distributed:
         return range(self.rank * rows, (self.rank + 1) * rows)
 
     def batch_norm_group(self, *, synchronised: bool) -> ProcessGroup:
-        """With whom batch norm shares its statistics."""
+        """Return the process group over which batch statistics are synchronised."""
         return "world" if synchronised and self.world_size > 1 else None
 
     def any_process(self, *flags: bool) -> list[bool]:
-        """Which flags are set on any rank; waits for all of them.
+        """Return which flags are set on any process; waits for all of them.
 
         Raises:
             TrainingError: another rank is gone.
         """
         if self.world_size == 1:
             return list(flags)
-        told = torch.tensor(flags, dtype=torch.int32)
+        found = torch.tensor(flags, dtype=torch.int32)
         with reporting_lost_ranks():
-            dist.all_reduce(told, dist.ReduceOp.MAX)
-        return [bool(flag) for flag in told.tolist()]
+            dist.all_reduce(found, dist.ReduceOp.MAX)
+        return [bool(flag) for flag in found.tolist()]
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """Have rank 0 do something before the others do: what it makes, they find.
+        """Let the main process run the body before the others do.
 
         Raises:
             TrainingError: another rank is gone.
@@ -86,7 +86,7 @@ class Distributed:
             self.barrier()
 
     def barrier(self) -> None:
-        """Wait until every rank has come here.
+        """Wait for all processes.
 
         Raises:
             TrainingError: another rank is gone.
@@ -104,7 +104,7 @@ def started_by_torchrun() -> bool:
 
 @contextmanager
 def process_group(device_type: str) -> Iterator[Distributed]:
-    """Join the processes that torchrun started, if it did.
+    """Initialise the process group of the processes that torchrun started, if it did.
 
     On GPUs each rank takes the one of its number on its node.
 
@@ -112,7 +112,7 @@ def process_group(device_type: str) -> Iterator[Distributed]:
         device_type: "cpu" or "cuda".
 
     Raises:
-        InputError: they cannot be joined, or there are fewer GPUs than ranks.
+        InputError: it cannot be initialised, or there are fewer GPUs than processes.
     """
     if not started_by_torchrun():
         yield SINGLE_PROCESS
@@ -130,7 +130,7 @@ def process_group(device_type: str) -> Iterator[Distributed]:
     try:
         dist.init_process_group(backend)
     except (RuntimeError, ValueError) as error:
-        raise InputError(f"ranks cannot be joined: {error}") from error
+        raise InputError(f"the process group cannot be initialised: {error}") from error
     try:
         yield Distributed(dist.get_rank(), dist.get_world_size())
     finally:
@@ -138,51 +138,51 @@ def process_group(device_type: str) -> Iterator[Distributed]:
 
 
 class GradientAllReduce:
-    """One phase's gradients and measures, summed over all ranks in one flat collective; capturable.
+    """All-reduce of one step's gradients and metrics, in one flat tensor; capturable.
 
     Args:
         distributed: the processes.
-        gradients: tensors of the shapes, strides and device that will be shared.
-        measures: how many numbers go with them.
+        gradients: tensors of the shapes, strides and device to be reduced.
+        metrics: number of metrics that go with them.
     """
 
-    def __init__(
-        self, distributed: Distributed, gradients: Sequence[Tensor], measures: int
-    ) -> None:
+    def __init__(self, distributed: Distributed, gradients: Sequence[Tensor], metrics: int) -> None:
         self._distributed = distributed
         sizes = [g.numel() for g in gradients]
-        # Every gradient begins where vectors load whole.
+        # Aligned for vector loads.
         padded = [-(-size // _ALIGNED) * _ALIGNED for size in sizes]
         device, exact = gradients[0].device, any(g.dtype == torch.float64 for g in gradients)
         dtype = torch.float64 if exact else torch.float32
-        self._flat = torch.zeros(sum(padded) + measures + 1, dtype=dtype, device=device)
-        parts = torch.split(self._flat, [*padded, measures, 1])
+        self._flat = torch.zeros(sum(padded) + metrics + 1, dtype=dtype, device=device)
+        parts = torch.split(self._flat, [*padded, metrics, 1])
         self._gradients = [
             part.as_strided(g.shape, g.stride()) for part, g in zip(parts, gradients, strict=False)
         ]
-        self._measures, self._rows = parts[-2:]
+        self._metrics, self._rows = parts[-2:]
 
     def __call__(
-        self, gradients: Sequence[Tensor], measures: Tensor, problems: Tensor
+        self, gradients: Sequence[Tensor], metrics: Tensor, non_finite_rows: Tensor
     ) -> tuple[list[Tensor], Tensor]:
-        """Share.
+        """Sum the gradients, and average the metrics, over all processes.
 
         Args:
             gradients: this rank's share of the batch's, see `Distributed`.
-            measures: this rank's; any floating dtype.
-            problems: int32 (1,): becomes every rank's rows that were not finite; flags stay.
+            metrics: this rank's; any floating dtype.
+            non_finite_rows: int32 (1,); becomes their number over all processes; flags stay.
 
         Returns:
-            The sums of the gradients, fp32 at least, and the means of the measures; overwritten
+            The sums of the gradients, fp32 at least, and the means of the metrics; overwritten
             by the next call.
 
         Raises:
             TrainingError: another rank is gone.
         """
         torch._foreach_copy_(self._gradients, list(gradients))
-        torch.div(measures, self._distributed.world_size, out=self._measures)
-        self._rows.copy_(problems.bitwise_and(OVERFLOWED - 1))
+        torch.div(metrics, self._distributed.world_size, out=self._metrics)
+        self._rows.copy_(non_finite_rows.bitwise_and(OVERFLOWED - 1))
         with reporting_lost_ranks():
             dist.all_reduce(self._flat)
-        problems.bitwise_and_(OVERFLOWED).add_(self._rows.clamp_(max=_MOST_ROWS).to(torch.int32))
-        return self._gradients, self._measures
+        non_finite_rows.bitwise_and_(OVERFLOWED).add_(
+            self._rows.clamp_(max=_MOST_ROWS).to(torch.int32)
+        )
+        return self._gradients, self._metrics

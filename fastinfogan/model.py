@@ -1,4 +1,4 @@
-"""Networks of a run, to be used and not trained: batch norm by its running statistics, fp32."""
+"""Use a run's networks: in evaluation mode, fp32."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,7 +49,7 @@ class Model:
     def borrowed(
         cls, experiment: Experiment, networks: InfoGAN, iteration: int
     ) -> Iterator["Model"]:
-        """Use networks in the middle of training; they are given back in training mode."""
+        """Use networks in the middle of training; they are left in training mode."""
         networks.eval()
         try:
             yield cls(experiment, networks, iteration)
@@ -58,19 +58,19 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Where the networks lie."""
+        """The networks' device."""
         return next(self.networks.parameters()).device
 
     @torch.no_grad()
     def generate(self, latents: Latents) -> Tensor:
-        """Images of given noise and code: uint8 (B, height, width, channels), on the CPU."""
+        """Generate images from noise and codes: uint8 (B, height, width, channels), on the CPU."""
         rows = to_tensors(latents, self.experiment.latents, self.device).generator_input
         images = torch.cat([self.networks.generator(part) for part in torch.split(rows, _ROWS)])
         return to_bytes(images, self.experiment.image_range).cpu()
 
     @torch.no_grad()
     def read_generated(self, codes: DrawnCodes) -> Tensor:
-        """Q's raw output, (B, output_width), on the images generated from these codes."""
+        """Return Q's raw output, (B, output_width), on the images generated from these codes."""
         n = self.networks
         return torch.cat(
             [
@@ -81,7 +81,7 @@ class Model:
 
     @torch.no_grad()
     def read(self, images: Tensor) -> Tensor:
-        """Q's raw output, (B, output_width), on uint8 images (B, height, width, channels)."""
+        """Return Q's raw output, (B, output_width), on uint8 (B, height, width, channels)."""
         n, dtype = self.networks, torch.float32
         outputs = []
         for part in torch.split(images, _ROWS):

@@ -1,6 +1,6 @@
-"""InfoGAN once more, in plain torch.nn, eager, fp32: the oracle that the product is tested against.
+"""InfoGAN in plain torch.nn, eager, fp32: the reference that everything is tested against.
 
-It knows the experiments and the codes (floor 0) and nothing of the product. Read it top down: the
+It imports the experiments and the codes and nothing else of the product. Read it top down: the
 networks, the loss of each step, one iteration. Source: Chen et al. 2016, Section 5 and Tables 1-6.
 
 Two conventions that the paper leaves open. A step changes the networks it trains and nothing else:

@@ -1,6 +1,6 @@
-"""Who drives the iteration: Python call by call, torch.compile's program, or a replayed CUDA graph.
+"""Execution modes: eager, compiled by torch.compile, or replayed as CUDA graphs.
 
-All run the same program and give the same numbers; they differ in what the host does meanwhile.
+All run the same program and give the same numbers; they differ in what the host does.
 """
 
 from abc import ABC, abstractmethod
@@ -126,9 +126,9 @@ class CudaGraphExecution(Execution):
 
 
 def choose_execution(
-    name: ExecutionName, device: torch.device, ranks: int = 1
+    name: ExecutionName, device: torch.device, world_size: int = 1
 ) -> tuple[type[Execution], str]:
-    """Settle a execution for a device and a number of ranks.
+    """Choose the execution mode for a device and a number of processes.
 
     Returns:
         The execution and, in a few words, why.
@@ -139,9 +139,9 @@ def choose_execution(
     if name not in get_args(ExecutionName):
         known = ", ".join(get_args(ExecutionName))
         raise InputError(f"no execution {name!r}; there are {known}")
-    if name == "compiled" and ranks > 1:
+    if name == "compiled" and world_size > 1:
         raise InputError(
-            "`execution='compiled'`: torch.compile makes no one graph of what ranks tell each "
+            "`execution='compiled'`: torch.compile breaks the graph at collectives of several "
             "other; use eager, or graph on GPUs"
         )
     if name == "graph" and device.type != "cuda":

@@ -1,4 +1,4 @@
-"""In which number format the networks compute. Weights, statistics and losses stay in fp32."""
+"""Number formats that the networks compute in; weights, statistics and losses stay in fp32."""
 
 import copy
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ class Precision:
     Attributes:
         name: fp32, tf32, bf16, fp16, or fp64 (for parity tests).
         dtype: of weights, optimizer state and losses.
-        compute: of maps and of convolutions and matrix products, if another than `dtype`.
+        compute: of activations, convolutions and matrix products, if another than `dtype`.
         scaled: whether the losses are scaled, lest gradients round to 0.
     """
 
@@ -36,15 +36,15 @@ class Precision:
 
     @property
     def computed(self) -> torch.dtype:
-        """Of the maps between the networks' blocks, and of the weights they are computed with."""
+        """The dtype of activations between blocks, and of the weights they are computed with."""
         return self.compute or self.dtype
 
     @contextmanager
     def arithmetic(self) -> Iterator[None]:
-        """Have products of fp32 maps rounded to TF32 in tf32, and in no other precision.
+        """Round the operands of fp32 products to TF32 in tf32, and in no other precision.
 
-        How torch and our kernels multiply is a setting of the process; it is put back. What is
-        compiled or captured inside keeps it.
+        This is a setting of the process, restored afterwards. What is compiled or captured inside
+        retains it.
         """
         rounded = self.name == "tf32"
         switches = _switches()
@@ -111,7 +111,7 @@ def _hardware(name: str, device: torch.device) -> str | None:
 
 
 def choose_precision(name: PrecisionName, device: torch.device) -> tuple[Precision, str]:
-    """Settle a precision for a device.
+    """Choose a precision for a device.
 
     Args:
         name: "fp32"; "tf32", fp32 with products of rounded operands; "bf16"; "fp16", with scaled

@@ -1,6 +1,6 @@
-"""What a run leaves on disk, and reading it back.
+"""The folder of a run.
 
-config.json       experiment, settings, what was asked of the run, versions, hardware
+config.json       experiment, hyperparameters ("settings"), options ("plan"), versions, hardware
 metrics.jsonl     one line every few iterations
 tensorboard/      the same as events
 pictures/         samples and traversals
@@ -108,7 +108,7 @@ class RunDirectory:
             self.checkpoints.mkdir()
             self._write_config(machine)
         except OSError as error:
-            raise InputError(f"{self.path}: a run cannot be kept here: {error}") from error
+            raise InputError(f"{self.path}: a run cannot be written here: {error}") from error
 
     def update(self, config: TrainConfig, options: RunOptions) -> None:
         """Record what a resume changes.
@@ -173,7 +173,7 @@ class RunDirectory:
         return bool(checkpoint.all_in(self.checkpoints))
 
     def newest_checkpoint(self) -> Path:
-        """The checkpoint to go on from.
+        """Return the newest checkpoint.
 
         Raises:
             InputError: there is none yet.
@@ -200,14 +200,14 @@ class RunDirectory:
                 )
         iteration = found.state.get("iteration")
         if not isinstance(iteration, int):
-            raise InputError(f"{folder}: state.json does not tell its iteration")
+            raise InputError(f"{folder}: state.json lacks its iteration")
         return SavedState(folder, found.tensors, iteration)
 
     def write_checkpoint(self, iteration: int, tensors: checkpoint.Tensors, keep: int) -> Path:
         """Write a checkpoint that says whose it is, and prune older ones.
 
         Raises:
-            OSError: it could not be written; older ones are kept.
+            OSError: it could not be written; older ones are left.
         """
         state = {"iteration": iteration, **self.identity()}
         folder = checkpoint.save(self.checkpoints, iteration, Checkpoint(tensors, state))
@@ -215,7 +215,7 @@ class RunDirectory:
         return folder
 
     def identity(self) -> dict[str, Any]:
-        """What a checkpoint must share with config.json: experiment, and settings by name."""
+        """Return what a checkpoint must share with config.json."""
         return {"experiment": self.experiment.to_dict(), "settings": self.config.deciding()}
 
     def metrics(self) -> Iterator[dict[str, Any]]:
@@ -246,10 +246,10 @@ class MetricsLog:
     """
 
     def __init__(self, run: RunDirectory, iteration: int) -> None:
-        kept = [line for line in run.metrics() if line["iteration"] <= iteration]
+        lines = [line for line in run.metrics() if line["iteration"] <= iteration]
         self._file = run.path / "metrics.jsonl"
         self._torn = False
-        write_text(self._file, "".join(json.dumps(line) + "\n" for line in kept))
+        write_text(self._file, "".join(json.dumps(line) + "\n" for line in lines))
         try:
             from torch.utils.tensorboard.writer import SummaryWriter
         except ImportError:
