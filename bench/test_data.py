@@ -1,7 +1,7 @@
-"""Decoding, and what images cost once they are decoded.
+"""Decoding, and the cost of images once they are decoded.
 
-Decoding is set against a bare DALI pipeline and against Pillow on the same JPEGs; the iteration on
-a kept set against one in memory; gathering from the kept file against plain reading of it.
+Decoding is compared with a bare DALI pipeline and with Pillow on the same JPEGs; the iteration on a
+cached set with one in memory; gathering from the cache file with plain reading of it.
 """
 
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -33,15 +33,15 @@ from fastinfogan.engine import RunDirectory, Trainer, choose_precision
 from fastinfogan_kernels import shuffle
 
 PHOTOGRAPHS, HEIGHT, WIDTH, SIDE = 1024, 218, 178, 32  # of CelebA's size
-KEPT, BATCH = 100_000, 128
+CACHED, BATCH = 100_000, 128
 THREADS = 2
 DECODERS_DIFFER = 2.0
-"""Of 255, the mean difference of two decoders that agree: each rounds in its own places."""
+"""Of 255, the mean difference of two correct decoders, which round in different places."""
 
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> EncodedImageSet:
-    """JPEGs of smooth random colours with texture."""
+    """Write JPEGs of smooth random colours with texture."""
     folder = tmp_path_factory.mktemp("photographs")
     random = np.random.default_rng(1)
     pictures = []
@@ -56,13 +56,13 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> EncodedImageSet:
 
 
 def epoch(count: int) -> Iterator[NDArray[np.int64]]:
-    """All pictures once, in the order of a run; whole batches."""
+    """Yield the indices of all pictures once, in the order of a run; whole batches."""
     for first in range(0, count - BATCH + 1, BATCH):
         yield shuffle.indices(1, first, BATCH, count)
 
 
 def decoding(decoder: Decoder) -> Callable[[], NDArray[np.uint8]]:
-    """One epoch; its last batch."""
+    """Make a run that decodes one epoch; it returns the last batch."""
 
     def run() -> NDArray[np.uint8]:
         for decoded in decoder.batches(epoch(PHOTOGRAPHS)):
@@ -76,7 +76,7 @@ def decoding(decoder: Decoder) -> Callable[[], NDArray[np.uint8]]:
 def test_decoding(photographs: EncodedImageSet, measured: Measured) -> None:
     """An epoch of CelebA's pictures, cropped and resized to 32x32."""
     pytest.importorskip("nvidia.dali", reason="DALI is not installed")
-    ours = decoding(DaliDecoder(photographs, batch=BATCH, threads=THREADS))
+    dali = decoding(DaliDecoder(photographs, batch=BATCH, threads=THREADS))
     pillow = decoding(PillowDecoder(photographs))
     bare = BarePipeline(
         [picture.path for picture in photographs.pictures], (HEIGHT, WIDTH), SIDE, BATCH, THREADS
@@ -84,21 +84,21 @@ def test_decoding(photographs: EncodedImageSet, measured: Measured) -> None:
 
     def check() -> None:
         bare.epoch()  # in its own order: its images are not compared
-        found, expected = (run().astype(np.float64) for run in (ours, pillow))
+        found, expected = (run().astype(np.float64) for run in (dali, pillow))
         off = np.abs(found - expected).mean()
         if not off <= DECODERS_DIFFER:
             raise MismatchError(f"DALI's images differ from Pillow's by {off:.2f} of 255")
 
     name = f"decoding {PHOTOGRAPHS} JPEGs {WIDTH}x{HEIGHT} by DALI, {THREADS} threads"
     case = Case(
-        "data", name, ours, {"DALI alone": bare.epoch, "our Pillow decoder": pillow}, check,
+        "data", name, dali, {"DALI alone": bare.epoch, "our Pillow decoder": pillow}, check,
         timed="host", more={"images": PHOTOGRAPHS, "aims": {"DALI alone": 1.10}},
     )  # fmt: skip
     measured(Planned("data", name, lambda _: case, budget=9.0))
 
 
 class MadeUp(Decoder):
-    """Gives images of a seed, as fast as they can be copied."""
+    """Yields random images as fast as they can be copied."""
 
     name = "made up"
 
@@ -106,29 +106,29 @@ class MadeUp(Decoder):
         super().__init__(source)
         self.images = images
 
-    def batches(self, wanted: Iterable[NDArray[np.int64]]) -> Generator[DecodedBatch]:
-        for index in wanted:
+    def batches(self, indices: Iterable[NDArray[np.int64]]) -> Generator[DecodedBatch]:
+        for index in indices:
             yield DecodedBatch(index, self.images[index])
 
 
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> Generator[MadeUp]:
-    """A set whose file is whole."""
-    folder = tmp_path_factory.mktemp("kept")
+def cached(tmp_path_factory: pytest.TempPathFactory) -> Generator[MadeUp]:
+    """Make a set whose cache file is complete."""
+    folder = tmp_path_factory.mktemp("cached")
     shape = ImageShape(SIDE, SIDE, 3)
-    images = np.random.default_rng(0).integers(0, 256, (KEPT, *shape), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (CACHED, *shape), dtype=np.uint8)
     file = folder / "all"
     file.touch()
-    pictures = [ImageFile(str(i), file, 0, 0) for i in range(KEPT)]
+    pictures = [ImageFile(str(i), file, 0, 0) for i in range(CACHED)]
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("XDG_CACHE_HOME", str(folder))
         decoder = MadeUp(EncodedImageSet("made up", pictures, CropResize(shape)), images)
-        fill_cache_file(decoder, BadImages("made up", KEPT, "fail"), print)
+        fill_cache_file(decoder, BadImages("made up", CACHED, "fail"), print)
         yield decoder
 
 
 def trainer(path: Path, source: ImageSet | Decoder, cache: Any = "auto") -> Trainer:  # noqa: ANN401
-    """A run of celeba on the CPU."""
+    """Make a run of celeba on the CPU."""
     e = replace(experiments.get("celeba"), batch_size=BATCH)
     precision = choose_precision("auto", torch.device("cpu"))[0].name
     config = train_config(e, precision, data_fingerprint=source.fingerprint)
@@ -137,46 +137,48 @@ def trainer(path: Path, source: ImageSet | Decoder, cache: Any = "auto") -> Trai
 
 
 @pytest.mark.parametrize("cache", ["host", "file"])
-def test_an_iteration_on_a_kept_set(
-    tmp_path: Path, kept: MadeUp, cache: str, measured: Measured
+def test_an_iteration_on_a_cached_set(
+    tmp_path: Path, cached: MadeUp, cache: str, measured: Measured
 ) -> None:
-    """Both sides draw the same real images; whole iterations."""
-    sides = {
-        "ours": trainer(tmp_path / "ours", kept, cache),
-        "in memory": trainer(tmp_path / "peer", ImageSet("memory", kept.images)),
+    """Both trainers draw the same real images; whole iterations."""
+    trainers = {
+        "cached": trainer(tmp_path / "cached", cached, cache),
+        "in memory": trainer(tmp_path / "memory", ImageSet("memory", cached.images)),
     }
-    step = dict.fromkeys(sides, 0)
+    step = dict.fromkeys(trainers, 0)
 
-    def run(who: str) -> None:
-        if not sides[who].loader.prepare(step[who], 1):
-            raise MismatchError(f"{who} has no more images")
-        sides[who].execution.run(step[who], 1)
-        step[who] += 1
+    def run(which: str) -> None:
+        if not trainers[which].loader.prepare(step[which], 1):
+            raise MismatchError(f"{which} has no more images")
+        trainers[which].execution.run(step[which], 1)
+        step[which] += 1
 
     def check() -> None:
-        for who in sides:
-            run(who)
-        drawn = [each.iteration.real for each in sides.values()]
+        for which in trainers:
+            run(which)
+        drawn = [each.iteration.real for each in trainers.values()]
         if not torch.equal(drawn[0], drawn[1]):
-            raise MismatchError("the kept set gives other images than the one in memory")
+            raise MismatchError("the cached set yields other images than the one in memory")
 
-    name = f"an iteration of celeba on a set kept in {cache}"
+    name = f"an iteration of celeba on a set cached in {cache}"
     case = Case(
-        "data", name, lambda: run("ours"), {"in memory": lambda: run("in memory")}, check,
+        "data", name, lambda: run("cached"), {"in memory": lambda: run("in memory")}, check,
         "celeba", batch=BATCH, timed="host",  more={"aims": {"in memory": 1.02}},
     )  # fmt: skip
     measured(Planned("data", name, lambda _: case, budget=7.0))
 
 
 @pytest.mark.short
-def test_gathering_from_the_file(kept: MadeUp, measured: Measured) -> None:
-    """An epoch's batches from the mapping; a plain read of as much of the same file."""
-    key = CacheKey.of(kept)
+def test_gathering_from_the_file(cached: MadeUp, measured: Measured) -> None:
+    """Gather an epoch's batches from the mapped file; read as much of it plainly."""
+    key = CacheKey.of(cached)
     whole = open_complete(key, print)
     assert whole is not None
     images = torch.from_numpy(whole.images)
-    batches = KEPT // BATCH
-    orders = [torch.from_numpy(shuffle.indices(1, s * BATCH, BATCH, KEPT)) for s in range(batches)]
+    batches = CACHED // BATCH
+    orders = [
+        torch.from_numpy(shuffle.indices(1, s * BATCH, BATCH, CACHED)) for s in range(batches)
+    ]
     size = BATCH * images[0].numel()
     out = torch.empty((BATCH, *images.shape[1:]), dtype=torch.uint8)
     block = bytearray(size)
@@ -194,10 +196,10 @@ def test_gathering_from_the_file(kept: MadeUp, measured: Measured) -> None:
     def check() -> None:
         gather()
         read()
-        if not np.array_equal(out.numpy(), kept.images[orders[-1].numpy()]):
+        if not np.array_equal(out.numpy(), cached.images[orders[-1].numpy()]):
             raise MismatchError("the file holds other images")
 
-    name = f"gathering {batches * size >> 20} MiB from the kept file"
+    name = f"gathering {batches * size >> 20} MiB from the cache file"
     case = Case(
         "data", name, gather, {"plain reading": read}, check,
         timed="host", bytes=batches * size, more={"aims": {"plain reading": 1.25}},
@@ -205,9 +207,9 @@ def test_gathering_from_the_file(kept: MadeUp, measured: Measured) -> None:
     measured(Planned("data", name, lambda _: case, budget=3.0))
 
 
-def test_opening_a_whole_file(kept: MadeUp, measured: Measured) -> None:
-    """All checksums; against reading the file once."""
-    key = CacheKey.of(kept)
+def test_opening_a_complete_file(cached: MadeUp, measured: Measured) -> None:
+    """Check all checksums; against reading the file once."""
+    key = CacheKey.of(cached)
     path = cache_folder() / f"{key.hash}.u8"
     block = bytearray(1 << 20)
 
@@ -219,11 +221,11 @@ def test_opening_a_whole_file(kept: MadeUp, measured: Measured) -> None:
     def check() -> None:
         read()
         whole = open_complete(key, print)
-        if whole is None or len(whole.images) != KEPT:
-            raise MismatchError("the kept file is not whole")
+        if whole is None or len(whole.images) != CACHED:
+            raise MismatchError("the cache file is not complete")
 
     size = path.stat().st_size
-    name = f"opening a kept file of {size >> 20} MiB, all checksums"
+    name = f"opening a cache file of {size >> 20} MiB, all checksums"
     case = Case(
         "data", name, lambda: open_complete(key, print), {"plain reading": read}, check,
         timed="host", bytes=size,

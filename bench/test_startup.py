@@ -1,4 +1,4 @@
-"""How soon something happens: imports, --help, the first iteration; whole processes, by turns."""
+"""Start-up: imports, --help, the first iteration; whole processes, interleaved."""
 
 import math
 import os
@@ -18,11 +18,11 @@ ROOT = Path(__file__).parents[1]
 IMPORT_TORCH = ("-c", "import torch")
 FIRST = ("-m", "bench.cases.first_iteration")
 LOSSES_DIFFER = 0.05
-"""Of ours and PyTorch's in 16 bits, on images that the first weights all but ignore."""
+"""Of the two losses in 16 bits, on images that the first weights all but ignore."""
 
 
 def process(*arguments: str, **environment: str) -> Callable[[], str]:
-    """A run of Python; what it prints."""
+    """Make a run of Python that returns what it prints."""
 
     def run() -> str:
         done = subprocess.run(
@@ -42,41 +42,41 @@ def process(*arguments: str, **environment: str) -> Callable[[], str]:
 
 def start(
     name: str,
-    ours: Callable[[], str],
-    peers: dict[str, Callable[[], str]],
+    run: Callable[[], str],
+    baselines: dict[str, Callable[[], str]],
     check: Callable[[], None],
     budget: float = 6.0,
     **more: str,
 ) -> Planned:
-    """A planned case of processes."""
-    case = Case("startup", name, ours, peers, check, timed="host", more=more)
+    """Plan a case of processes."""
+    case = Case("startup", name, run, baselines, check, timed="host", more=more)
     return Planned("startup", name, lambda _: case, budget=budget)
 
 
 @pytest.mark.short
 @pytest.mark.parametrize("module", ["fastinfogan", "fastinfogan.nn", "fastinfogan.engine"])
 def test_import(module: str, measured: Measured) -> None:
-    ours = process("-c", f"import {module}; print({module}.__name__)")
-    peer = process(*IMPORT_TORCH)
+    run = process("-c", f"import {module}; print({module}.__name__)")
+    baseline = process(*IMPORT_TORCH)
 
     def check() -> None:
-        peer()
-        if ours().strip() != module:
+        baseline()
+        if run().strip() != module:
             raise MismatchError(f"{module} is not what was imported")
 
-    measured(start(f"import {module}", ours, {"import torch": peer}, check, 4.0))
+    measured(start(f"import {module}", run, {"import torch": baseline}, check, 4.0))
 
 
 @pytest.mark.short
 def test_help(measured: Measured) -> None:
-    ours, peer = process("-m", "fastinfogan", "--help"), process(*IMPORT_TORCH)
+    run, baseline = process("-m", "fastinfogan", "--help"), process(*IMPORT_TORCH)
 
     def check() -> None:
-        peer()
-        if "train" not in ours():
-            raise MismatchError("--help does not tell of train")
+        baseline()
+        if "train" not in run():
+            raise MismatchError("--help does not list train")
 
-    measured(start("fastinfogan --help", ours, {"import torch": peer}, check, 4.0))
+    measured(start("fastinfogan --help", run, {"import torch": baseline}, check, 4.0))
 
 
 def losses(printed: str) -> list[float]:
@@ -84,59 +84,59 @@ def losses(printed: str) -> list[float]:
 
 
 def test_the_first_iteration(measured: Measured) -> None:
-    """From nothing to mnist's first losses, call by call."""
-    ours, peer = process(*FIRST, "ours", "eager"), process(*FIRST, "peer")
+    """From nothing to mnist's first losses, in eager mode."""
+    run, best = process(*FIRST, "fastinfogan", "eager"), process(*FIRST, "best")
 
     def check() -> None:
-        for mine, theirs in zip(losses(ours()), losses(peer()), strict=True):
-            if not math.isclose(mine, theirs, abs_tol=LOSSES_DIFFER):
-                raise MismatchError(f"the first loss is {mine}, PyTorch's {theirs}")
+        for actual, expected in zip(losses(run()), losses(best()), strict=True):
+            if not math.isclose(actual, expected, abs_tol=LOSSES_DIFFER):
+                raise MismatchError(f"the first loss is {actual}, PyTorch's {expected}")
 
-    peers = {"import torch": process(*IMPORT_TORCH), "best": peer}
-    measured(start("first iteration of mnist, eager", ours, peers, check, 8.0))
+    baselines = {"import torch": process(*IMPORT_TORCH), "best": best}
+    measured(start("first iteration of mnist, eager", run, baselines, check, 8.0))
 
 
 @pytest.fixture(scope="module")
 def eager() -> list[float]:
-    """The first losses, call by call."""
-    return losses(process(*FIRST, "ours", "eager")())
+    """The first losses in eager mode."""
+    return losses(process(*FIRST, "fastinfogan", "eager")())
 
 
 @pytest.fixture(scope="module")
-def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where a program was compiled to, by the cold case if that has run."""
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of compiled programs, filled by the cold case."""
     return tmp_path_factory.mktemp("compiled")
 
 
-@pytest.mark.parametrize("cache", ["cold", "kept"])
+@pytest.mark.parametrize("cache", ["cold", "warm"])
 def test_the_first_compiled_iteration(
-    cache: str, filled: Path, eager: list[float], tmp_path: Path, measured: Measured
+    cache: str, cache_folder: Path, eager: list[float], tmp_path: Path, measured: Measured
 ) -> None:
-    """The same as torch.compile's program: made anew, or taken from the cache.
+    """In compiled mode: compiled anew, or taken from the cache.
 
-    Every run tells its losses, which are compared: one more would take as long as all else here.
+    Every run prints its losses, which are compared: one more would take as long as all else here.
     """
-    places = count()
+    numbers = count()
 
-    def ours() -> str:
-        number = next(places)
-        place = filled if cache == "kept" or number == 0 else tmp_path / str(number)
-        told = process(
+    def run() -> str:
+        number = next(numbers)
+        folder = cache_folder if cache == "warm" or number == 0 else tmp_path / str(number)
+        printed = process(
             *FIRST,
-            "ours",
+            "fastinfogan",
             "compiled",
-            TORCHINDUCTOR_CACHE_DIR=str(place / "inductor"),
-            TRITON_CACHE_DIR=str(place / "triton"),
+            TORCHINDUCTOR_CACHE_DIR=str(folder / "inductor"),
+            TRITON_CACHE_DIR=str(folder / "triton"),
         )()
-        compiled = losses(told)
+        compiled = losses(printed)
         if not all(math.isclose(a, b, rel_tol=1e-3) for a, b in zip(eager, compiled, strict=True)):
             raise MismatchError(f"compiled, the first losses are {compiled}, not {eager}")
-        return told
+        return printed
 
     def check() -> None:
-        if cache == "kept":
-            ours()
+        if cache == "warm":
+            run()
 
-    peers = {"import torch": process(*IMPORT_TORCH)}
+    baselines = {"import torch": process(*IMPORT_TORCH)}
     name = f"first iteration of mnist, compiled, {cache} cache"
-    measured(start(name, ours, peers, check, 10.0))
+    measured(start(name, run, baselines, check, 10.0))

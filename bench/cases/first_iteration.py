@@ -1,7 +1,7 @@
-"""A process that trains mnist for one iteration and tells its losses: what a start costs.
+"""A process that trains mnist for one iteration and prints its losses: the cost of a start.
 
-    python -m bench.cases.first_iteration ours eager
-    python -m bench.cases.first_iteration peer
+    python -m bench.cases.first_iteration fastinfogan eager
+    python -m bench.cases.first_iteration best
 
 The embedded digits need packages of their own; images are made up.
 """
@@ -30,14 +30,14 @@ def main() -> None:
     e = experiments.get("mnist")
     precision, _ = choose_precision("auto", device)
     images = images_for(e, 2 * BATCH, device)
-    if who == "ours":
+    if who == "fastinfogan":
         iteration = iteration_for(e, precision.name, BATCH, images)
         chosen, _ = choose_execution(execution[0], device)  # type: ignore[arg-type]
         chosen(iteration).run(0, 1)
         found = iteration.sums[:2].tolist()
     else:
-        peer = BestLoop(e, images, BATCH, computed=precision.computed)
-        found = peer.iterate(inputs_of(e, images, SEED, 0, BATCH))[:2].tolist()
+        baseline = BestLoop(e, images, BATCH, computed=precision.computed)
+        found = baseline.iterate(inputs_of(e, images, SEED, 0, BATCH))[:2].tolist()
     print(*found)
 
 
