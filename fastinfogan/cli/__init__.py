@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from fastinfogan import __version__
 from fastinfogan.cli.bench import SUITES, Bench, run_suite
 from fastinfogan.cli.data import DataInfo, Prepare, Verify
 from fastinfogan.cli.evaluate import Evaluate
@@ -54,6 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         130 or 143 if stopped.
     """
     given = sys.argv[1:] if arguments is None else list(arguments)
+    if given == ["--version"]:
+        print(f"fastinfogan {__version__}")
+        return 0
     if len(given) > 1 and given[0] == "bench" and given[1] in SUITES:
         return _exit_code(lambda: run_suite(given[1], given[2:]))
     return run(

@@ -22,6 +22,8 @@ def print_evaluation(console: Console, found: Evaluation) -> None:
         )
     if found.factors:
         _print_factors(console, found.factors)
+    if found.unscored:
+        console.print(f"factors      not scored: {found.unscored}", soft_wrap=True, markup=False)
     if found.unclassified:
         console.print(f"error        not measured: {found.unclassified}", soft_wrap=True)
 

@@ -24,7 +24,7 @@ Information = Literal["maximise", "observe"]
 Device = Literal["cpu", "cuda"]
 BatchNorm = Literal["synchronised", "per-rank"]
 
-_PACKAGES = ("torch", "triton", "numpy", "scipy", "safetensors", "mlxtend")
+_PACKAGES = ("torch", "triton", "numpy", "scipy", "safetensors")
 
 MAX_BATCH_SIZE = 2**16
 MAX_ITERATIONS = 2**32 - 1  # the generator's counter has 32 bits for the iteration

@@ -21,6 +21,7 @@ from fastinfogan.checkpoint import Checkpoint
 from fastinfogan.engine.config import RunOptions, TrainConfig, hardware, versions
 from fastinfogan.errors import InputError
 from fastinfogan.experiments import Experiment
+from fastinfogan.optional import MissingPackageError, require
 
 _FORMAT = 4
 
@@ -234,12 +235,15 @@ class RunDirectory:
 
 
 class MetricsLog:
-    """Appends metrics to metrics.jsonl and to TensorBoard's events.
+    """Appends metrics to metrics.jsonl and, where it is installed, to TensorBoard's events.
 
     Args:
         run: where.
         iteration: how many iterations the run has seen; later lines, left by a run that went on
             beyond its last checkpoint, are dropped.
+
+    Attributes:
+        events_missing: why no events are written, or None.
 
     Raises:
         OSError: they cannot be written.
@@ -250,11 +254,14 @@ class MetricsLog:
         self._file = run.path / "metrics.jsonl"
         self._torn = False
         write_text(self._file, "".join(json.dumps(line) + "\n" for line in lines))
+        self.events_missing: str | None = None
         try:
-            from torch.utils.tensorboard.writer import SummaryWriter
-        except ImportError:
-            self._events = None
+            require("tensorboard", extra="train", purpose="logging to TensorBoard")
+        except MissingPackageError as error:
+            self._events, self.events_missing = None, str(error)
         else:
+            from torch.utils.tensorboard.writer import SummaryWriter
+
             self._events = SummaryWriter(str(run.path / "tensorboard"), purge_step=iteration + 1)
 
     def write(self, line: dict[str, float]) -> None:

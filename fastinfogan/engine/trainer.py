@@ -277,6 +277,8 @@ class _Metrics:
     def __init__(self, trainer: Trainer, schedule: Schedule) -> None:
         self._trainer, self._schedule = trainer, schedule
         self._log = MetricsLog(trainer.run, trainer.step) if trainer.distributed.is_main else None
+        if self._log and self._log.events_missing:
+            schedule.on_warning(self._log.events_missing)
         self._once: dict[str, float] = {}
         self.restart()
 

@@ -26,6 +26,7 @@ from fastinfogan.data import ImageSet
 from fastinfogan.data.image_set import Factors
 from fastinfogan.data.subset import subset_indices
 from fastinfogan.model import Model
+from fastinfogan.optional import require
 
 BINS: Final = 20
 MAX_IMAGES: Final = 10_000
@@ -105,9 +106,12 @@ def score_factors(
         categorical: how many of them, the first ones, are numbers of classes.
         factors: of the N images.
         held_out: whether training has not seen the images.
-    """
-    from sklearn.metrics import mutual_info_score, normalized_mutual_info_score
 
+    Raises:
+        MissingPackageError: scikit-learn is not installed.
+    """
+    metrics = require("sklearn.metrics", extra="eval", purpose="scoring codes against factors")
+    mutual_info_score = metrics.mutual_info_score
     cut_codes = {
         name: np.asarray(code) if i < categorical else cut(np.asarray(code, np.float64))
         for i, (name, code) in enumerate(codes.items())
@@ -128,7 +132,7 @@ def score_factors(
         period = factors.periods[i]
         if best < categorical or factors.classes[i] is not None:
             measure = "nmi"
-            score = float(normalized_mutual_info_score(cut_codes[names[best]], classes))
+            score = float(metrics.normalized_mutual_info_score(cut_codes[names[best]], classes))
         elif period is not None:
             measure, score = "circular", circular_correlation(code, values * (2 * np.pi / period))
         else:

@@ -10,6 +10,7 @@ from fastinfogan.evaluation.classification import CodeAsClassifier, classify, wh
 from fastinfogan.evaluation.factors import FactorScores, follow_factors
 from fastinfogan.evaluation.information import fresh_information
 from fastinfogan.model import Model
+from fastinfogan.optional import MissingPackageError
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Evaluation:
         classification: categorical codes as classifiers, by name; empty without labels.
         unclassified: why it is empty, or None.
         factors: how codes follow the images' factors; None where none are known.
+        unscored: why known factors were not scored, or None.
     """
 
     experiment: str
@@ -33,6 +35,7 @@ class Evaluation:
     classification: dict[str, CodeAsClassifier]
     unclassified: str | None = None
     factors: FactorScores | None = None
+    unscored: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, and the whole bound, as JSON can hold them: None for what is not finite."""
@@ -58,10 +61,13 @@ def evaluate(trained: Model, source: ImageSet | str, seed: int = 0) -> Evaluatio
     """
     spec = trained.experiment.latents
     scores: dict[str, CodeAsClassifier] = {}
-    factors = None
+    factors = unscored = None
     if isinstance(source, ImageSet):
         scores, reason = classify(trained, source), why_not(trained, source)
-        factors = follow_factors(trained, source)
+        try:
+            factors = follow_factors(trained, source)
+        except MissingPackageError as error:
+            unscored = str(error)
     else:
         reason = source
     return Evaluation(
@@ -72,4 +78,5 @@ def evaluate(trained: Model, source: ImageSet | str, seed: int = 0) -> Evaluatio
         scores,
         reason,
         factors,
+        unscored,
     )

@@ -260,7 +260,7 @@ def test_choosing(faces: EncodedImageSet, monkeypatch: pytest.MonkeyPatch) -> No
     decoder, why = choose_decoder("auto", faces, "cpu", 8)
     assert isinstance(decoder, PillowDecoder)
     assert "dali13" in why
-    with pytest.raises(InputError, match="DALI is not installed; install fastinfogan"):
+    with pytest.raises(InputError, match="DALI is not installed; pip install 'fastinfogan"):
         choose_decoder("dali", faces, "cpu", 8)
 
 

