@@ -16,7 +16,7 @@ from bench.baselines.ops import Codes, draw_codes, log_likelihoods, losses
 from fastinfogan.experiments import Experiment
 from fastinfogan.reference import Reference
 from fastinfogan_kernels import shuffle
-from fastinfogan_kernels.inputs.draw import by
+from fastinfogan_kernels.inputs.draw import random_functions
 from fastinfogan_kernels.philox import Stream
 
 _WARM_UP = 3
@@ -50,7 +50,7 @@ def inputs_of(experiment: Experiment, images: Tensor, seed: int, step: int, batc
     index = shuffle.indices(seed, step * batch, batch, len(images))
     found = []
     for stream in (Stream.D_STEP, Stream.G_STEP):
-        drawn = spec.draw(seed, step, stream, batch, by=by())
+        drawn = spec.draw(seed, step, stream, batch, functions=random_functions())
         arrays = (spec.generator_input(drawn), drawn.classes, drawn.continuous)
         found.append(Codes(*(torch.from_numpy(np.ascontiguousarray(a)).to(device) for a in arrays)))
     chosen = images[torch.from_numpy(index).to(device)]

@@ -1,7 +1,7 @@
-"""What G is fed and Q must tell: the code (categorical and continuous) and the noise.
+"""Noise and codes (categorical and continuous): their layout, prior and drawing.
 
-Floor 0: plain data and NumPy. A `LatentSpec` says how one row of G's input and one row of Q's
-output are laid out, what the prior's entropy is, and how a row is drawn.
+A `LatentSpec` defines how a row of G's input and a row of Q's output are laid out, the prior's
+entropy, and how a row is drawn. Needs NumPy alone.
 
     G's input:  noise | one-hot of each categorical | continuous codes
     Q's output: logits of each categorical | means of the continuous | their raw deviations
@@ -46,9 +46,9 @@ class Continuous:
     """A code c ~ U(-1, 1), for which Q gives a Gaussian.
 
     Attributes:
-        deviation: where that Gaussian's standard deviation comes from. "learned": exp of Q's raw
-            output (paper); "fixed": 1 (released code, MNIST); "clipped": exp of the raw output,
-            clipped (research code). Q has the raw output in every case.
+        deviation: the Gaussian's standard deviation. "learned": exp of Q's raw output (paper);
+            "fixed": 1 (released code, MNIST); "clipped": exp of the raw output, clipped
+            (research code). Q has the raw output in every case.
         clip: the bounds of "clipped".
     """
 
@@ -104,8 +104,8 @@ class Latents:
 
 
 @dataclass(frozen=True)
-class Draw:
-    """The functions that `LatentSpec.draw` draws by, so that C++ can take NumPy's place."""
+class RandomFunctions:
+    """The functions by which `LatentSpec.draw` draws: those of `philox`, or their equals in C++."""
 
     words: Callable[[int, int, int, int, int, int], philox.Words]
     uniform: Callable[[philox.Words], philox.Floats]
@@ -113,7 +113,7 @@ class Draw:
     below: Callable[[philox.Words, int], NDArray[np.int64]]
 
 
-NUMPY_DRAW = Draw(philox.words, philox.uniform, philox.normal, philox.below)
+NUMPY_FUNCTIONS = RandomFunctions(philox.words, philox.uniform, philox.normal, philox.below)
 
 
 @dataclass(frozen=True)
@@ -209,7 +209,7 @@ class LatentSpec:
         rows: int,
         *,
         first_row: int = 0,
-        by: Draw = NUMPY_DRAW,
+        functions: RandomFunctions = NUMPY_FUNCTIONS,
     ) -> Latents:
         """Draw rows from the prior.
 
@@ -220,16 +220,17 @@ class LatentSpec:
             The drawn noise and code.
         """
         n, k = self.noise.size, len(self.categorical)
-        drawn = by.words(seed, step, stream, rows, n + len(self.codes), first_row)
+        f = functions
+        drawn = f.words(seed, step, stream, rows, n + len(self.codes), first_row)
 
         def columns(start: int, stop: int) -> philox.Words:
             return np.ascontiguousarray(drawn[:, start:stop])
 
-        noise = (by.normal if self.noise.prior == "normal" else by.uniform)(columns(0, n))
+        noise = (f.normal if self.noise.prior == "normal" else f.uniform)(columns(0, n))
         classes = np.empty((rows, k), np.int64)
         for i, code in enumerate(self.categorical):
-            classes[:, i] = by.below(columns(n + i, n + i + 1), code.classes)[:, 0]
-        return Latents(noise, classes, by.uniform(columns(n + k, drawn.shape[1])))
+            classes[:, i] = f.below(columns(n + i, n + i + 1), code.classes)[:, 0]
+        return Latents(noise, classes, f.uniform(columns(n + k, drawn.shape[1])))
 
     def generator_input(self, latents: Latents) -> NDArray[np.float32]:
         """Lay noise and code out as G's input.
@@ -239,7 +240,7 @@ class LatentSpec:
         """
         rows = np.zeros((latents.noise.shape[0], self.input_width), np.float32)
         rows[:, : self.noise.size] = latents.noise
-        for i, place in enumerate(self.one_hot_slices):
-            rows[np.arange(len(rows)), place.start + latents.classes[:, i]] = 1.0
+        for i, columns in enumerate(self.one_hot_slices):
+            rows[np.arange(len(rows)), columns.start + latents.classes[:, i]] = 1.0
         rows[:, self.continuous_slice] = latents.continuous
         return rows

@@ -1,9 +1,9 @@
 """Counter-based random numbers: Philox4x32-10, in NumPy.
 
 Every random number of a run is a pure function of (seed, step, stream, row, column), so the whole
-random state of a run is (seed, step), a row's numbers do not depend on the batch it stands in, and
-a CPU, a GPU and a second process draw the same. This module is the definition; `kernels/native`
-holds the C++ twin, which agrees with it bit for bit.
+random state of a run is (seed, step), a row's numbers do not depend on its batch, and CPUs, GPUs
+and several processes draw the same. This module is the definition; `inputs.triton_random` and
+kernels/native implement it in Triton and C++, with the same bits.
 
 Layout: key = (seed low, seed high), counter = (column // 4, row, step, stream); the four words of
 a counter are columns 4j .. 4j + 3.
@@ -28,7 +28,7 @@ _LOW: Final = np.uint64(0xFFFFFFFF)
 
 
 class Stream(IntEnum):
-    """What a run draws numbers for; no two purposes share a stream."""
+    """The purposes for which a run draws numbers; each has its own stream."""
 
     D_STEP = 0
     G_STEP = 1
@@ -40,7 +40,7 @@ class Stream(IntEnum):
 
 
 def require_seed(seed: int) -> None:
-    """Check a seed; everything that draws does.
+    """Check a seed.
 
     Raises:
         InputError: it is not in 0 <= seed < 2^64.
@@ -81,8 +81,8 @@ def words(seed: int, step: int, stream: int, rows: int, columns: int, first_row:
         seed: 0 <= seed < 2^64, the run's.
         step: 0 <= step < 2^32, the iteration.
         stream: the purpose, see `Stream`.
-        rows: how many rows to draw.
-        columns: how many words a row has.
+        rows: number of rows.
+        columns: words of a row.
         first_row: the global number of the first row (a rank's offset in the batch).
 
     Returns:

@@ -71,7 +71,7 @@ def test_native_draws_what_the_reference_draws(prior: Literal["uniform", "normal
 
 @pytest.mark.parametrize("seed", [-1, 2**64])
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
-def test_a_seed_out_of_range_is_refused(seed: int, impl: Literal["native", "reference"]) -> None:
+def test_invalid_seeds(seed: int, impl: Literal["native", "reference"]) -> None:
     spec = LatentSpec(Noise(5), ())
     with pytest.raises(InputError, match=f"`seed` must be 0 or more and below 2\\^64, not {seed}"):
         draw_codes(spec, seed, 0, Stream.PICTURES, 2, impl=impl)
@@ -113,6 +113,6 @@ def test_entropies() -> None:
         ),
     ],
 )
-def test_nonsense_is_refused(make, says: str) -> None:  # noqa: ANN001 - any of the above
+def test_invalid_arguments(make, says: str) -> None:  # noqa: ANN001 - any of the above
     with pytest.raises(InputError, match=says):
         make()

@@ -8,7 +8,7 @@ from scipy import special, stats
 
 from fastinfogan_kernels import philox
 from fastinfogan_kernels.inputs import draw
-from fastinfogan_kernels.latents import NUMPY_DRAW, Draw
+from fastinfogan_kernels.latents import NUMPY_FUNCTIONS, RandomFunctions
 from fastinfogan_kernels.runtime.backend import native_available
 
 # Random123's kat_vectors for philox4x32 with 10 rounds: counter, key, result.
@@ -39,8 +39,8 @@ IMPLEMENTATIONS = [
 
 
 @pytest.fixture(params=IMPLEMENTATIONS)
-def by(request: pytest.FixtureRequest) -> Draw:
-    return draw.by(request.param)
+def by(request: pytest.FixtureRequest) -> RandomFunctions:
+    return draw.random_functions(request.param)
 
 
 @pytest.mark.parametrize(("counter", "key", "expected"), KNOWN_ANSWERS)
@@ -74,30 +74,30 @@ def test_native_gives_the_published_vectors(
 def test_native_is_numpy_bit_for_bit(
     seed: int, step: int, stream: int, rows: int, columns: int, first_row: int, bound: int
 ) -> None:
-    native = draw.by("native")
+    native = draw.random_functions("native")
     words = philox.words(seed, step, stream, rows, columns, first_row)
     assert np.array_equal(words, native.words(seed, step, stream, rows, columns, first_row))
     for name in ("uniform", "normal"):
-        ours, theirs = getattr(NUMPY_DRAW, name)(words), getattr(native, name)(words)
+        ours, theirs = getattr(NUMPY_FUNCTIONS, name)(words), getattr(native, name)(words)
         assert ours.dtype == theirs.dtype == np.float32
         assert np.array_equal(ours.view(np.uint32), theirs.view(np.uint32))
-    assert np.array_equal(NUMPY_DRAW.below(words, bound), native.below(words, bound))
+    assert np.array_equal(NUMPY_FUNCTIONS.below(words, bound), native.below(words, bound))
 
 
-def test_normal_agrees_for_words_from_end_to_end(by: Draw) -> None:
+def test_normal_of_evenly_spaced_words(by: RandomFunctions) -> None:
     words = np.linspace(0, 2**32 - 1, 100_001).astype(np.uint32)
     assert np.array_equal(by.normal(words), philox.normal(words))
     exact = np.sqrt(2) * special.erfinv(philox.uniform(words).astype(np.float64))
     assert np.abs(by.normal(words) - exact).max() < 2e-6
 
 
-def test_uniform_is_symmetric_and_open(by: Draw) -> None:
+def test_uniform_is_symmetric_and_open(by: RandomFunctions) -> None:
     ends = by.uniform(np.array([0, 0xFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF], np.uint32))
     step = np.float32(2.0**-24)
     assert ends.tolist() == [step - 1, step - 1, -step, step, 1 - step]
 
 
-def test_distributions(by: Draw) -> None:
+def test_distributions(by: RandomFunctions) -> None:
     words = by.words(11, 4, 1, 2500, 40, 0)
     flat = words.reshape(-1)
     assert stats.kstest(by.uniform(flat), stats.uniform(-1, 2).cdf).pvalue > 1e-3
@@ -105,14 +105,14 @@ def test_distributions(by: Draw) -> None:
     assert stats.chisquare(np.bincount(by.below(flat, 10), minlength=10)).pvalue > 1e-3
 
 
-def test_streams_steps_and_seeds_are_unrelated(by: Draw) -> None:
+def test_streams_steps_and_seeds_are_unrelated(by: RandomFunctions) -> None:
     keys = [(1, 0, 0), (1, 0, 1), (1, 1, 0), (2, 0, 0), (1 + 2**32, 0, 0)]
     drawn = np.stack([by.uniform(by.words(*key, 500, 40, 0)).reshape(-1) for key in keys])
     correlation = np.corrcoef(drawn) - np.eye(len(keys))
     assert np.abs(correlation).max() < 4.5 / np.sqrt(drawn.shape[1])
 
 
-def test_a_row_does_not_depend_on_its_batch(by: Draw) -> None:
+def test_a_row_does_not_depend_on_its_batch(by: RandomFunctions) -> None:
     whole = by.words(7, 3, 2, 20, 9, 0)
     assert np.array_equal(whole[12:17], by.words(7, 3, 2, 5, 9, 12))
     assert np.array_equal(whole[:, :6], by.words(7, 3, 2, 20, 6, 0))

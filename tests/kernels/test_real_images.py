@@ -77,20 +77,22 @@ def test_dtypes(dtype: torch.dtype) -> None:
 
 
 BAD = {
-    "images are uint8": {"images": images().float()},
-    "out takes rows of": {"out": torch.empty(8, 28, 27, 1)},
-    "out is contiguous and floating point": {"out": torch.empty(8, 28, 28, 1, dtype=torch.uint8)},
-    "the step counter is int64": {"step": torch.tensor(1, dtype=torch.int32)},
-    "a set has 1 to": {"images": torch.empty(0, 28, 28, 1, dtype=torch.uint8)},
-    "8 rows in order are made of as many": {"images": images()[:7], "in_order": True},
+    "images must be uint8": {"images": images().float()},
+    "out must have rows of": {"out": torch.empty(8, 28, 27, 1)},
+    "out must be contiguous and floating point": {
+        "out": torch.empty(8, 28, 28, 1, dtype=torch.uint8)
+    },
+    "the step counter must be int64": {"step": torch.tensor(1, dtype=torch.int32)},
+    "a set must have 1 to": {"images": torch.empty(0, 28, 28, 1, dtype=torch.uint8)},
+    "8 rows in order need as many": {"images": images()[:7], "in_order": True},
     "`seed` must be": {"seed": -1},
     "impl='triton' needs CUDA": {"impl": "triton"},
     "no implementation in C": {"impl": "native"},
 }
 
 
-@pytest.mark.parametrize(("said", "wrong"), BAD.items(), ids=BAD)
-def test_nonsense_is_told(said: str, wrong: dict[str, object]) -> None:
+@pytest.mark.parametrize(("message", "wrong"), BAD.items(), ids=BAD)
+def test_invalid_arguments(message: str, wrong: dict[str, object]) -> None:
     given = {"images": images(), "seed": 1, "step": 0, "out": torch.empty(8, 28, 28, 1), **wrong}
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         real_images(**given)  # type: ignore[arg-type]

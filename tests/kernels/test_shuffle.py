@@ -81,6 +81,6 @@ def test_indices_go_through_epoch_after_epoch() -> None:
 
 
 @pytest.mark.parametrize("count", [0, -1, 2**31 + 1])
-def test_a_set_of_no_sensible_size_is_refused(count: int) -> None:
+def test_invalid_sizes(count: int) -> None:
     with pytest.raises(InputError, match="can be shuffled"):
         shuffle.permute(np.arange(1), count, shuffle.keys(1, 0))

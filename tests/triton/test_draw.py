@@ -1,4 +1,4 @@
-"""The drawing kernel under the interpreter: bit for bit NumPy's numbers, whatever the launch."""
+"""The drawing kernel: bit for bit NumPy's numbers, whatever the launch."""
 
 from typing import Literal
 
@@ -25,9 +25,9 @@ specs = st.builds(
 words = st.integers(0, 2**32 - 1)
 
 
-def as_stored(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """As the interpreter stores fp32: it truncates to bf16, where a GPU rounds (see test_draw)."""
-    if dtype == torch.bfloat16:
+def stored(x: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Convert fp32 as a kernel stores it: the interpreter truncates to bf16, a GPU rounds."""
+    if dtype == torch.bfloat16 and device.type == "cpu":
         return (x.view(torch.int32) & -(1 << 16)).view(torch.float32).to(dtype)
     return x.to(dtype)
 
@@ -38,47 +38,50 @@ def as_stored(x: Tensor, dtype: torch.dtype) -> Tensor:
     st.integers(1, 2), st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
 )  # fmt: skip
 def test_triton_is_the_reference_bit_for_bit(
-    spec: LatentSpec, seed: int, step: int, on_device: bool, rows: int, first_row: int,
-    streams: int, dtype: torch.dtype,
+    device: torch.device, spec: LatentSpec, seed: int, step: int, on_device: bool, rows: int,
+    first_row: int, streams: int, dtype: torch.dtype,
 ) -> None:  # fmt: skip
     first_row = min(first_row, 2**32 - rows)
     where = {"first_row": first_row, "streams": streams}
-    counter = torch.tensor(step) if on_device else step
-    ours = draw_codes(spec, seed, counter, Stream.D_STEP, rows, dtype=dtype, impl="triton", **where)
-    plain = draw_codes(spec, seed, step, Stream.D_STEP, rows, impl="reference", **where)
-    assert torch.equal(ours.generator_input, as_stored(plain.generator_input, dtype))
-    assert torch.equal(ours.classes, plain.classes)
-    assert torch.equal(ours.continuous, plain.continuous)
+    counter = torch.tensor(step, device=device) if on_device else step
+    actual = draw_codes(
+        spec, seed, counter, Stream.D_STEP, rows, dtype=dtype, device=device, impl="triton", **where
+    )
+    expected = draw_codes(spec, seed, step, Stream.D_STEP, rows, impl="reference", **where)
+    inputs = stored(expected.generator_input, dtype, device)
+    assert torch.equal(actual.generator_input.cpu(), inputs)
+    assert torch.equal(actual.classes.cpu(), expected.classes)
+    assert torch.equal(actual.continuous.cpu(), expected.continuous)
 
 
 @pytest.mark.parametrize("prior", ["uniform", "normal"])
-def test_a_batch_of_many_blocks(prior: Literal["uniform", "normal"]) -> None:
+def test_a_batch_of_many_blocks(prior: Literal["uniform", "normal"], device: torch.device) -> None:
     spec = LatentSpec(Noise(228, prior), SPEC.codes)
-    ours, plain = (
-        draw_codes(spec, 2**40 + 1, 5, Stream.G_STEP, 150, impl=impl)
+    actual, expected = (
+        draw_codes(spec, 2**40 + 1, 5, Stream.G_STEP, 150, device=device, impl=impl)
         for impl in ("triton", "reference")
     )
-    for name in vars(plain):
-        assert torch.equal(getattr(ours, name), getattr(plain, name))
+    for name in vars(expected):
+        assert torch.equal(getattr(actual, name), getattr(expected, name))
 
 
-def test_nothing_but_the_buffers_is_written() -> None:
-    """Rows and columns past the end belong to somebody else."""
-    whole = empty_codes(SPEC, 7)
+def test_memory_beside_the_buffers_is_not_written(device: torch.device) -> None:
+    whole = empty_codes(SPEC, 7, device)
     for tensor in vars(whole).values():
         tensor.fill_(9)
     out = type(whole)(*(tensor[1:6] for tensor in vars(whole).values()))
-    draw_codes(SPEC, 1, 0, Stream.D_STEP, 5, impl="triton", out=out)
+    draw_codes(SPEC, 1, 0, Stream.D_STEP, 5, device=device, impl="triton", out=out)
     for tensor in vars(whole).values():
         assert (tensor[[0, 6]] == 9).all()
         assert not (tensor[1:6] == 9).all()
 
 
-def test_compiled_the_draw_is_one_operation() -> None:
+def test_compiled_the_draw_is_one_operation(device: torch.device) -> None:
     def draw(counter: Tensor) -> Tensor:
-        return draw_codes(SPEC, 1, counter, Stream.D_STEP, 4, impl="triton").generator_input
+        found = draw_codes(SPEC, 1, counter, Stream.D_STEP, 4, device=device, impl="triton")
+        return found.generator_input
 
-    counter = torch.tensor(3)
+    counter = torch.tensor(3, device=device)
     compiled = torch.compile(draw, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(counter), draw(counter))
     counter += 1

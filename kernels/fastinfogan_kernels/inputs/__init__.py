@@ -1,1 +1,1 @@
-"""What a step reads: codes, noise and real images."""
+"""The inputs of a step: noise, codes and real images."""

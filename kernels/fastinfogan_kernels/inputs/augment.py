@@ -1,6 +1,6 @@
-"""Small random shifts, rotations, shears and scalings, for sets of few images: the definition.
+"""Small random shifts, rotations, shears and scalings, to augment sets of few images.
 
-Drawn from the counter-based generator. `device.real_images` is the twin in Triton.
+Drawn by the counter-based generator. The kernel of `real_images` computes the same.
 """
 
 import math
@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastinfogan_kernels.inputs.draw import by
+from fastinfogan_kernels.inputs.draw import random_functions
 from fastinfogan_kernels.philox import Stream
 
-MAX_SHIFT = 2.0 / 28.0  # of the image's side
+MAX_SHIFT = 2.0 / 28.0  # of the image's height or width
 MAX_ROTATION = math.radians(10.0)
 MAX_SHEAR = 0.1
 MAX_LOG_SCALE = 0.1
@@ -38,8 +38,8 @@ def affine_matrices(
         -1 to 1 from edge to edge. Shifts up to 1/14 of a side, rotations up to 10 degrees, shears
         up to 0.1, scalings up to 10 % in each direction, all uniform (scalings in the logarithm).
     """
-    draw = by()
-    u = draw.uniform(draw.words(seed, step, Stream.AUGMENT, rows, 6, first_row))
+    random = random_functions()
+    u = random.uniform(random.words(seed, step, Stream.AUGMENT, rows, 6, first_row))
     angle, shear = MAX_ROTATION * u[:, 0], MAX_SHEAR * u[:, 1]
     scale_x, scale_y = np.exp(MAX_LOG_SCALE * u[:, 2]), np.exp(MAX_LOG_SCALE * u[:, 3])
     cos, sin, aspect = np.cos(angle), np.sin(angle), height / width
@@ -55,7 +55,7 @@ def affine_matrices(
 
 
 def affine(images: Tensor, matrices: Tensor) -> Tensor:
-    """Resample images bilinearly; what comes from outside is 0, so scale to [0, 1] first.
+    """Resample images bilinearly; pixels from outside are 0, so scale to [0, 1] first.
 
     Args:
         images: floating point (B, C, H, W).

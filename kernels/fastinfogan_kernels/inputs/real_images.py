@@ -1,8 +1,8 @@
 """A batch of real images from a resident set, as the networks see it: the input of the D step.
 
-reference: NumPy draws, torch gathers, moves and scales. triton: one launch, which computes each
-image's number from (seed, step, row), so that nothing of it needs the host. A set that is not
-resident is handed over batch by batch, its rows in the batch's order.
+An image's index is computed from (seed, step, row), see `shuffle`, and so is the affine map by
+which it is moved, see `augment`; nothing of it needs the host. Images that are not resident are
+passed batch by batch, in the batch's order.
 """
 
 from typing import Literal
@@ -14,10 +14,10 @@ from fastinfogan_kernels import philox, shuffle
 from fastinfogan_kernels.errors import InputError
 from fastinfogan_kernels.inputs import augment
 from fastinfogan_kernels.inputs.draw import signed
-from fastinfogan_kernels.inputs.real_images_kernel import real_images_kernel
+from fastinfogan_kernels.inputs.triton_random import encrypt, image_at, uniform
 from fastinfogan_kernels.philox import Stream
 from fastinfogan_kernels.runtime.backend import Implementation, choose
-from fastinfogan_kernels.runtime.lang import triton
+from fastinfogan_kernels.runtime.lang import tl, triton
 from fastinfogan_kernels.runtime.launch import is_recording, launch
 from fastinfogan_kernels.runtime.machine import power_of_two
 from fastinfogan_kernels.runtime.registry import register
@@ -40,60 +40,168 @@ def real_images(
 ) -> None:
     """Write a step's real images.
 
-    Every image is seen once per epoch, epochs laid end to end and cut into batches, see
-    `fastinfogan_kernels.shuffle`.
+    Every image is used once per epoch; epochs are concatenated and cut into batches, see `shuffle`.
 
     Args:
-        images: uint8 (N, height, width, channels), contiguous: the whole set; with `in_order`, N or
-            more of the rows of `out`.
+        images: the whole set; uint8 (N, height, width, channels), contiguous. With `in_order`, the
+            rows of `out`, or more.
         seed: the run's.
-        step: the iteration's number, or an int64 tensor of no dimension that holds it.
+        step: the iteration's number, or an int64 tensor () that holds it.
         out: (rows, height, width, channels), contiguous and floating point.
-        image_range: what 0 and 255 become.
+        image_range: the values of pixels 0 and 255.
         augmentation: "affine" moves each image a little, see `augment.affine_matrices`.
-        first_row: number of the first row in the step's whole batch.
-        all_rows: rows of the step's whole batch; the rows of `out` if None.
-        in_order: row i of `images` is what row i of `out` is made of; somebody has chosen already.
-        impl: "reference", "triton" or "auto", which takes the kernel for CUDA tensors.
+        first_row: number of the first row in the step's global batch.
+        all_rows: rows of the step's global batch; the rows of `out` if None.
+        in_order: row i of `out` is image i; the images have been chosen already.
+        impl: "reference", "triton" or "auto", which is the kernel for CUDA tensors.
 
     Raises:
         InputError: shapes, dtypes or devices do not fit, or `impl` cannot run here.
     """
     philox.require_seed(seed)
+    rows = len(out)
+    _check(images, step, out)
+    if in_order and len(images) < rows:
+        raise InputError(f"{rows} rows in order need as many images, not {len(images)}")
+    if impl == "native":
+        raise InputError("real images have no implementation in C++; use impl='auto'")
+    counter, number = (step, 0) if isinstance(step, Tensor) else (None, step)
+    run = _real_images_op if choose(impl, images.device) == "triton" else _reference_op
+    run(
+        images, out, counter, number, seed & 0xFFFFFFFF, seed >> 32, float(image_range[0]),
+        float(image_range[1]), augmentation == "affine", first_row,
+        rows if all_rows is None else all_rows, in_order,
+    )  # fmt: skip
+
+
+def _check(images: Tensor, step: int | Tensor, out: Tensor) -> None:
     if images.dtype != torch.uint8 or images.dim() != 4 or not images.is_contiguous():
         raise InputError(
-            "images are uint8 (N, height, width, channels) and contiguous, not "
+            "images must be uint8 (N, height, width, channels) and contiguous, not "
             f"{images.dtype} {tuple(images.shape)}"
         )
     if out.dim() != 4 or out.shape[1:] != images.shape[1:] or out.device != images.device:
         raise InputError(
-            f"out takes rows of {tuple(images.shape[1:])} on {images.device}, it is "
+            f"out must have rows of {tuple(images.shape[1:])} on {images.device}, not "
             f"{tuple(out.shape)} on {out.device}"
         )
     if not out.is_contiguous() or not out.is_floating_point():
-        raise InputError(f"out is contiguous and floating point, not {out.dtype}")
+        raise InputError(f"out must be contiguous and floating point, not {out.dtype}")
     if isinstance(step, Tensor) and (step.device != images.device or step.dtype != torch.int64):
         raise InputError(
-            f"the step counter is int64 on {images.device}, not {step.dtype} on {step.device}"
+            f"the step counter must be int64 on {images.device}, not {step.dtype} on {step.device}"
         )
     if not 0 < len(images) <= shuffle.MAX_COUNT:
-        raise InputError(f"a set has 1 to {shuffle.MAX_COUNT:,} images, not {len(images)}")
-    rows = len(out)
-    if in_order and len(images) < rows:
-        raise InputError(f"{rows} rows in order are made of as many images, not of {len(images)}")
-    chosen = choose(impl, images.device)
-    if chosen == "native" and impl == "native":
-        raise InputError("real images have no implementation in C++; use impl='auto'")
-    counter = step if isinstance(step, Tensor) else None
-    arguments = (
-        images, out, counter, 0 if isinstance(step, Tensor) else step, seed & 0xFFFFFFFF,
-        seed >> 32, float(image_range[0]), float(image_range[1]), augmentation == "affine",
-        first_row, rows if all_rows is None else all_rows, in_order,
-    )  # fmt: skip
-    (_by_kernel if chosen == "triton" else _by_torch)(*arguments)
+        raise InputError(f"a set must have 1 to {shuffle.MAX_COUNT:,} images, not {len(images)}")
 
 
-def _launch_kernel(
+@register("real_images_by_torch", mutates_args=("out",))
+def _reference_op(
+    images: Tensor, out: Tensor, counter: Tensor | None, step: int, seed_low: int,
+    seed_high: int, low: float, high: float, affine: bool, first_row: int, all_rows: int,
+    in_order: bool,
+) -> None:  # fmt: skip
+    """Draw by NumPy; gather, move and scale by torch."""
+    if is_recording():
+        return
+    seed, rows = seed_low | seed_high << 32, len(out)
+    number = step if counter is None else int(counter.item())
+    if in_order:
+        chosen = images[:rows]
+    else:
+        drawn = shuffle.indices(seed, number * all_rows + first_row, rows, len(images))
+        index = torch.from_numpy(drawn).to(images.device, non_blocking=True)
+        chosen = images.index_select(0, index)
+    wide = torch.promote_types(out.dtype, torch.float32)
+    scaled = chosen.to(wide).div_(255.0)
+    if affine:
+        height, width = images.shape[1:3]
+        found = augment.affine_matrices(seed, number, rows, height, width, first_row)
+        matrices = torch.from_numpy(found).to(images.device, wide, non_blocking=True)
+        scaled = augment.affine(scaled.permute(0, 3, 1, 2), matrices).permute(0, 2, 3, 1)
+    out.copy_(scaled if (low, high) == (0.0, 1.0) else scaled.mul_(high - low).add_(low))
+
+
+@triton.jit
+def small_cos_sin(angle):
+    """Return cos and sin to 1e-8, for at most 10 degrees.
+
+    CUDA's functions reduce angles of any size, with a table on the stack and in double precision.
+    """
+    square = angle * angle
+    cos = 1.0 - square * (0.5 - square * (1.0 / 24 - square * (1.0 / 720)))
+    return cos, angle * (1.0 - square * (1.0 / 6 - square * (1.0 / 120 - square * (1.0 / 5040))))
+
+
+@triton.jit(do_not_specialize=["step", "seed_low", "seed_high"])
+def real_images_kernel(
+    images_ptr,  # uint8 (COUNT, HEIGHT, WIDTH, CHANNELS); the batch's rows if IN_ORDER
+    out_ptr,  # (rows, HEIGHT, WIDTH, CHANNELS) out
+    step,  # int64 () on the device, or a number
+    seed_low, seed_high,  # the bits of uint32 in int32
+    COUNT, SIDE, FIRST_ROW, ALL_ROWS, HEIGHT, WIDTH,
+    ORDER: tl.constexpr, AUGMENT: tl.constexpr,  # streams
+    STEP_ON_DEVICE: tl.constexpr, IN_ORDER: tl.constexpr, AFFINE: tl.constexpr,
+    CHANNELS: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, MAX_SHIFT: tl.constexpr,
+    MAX_ROTATION: tl.constexpr, MAX_SHEAR: tl.constexpr, MAX_LOG_SCALE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Choose, move and scale images: low + (high - low) * pixel / 255.
+
+    Grid: (rows, blocks of an image's values). The rows are FIRST_ROW, FIRST_ROW + 1, ... of a
+    step's ALL_ROWS.
+    """
+    row = FIRST_ROW + tl.program_id(0)
+    if STEP_ON_DEVICE:
+        step = tl.load(step)
+    low, high = seed_low.to(tl.uint32), seed_high.to(tl.uint32)
+    if IN_ORDER:
+        image = tl.program_id(0).to(tl.int64)
+    else:
+        # An int32 step has the bits of a uint32.
+        position = step.to(tl.uint32).to(tl.int64) * ALL_ROWS + row
+        image = image_at(position, COUNT.to(tl.int64), SIDE.to(tl.uint32), ORDER, low, high)
+    size = HEIGHT * WIDTH * CHANNELS
+    base = images_ptr + image * size
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    ok = at < size
+    if AFFINE:
+        zero = (row & 0).to(tl.uint32)
+        block = (zero + row.to(tl.uint32), zero + step.to(tl.uint32), zero + AUGMENT)
+        w0, w1, w2, w3 = encrypt(zero, block[0], block[1], block[2], low, high)
+        w4, w5, _, _ = encrypt(zero + 1, block[0], block[1], block[2], low, high)
+        angle, shear = MAX_ROTATION * uniform(w0), MAX_SHEAR * uniform(w1)
+        scale_x, scale_y = tl.exp(MAX_LOG_SCALE * uniform(w2)), tl.exp(MAX_LOG_SCALE * uniform(w3))
+        cos, sin = small_cos_sin(angle)
+        aspect = HEIGHT.to(tl.float32) / WIDTH.to(tl.float32)
+        # From output to input coordinates, both -1 to 1 from edge to edge.
+        channel, pixel = at % CHANNELS, at // CHANNELS
+        x = (2 * (pixel % WIDTH) + 1).to(tl.float32) / WIDTH - 1.0
+        y = (2 * (pixel // WIDTH) + 1).to(tl.float32) / HEIGHT - 1.0
+        from_x = scale_x * cos * x + scale_y * (shear * cos - sin) * aspect * y
+        from_y = scale_x * sin / aspect * x + scale_y * (shear * sin + cos) * y
+        from_x = ((from_x + 2.0 * MAX_SHIFT * uniform(w4) + 1.0) * WIDTH - 1.0) * 0.5
+        from_y = ((from_y + 2.0 * MAX_SHIFT * uniform(w5) + 1.0) * HEIGHT - 1.0) * 0.5
+        left, top = tl.floor(from_x), tl.floor(from_y)
+        right_weight, lower_weight = from_x - left, from_y - top
+        column, line = left.to(tl.int32), top.to(tl.int32)
+        value = tl.zeros((BLOCK,), tl.float32)
+        for corner in tl.static_range(4):
+            u, v = column + corner % 2, line + corner // 2
+            weight_x = right_weight if corner % 2 == 1 else 1.0 - right_weight
+            weight_y = lower_weight if corner // 2 == 1 else 1.0 - lower_weight
+            inside = ok & (u >= 0) & (u < WIDTH) & (v >= 0) & (v < HEIGHT)
+            found = tl.load(base + (v * WIDTH + u) * CHANNELS + channel, mask=inside, other=0)
+            value += found.to(tl.float32) * (weight_x * weight_y)
+    else:
+        value = tl.load(base + at, mask=ok, other=0).to(tl.float32)
+    scaled = value * ((HIGH - LOW) / 255.0) + LOW
+    to = out_ptr + tl.program_id(0).to(tl.int64) * size + at
+    tl.store(to, scaled.to(out_ptr.dtype.element_ty), mask=ok)
+
+
+@register("real_images", mutates_args=("out",))
+def _real_images_op(
     images: Tensor, out: Tensor, counter: Tensor | None, step: int, seed_low: int,
     seed_high: int, low: float, high: float, affine: bool, first_row: int, all_rows: int,
     in_order: bool,
@@ -132,39 +240,3 @@ def _launch_kernel(
         read=(counter, images[: len(out)]),
         written=(out,),
     )
-
-
-_SCHEMA = (
-    "(Tensor images, Tensor(a!) out, Tensor? counter, int step, int seed_low, int seed_high, "
-    "float low, float high, bool affine, int first_row, int all_rows, "
-    "bool in_order) -> ()"
-)
-_by_kernel = register("real_images" + _SCHEMA, _launch_kernel)
-
-
-def _compose(
-    images: Tensor, out: Tensor, counter: Tensor | None, step: int, seed_low: int,
-    seed_high: int, low: float, high: float, affine: bool, first_row: int, all_rows: int,
-    in_order: bool,
-) -> None:  # fmt: skip
-    if is_recording():
-        return
-    seed, rows = seed_low | seed_high << 32, len(out)
-    number = step if counter is None else int(counter.item())
-    if in_order:
-        chosen = images[:rows]
-    else:
-        drawn = shuffle.indices(seed, number * all_rows + first_row, rows, len(images))
-        index = torch.from_numpy(drawn).to(images.device, non_blocking=True)
-        chosen = images.index_select(0, index)
-    wide = torch.promote_types(out.dtype, torch.float32)
-    scaled = chosen.to(wide).div_(255.0)
-    if affine:
-        height, width = images.shape[1:3]
-        found = augment.affine_matrices(seed, number, rows, height, width, first_row)
-        matrices = torch.from_numpy(found).to(images.device, wide, non_blocking=True)
-        scaled = augment.affine(scaled.permute(0, 3, 1, 2), matrices).permute(0, 2, 3, 1)
-    out.copy_(scaled if (low, high) == (0.0, 1.0) else scaled.mul_(high - low).add_(low))
-
-
-_by_torch = register("real_images_by_torch" + _SCHEMA, _compose)
