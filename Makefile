@@ -42,13 +42,14 @@ export WITHOUT_GPU
 # What kernels were compiled to, for the tests and for counting after them.
 COMPILED := TRITON_CACHE_DIR=$(CURDIR)/build/triton
 
-.PHONY: help demo test test-slow test-oldest lint unit compiled interpreted bench bench-compare counts wheel clean
+.PHONY: help demo test test-slow test-oldest lint docs unit compiled interpreted bench bench-compare counts wheel clean
 
 help:
 	@echo "make demo         train on the embedded digits for 600 iterations and show what was learned"
 	@echo "make test         lint, types, counts and tests"
 	@echo "make test-slow    the tests that take longest"
 	@echo "make test-oldest  some tests with the oldest version of every dependency, in $(OLDEST)"
+	@echo "make docs         the documentation as a site, in build/site"
 	@echo "make bench        time operations, blocks, iterations, data and start-up against PyTorch"
 	@echo "make bench-compare BASE=COMMIT"
 	@echo "                  time that commit and this tree alternately, and compare their counts"
@@ -58,13 +59,18 @@ help:
 demo: $(if $(wildcard $(INSTALLED)),$(INSTALLED),$(INSTALLED_CORE))
 	$(BIN)/fastinfogan train mnist --iterations 600 --seed 1
 
-test: lint unit counts
+test: lint docs unit counts
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/python -m bench.numbers --check
+
+# Every warning is an error: a broken link, a page that no other names, a name that does not import.
+docs: $(INSTALLED)
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/site
 
 # Kernels are interpreted in a process of their own: it cannot compile, and others cannot interpret.
 # The two run side by side, as neither fills two cores, and each is told when it is through.
