@@ -2,10 +2,13 @@
 
 from pathlib import Path
 
+import pytest
+
 from fastinfogan.cli import main
 from fastinfogan.engine import RunDirectory
 
 
+@pytest.mark.slow
 def test_three_hundred_iterations_put_the_digit_into_c1() -> None:
     assert main(["train", "mnist", "--iterations", "300", "--seed", "1", "--out", "run"]) == 0
     lines = list(RunDirectory.open(Path("run")).metrics())
