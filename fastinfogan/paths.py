@@ -1,4 +1,4 @@
-"""Where is kept what can be made again: decoded images, rendered sets, compiled programs."""
+"""Folders of what can be made again: decoded images, rendered sets, compiled programs."""
 
 import os
 import tempfile
@@ -8,9 +8,9 @@ _COMPILED = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"
 
 
 def cache_directory() -> Path:
-    """Fastinfogan's folder: $XDG_CACHE_HOME/fastinfogan, or ~/.cache/fastinfogan.
+    """Return $XDG_CACHE_HOME/fastinfogan, or ~/.cache/fastinfogan.
 
-    A user without a home, as in some containers, has it in the system's temporary folder.
+    Without a home directory, as in some containers, a folder in the system's temporary one.
     """
     base = os.environ.get("XDG_CACHE_HOME")
     try:
@@ -24,7 +24,7 @@ def _temporary() -> Path:
 
 
 def _writable(folder: Path) -> bool:
-    """Whether it can be written to, or made."""
+    """Return whether a folder can be written to, or made."""
     try:
         nearest = next(each for each in (folder, *folder.absolute().parents) if each.exists())
     except OSError:
@@ -33,10 +33,10 @@ def _writable(folder: Path) -> bool:
 
 
 def compiled_folders() -> tuple[Path, Path]:
-    """Of Inductor's programs and of Triton's kernels.
+    """Return the folders of Inductor's programs and of Triton's kernels.
 
-    As the environment says; or in the cache, if it can be written to; or under the system's
-    temporary folder, as torch by itself has them.
+    From the environment; else in the cache, if it can be written to; else in the system's temporary
+    folder, which is torch's default.
     """
     cache = cache_directory()
     base = cache if _writable(cache) else _temporary()
@@ -46,10 +46,10 @@ def compiled_folders() -> tuple[Path, Path]:
     return inductor, triton
 
 
-def keep_compiled() -> None:
-    """Have compiled programs kept there, so that a second run starts sooner, also after a reboot.
+def set_compile_caches() -> None:
+    """Set these folders in the environment, so that later runs start sooner, also after a reboot.
 
-    To be called before torch is imported: it settles on a folder under /tmp.
+    Call it before torch is imported, which otherwise takes a folder under /tmp.
     """
     for variable, folder in zip(_COMPILED, compiled_folders(), strict=True):
         os.environ.setdefault(variable, str(folder))

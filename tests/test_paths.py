@@ -1,4 +1,4 @@
-"""Compiled programs are kept where a second run finds them."""
+"""The folders of compiled programs, where a second run finds them."""
 
 import os
 import subprocess
@@ -13,31 +13,36 @@ from fastinfogan import paths
 VARIABLES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 
 
-def kept(**environment: str) -> tuple[str, ...]:
-    """What torch and Triton are told in a process of its own, once both are imported."""
+def test_the_command_line_sets_them_before_torch_is_imported(tmp_path: Path) -> None:
     program = (
         "import os; from fastinfogan.cli import main; main(['info']); "
         f"print(*(os.environ[name] for name in {VARIABLES}))"
     )
     clean = {name: value for name, value in os.environ.items() if name not in VARIABLES}
-    told = subprocess.run(
-        [sys.executable, "-c", program], env=clean | environment, capture_output=True, text=True
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=clean | {"XDG_CACHE_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
     )
-    assert told.returncode == 0, told.stderr
-    (line,) = [line for line in told.stdout.splitlines() if line.startswith("compiled programs")]
-    folders = tuple(told.stdout.splitlines()[-1].split())
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("compiled programs")]
+    folders = done.stdout.splitlines()[-1].split()
+    assert folders == [f"{tmp_path}/fastinfogan/inductor", f"{tmp_path}/fastinfogan/triton"]
     assert line.endswith(", ".join(folders))
-    return folders
 
 
-def test_they_lie_in_the_cache_or_where_the_environment_says(tmp_path: Path) -> None:
-    home = str(tmp_path)
-    ours = (f"{home}/fastinfogan/inductor", f"{home}/fastinfogan/triton")
-    assert kept(XDG_CACHE_HOME=home) == ours
-    assert kept(XDG_CACHE_HOME=home, TRITON_CACHE_DIR="/mine") == (ours[0], "/mine")
+def test_the_environment_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # restored afterwards
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    monkeypatch.setenv("TRITON_CACHE_DIR", "/mine")
+    paths.set_compile_caches()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == f"{tmp_path}/fastinfogan/inductor"
+    assert os.environ["TRITON_CACHE_DIR"] == "/mine"
 
 
-def test_without_a_cache_that_can_be_written_they_lie_in_the_temporary_folder(
+def test_the_temporary_folder_where_the_cache_cannot_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for variable in VARIABLES:

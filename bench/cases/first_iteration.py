@@ -8,9 +8,9 @@ The embedded digits need packages of their own; images are made up.
 
 import sys
 
-from fastinfogan.paths import keep_compiled
+from fastinfogan.paths import set_compile_caches
 
-keep_compiled()
+set_compile_caches()
 
 import torch  # noqa: E402 - it settles on a folder when it is imported
 

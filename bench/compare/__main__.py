@@ -21,7 +21,7 @@ from bench.compare.times import CaseError, WorkerError, progress, time_all
 from bench.compare.trees import add_native, git, resolve, worktree
 from bench.counting.committed import FILE, compare_with, count_all
 from fastinfogan.errors import InputError
-from fastinfogan.paths import keep_compiled
+from fastinfogan.paths import set_compile_caches
 
 ROOT = Path(__file__).parents[2]
 
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
         root: the working tree.
     """
     options = _parser().parse_args(arguments)
-    keep_compiled()
+    set_compile_caches()
     try:
         if options.rounds < FEWEST:
             raise InputError(f"--rounds {options.rounds}: a test takes {FEWEST} at least")

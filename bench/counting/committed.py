@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from bench.timing.rows import RESULTS
 from fastinfogan.errors import InputError
-from fastinfogan.paths import keep_compiled
+from fastinfogan.paths import set_compile_caches
 
 FILE: Final = RESULTS / "counts.json"
 COMMAND: Final = "python -m bench.counting.committed --write"
@@ -178,7 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--write", action="store_true", help="write the committed counts anew")
     parser.add_argument("--file", type=Path, default=FILE)
     options = parser.parse_args(arguments)
-    keep_compiled()
+    set_compile_caches()
     if options.write:
         counts = count_all()
         write(counts, options.file)

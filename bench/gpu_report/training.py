@@ -12,7 +12,7 @@ from fastinfogan.data.formats.digits import embedded_digits
 from fastinfogan.engine import RunDirectory, Schedule, Trainer, choose_precision
 from fastinfogan.errors import InputError
 from fastinfogan.evaluation import classify
-from fastinfogan.evaluation.information import fresh_information
+from fastinfogan.evaluation.summary import fresh_information
 from fastinfogan.model import Model
 
 _CURVE = ("iteration", "d_loss", "g_loss", "mi_c1", "mi_c2", "mi_c3", "images_per_second")

@@ -22,7 +22,7 @@ from fastinfogan.cli.sample import Sample
 from fastinfogan.cli.train import Train
 from fastinfogan.cli.traverse import Traverse
 from fastinfogan.errors import InputError, TrainingError
-from fastinfogan.paths import keep_compiled
+from fastinfogan.paths import set_compile_caches
 
 Command = (
     Annotated[Train, tyro.conf.subcommand("train")]
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run(
         Command,
         "fastinfogan",
-        "Train InfoGAN, and look at what its codes have come to mean.",
+        "Train InfoGAN, and look at what its codes have learned.",
         given,
     )
 
@@ -86,7 +86,7 @@ def run(command: Any, prog: str, description: str | None, arguments: Sequence[st
             raise
         return code
 
-    keep_compiled()
+    set_compile_caches()
     return _exit_code(parse_and_run)
 
 
@@ -109,7 +109,7 @@ def _exit_code(call: Callable[[], int]) -> int:
     except InputError as error:
         return _fail(error, 2)
     except MemoryError:
-        return _fail("not enough memory for what was asked for", 2)
+        return _fail("not enough memory", 2)
     except (OSError, TrainingError) as error:
         return _fail(error, 1)
     except KeyboardInterrupt:

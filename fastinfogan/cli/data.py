@@ -55,7 +55,7 @@ class DataInfo:
     """The PNG to write, with a hundred images chosen at random, the same every time."""
 
     def run(self) -> int:
-        """Do it; the exit code."""
+        """Run the command; the exit code."""
         import numpy as np
         from PIL import Image
 
@@ -108,7 +108,7 @@ class Verify:
     """The decoder of encoded images."""
 
     def run(self) -> int:
-        """Do it; the exit code."""
+        """Run the command; the exit code."""
         from fastinfogan.cli.progress import ProgressBar
         from fastinfogan.data import ImageSet
         from fastinfogan.data.cache.fill import sequential_batches
@@ -153,7 +153,7 @@ class Prepare:
     """What to do about an image that cannot be decoded, as in training."""
 
     def run(self) -> int:
-        """Do it; the exit code."""
+        """Run the command; the exit code."""
         from fastinfogan.cli.progress import ProgressBar
         from fastinfogan.data import ImageSet
         from fastinfogan.data.bad_images import BadImages

@@ -1,4 +1,4 @@
-"""`fastinfogan evaluate`: what a run has learned."""
+"""`fastinfogan evaluate`: what a run has learned, and how it is printed."""
 
 import json
 from dataclasses import dataclass
@@ -8,13 +8,22 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from fastinfogan.data import ImageSet
     from fastinfogan.data.decoders.base import Decoder
+    from fastinfogan.evaluation import Disentanglement, Evaluation
+
+_MEASURES = {
+    "spearman": "|rank correlation|",
+    "circular": "correlation with the angle",
+    "nmi": "normalised information",
+}
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Measure the MI bound on fresh codes, and what codes tell of known labels and factors."""
+    """Measure the MI bound on fresh codes, and score codes against known labels and factors."""
 
     run_directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run's folder."""
@@ -28,14 +37,13 @@ class Evaluate:
     """Where to compute."""
 
     def run(self) -> int:
-        """Do it; the exit code."""
+        """Run the command; the exit code."""
         import sys
         from functools import partial
 
         from rich.console import Console
 
         from fastinfogan.cli.progress import RENDERING, ProgressBar
-        from fastinfogan.cli.report import print_evaluation
         from fastinfogan.engine import RunDirectory
         from fastinfogan.engine.config import choose_device
         from fastinfogan.engine.session import annotated_images, images_of, name_of
@@ -44,7 +52,7 @@ class Evaluate:
         from fastinfogan.model import Model
 
         run = RunDirectory.open(self.run_directory)
-        trained = Model.load(self.run_directory, choose_device(self.device))
+        model = Model.load(self.run_directory, choose_device(self.device))
         source: ImageSet | Decoder | str
         try:
             with ProgressBar(RENDERING) as progress:
@@ -56,15 +64,50 @@ class Evaluate:
         else:
             if not self.data and source.fingerprint != run.config.data_fingerprint:
                 source = (
-                    f"{name_of(source)}: not the images of the run any more; name others by --data"
+                    f"{name_of(source)}: not the images of the run any more; give others by --data"
                 )
         with reporting_out_of_memory("evaluate on fewer images"):
             known = source
             if not isinstance(known, str):
                 known = annotated_images(known, run.options, partial(print, file=sys.stderr))
-            found = evaluate(trained, known, self.seed)
+            found = evaluate(model, known, self.seed)
         if self.json:
             print(json.dumps(found.to_dict(), indent=1, allow_nan=False))
         else:
             print_evaluation(Console(highlight=False), found)
         return 0
+
+
+def print_evaluation(console: "Console", found: "Evaluation") -> None:
+    """Print an evaluation, a line per result."""
+    whole = sum(found.information.values())
+    console.print(
+        f"MI bound     {whole:.3f} nats on fresh codes, after {found.iteration} iterations"
+    )
+    for name, bound in found.information.items():
+        limit = f" of {found.entropy[name]:.3f}" if name in found.classification else ""
+        console.print(f"             {name}: {bound:.3f}{limit}")
+    for name, code in found.classification.items():
+        console.print(
+            f"error        {name} as a classifier, no labels used in training: "
+            f"{code.matching_error:.1%} by matching, {code.majority_error:.1%} by majority "
+            f"(fitted on {code.fitted_on}, scored on {code.scored_on} other images)"
+        )
+    if found.factors:
+        _print_factors(console, found.factors)
+    if found.unscored:
+        console.print(f"factors      not scored: {found.unscored}", soft_wrap=True, markup=False)
+    if found.unclassified:
+        console.print(f"error        not measured: {found.unclassified}", soft_wrap=True)
+
+
+def _print_factors(console: "Console", found: "Disentanglement") -> None:
+    """Print the most informative code of each factor, and its scores."""
+    gap = "" if found.mig is None else f"MIG {found.mig:.3f}, "
+    images = "held-out images" if found.held_out else "images of the training set"
+    console.print(f"factors      {gap}on {found.images} {images}")
+    for name, each in found.factors.items():
+        console.print(
+            f"             {name}: {each.code}, {_MEASURES[each.measure]} {each.score:.3f}, "
+            f"{each.information:.3f} of {each.entropy:.3f} nats"
+        )

@@ -1,4 +1,4 @@
-"""`fastinfogan info`: what this machine is, and which way each thing will go on it."""
+"""`fastinfogan info`: versions, hardware, and what training will use on this machine."""
 
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -6,19 +6,19 @@ from pathlib import Path
 
 from fastinfogan.errors import InputError
 
-OPERATIONS = {
-    "triton": "Triton's kernels, chosen by the launch table or its rule",
-    "native": "ATen's products, with epilogues, objective and Adam in C++",
+_BACKENDS = {
+    "triton": "Triton kernels",
+    "native": "ATen's convolutions; epilogues, objective and Adam in C++",
     "reference": "plain torch: fastinfogan_kernels._native was not compiled",
 }
 
 
 @dataclass(frozen=True)
 class Info:
-    """Show versions, hardware, what training will use on this machine and why, and all variants."""
+    """Show versions, hardware, what training will use on this machine and why, and the variants."""
 
     def run(self) -> int:
-        """Do it; the exit code."""
+        """Run the command; the exit code."""
         from fastinfogan.data.cache.storage import cache_folder
         from fastinfogan.engine import choose_execution, choose_precision, config
         from fastinfogan.experiments import EXPERIMENTS
@@ -27,19 +27,18 @@ class Info:
 
         device = config.choose_device("auto")
         precision, why = choose_precision("auto", device)
-        execution, because = choose_execution("auto", device)
+        execution, reason = choose_execution("auto", device)
         facts = {
             **config.versions(),
             **config.hardware(),
             "device": device.type,
             "precision": f"{precision.name}: {why}",
-            "execution": f"{execution.name}: {because}",
-            "blocks": OPERATIONS[choose("auto", device)],
-            "codes drawn by": choose("auto", device),
+            "execution": f"{execution.name}: {reason}",
+            "backend": _BACKENDS[choose("auto", device)],
             "cache": str(cache_directory()),
             "compiled programs": ", ".join(map(str, compiled_folders())),
             "decoder": _decoder(device.type),
-            "decoded images": _room(cache_folder()),
+            "decoded images": _decoded_sets(cache_folder()),
             "tensorboard": "events are written" if find_spec("tensorboard") else "not installed",
         }
         for name, fact in facts.items():
@@ -66,12 +65,12 @@ def _decoder(device: str) -> str:
     return f"DALI {version} on {'a GPU' if device == 'cuda' else 'the CPU'}: it is installed"
 
 
-def _room(folder: Path) -> str:
+def _decoded_sets(folder: Path) -> str:
     from fastinfogan.data.cache.policy import available_disk, format_size
 
     sets = [each for each in folder.glob("*.u8") if each.with_suffix(".json").exists()]
     size = sum(each.stat().st_size for each in sets)
     return (
         f"{len(sets)} sets, {format_size(size)}, in {folder}; sets of up to "
-        f"{format_size(available_disk(folder) // 2)} are kept there by --cache auto"
+        f"{format_size(available_disk(folder) // 2)} are written there by --cache auto"
     )

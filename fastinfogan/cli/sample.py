@@ -14,23 +14,23 @@ class Sample:
     run_directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run's folder."""
     count: int = 100
-    """How many images."""
+    """Number of images."""
     seed: int = 0
     """Of noise and codes."""
     out: Path | None = None
-    """The PNG to write (default: in RUN/pictures, samples.png or a name that tells the options)."""
+    """The PNG to write (default: RUN/pictures/samples.png, with the options in its name)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to generate."""
 
     def run(self) -> int:
-        """Do it; the exit code."""
+        """Run the command; the exit code."""
         from fastinfogan.engine.config import choose_device
         from fastinfogan.errors import reporting_out_of_memory
         from fastinfogan.figures import draw_samples, samples_name
         from fastinfogan.model import Model
 
-        trained = Model.load(self.run_directory, choose_device(self.device))
-        own = self.run_directory / "pictures" / samples_name(self.count, self.seed)
+        model = Model.load(self.run_directory, choose_device(self.device))
+        default = self.run_directory / "pictures" / samples_name(self.count, self.seed)
         with reporting_out_of_memory("take a smaller --count"):
-            print(draw_samples(trained, self.out or own, self.count, self.seed))
+            print(draw_samples(model, self.out or default, self.count, self.seed))
         return 0

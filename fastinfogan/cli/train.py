@@ -220,8 +220,8 @@ def train_and_evaluate(
     from rich.console import Console
     from rich.markup import escape
 
+    from fastinfogan.cli.evaluate import print_evaluation
     from fastinfogan.cli.progress import ProgressBar
-    from fastinfogan.cli.report import print_evaluation
     from fastinfogan.data import ImageSet
     from fastinfogan.engine import Schedule
     from fastinfogan.engine.session import Signals, annotated_images

@@ -1,4 +1,4 @@
-"""`fastinfogan traverse`: one code varies from left to right, all else is fixed."""
+"""`fastinfogan traverse`: images in which one code varies from left to right."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,24 +14,24 @@ class Traverse:
     run_directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run's folder."""
     code: str | None = None
-    """c1, c2, ... (default: each code in a picture of its own)."""
+    """c1, c2, ... (default: one picture for each code)."""
     low: Annotated[float | None, tyro.conf.arg(name="from")] = None
-    """Of a continuous code, at the left (default: the paper's)."""
+    """The value of a continuous code at the left (default: the paper's)."""
     high: Annotated[float | None, tyro.conf.arg(name="to")] = None
-    """Of a continuous code, at the right (default: the paper's)."""
+    """The value at the right (default: the paper's)."""
     rows: int = 10
-    """Rows, each with noise and other codes of its own."""
+    """Rows, which differ in noise and in the other codes."""
     steps: int = 11
     """Columns, for a continuous code."""
     seed: int = 0
     """Of noise and codes."""
     out: Path | None = None
-    """Folder for the PNGs, whose names tell the options (default: RUN/pictures)."""
+    """Folder for the PNGs, with the options in their names (default: RUN/pictures)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to generate."""
 
     def run(self) -> int:
-        """Do it; the exit code."""
+        """Run the command; the exit code."""
         from fastinfogan.engine.config import choose_device
         from fastinfogan.errors import InputError, reporting_out_of_memory
         from fastinfogan.figures import draw_traversal, traversal_name
@@ -39,17 +39,17 @@ class Traverse:
 
         if self.code is None and (self.low is not None or self.high is not None):
             raise InputError("--from and --to are a continuous code's range; name it with --code")
-        trained = Model.load(self.run_directory, choose_device(self.device))
+        model = Model.load(self.run_directory, choose_device(self.device))
         folder = self.out or self.run_directory / "pictures"
-        for code in (self.code,) if self.code else trained.experiment.latents.names:
-            how: dict[str, Any] = {
+        for code in (self.code,) if self.code else model.experiment.latents.names:
+            options: dict[str, Any] = {
                 "rows": self.rows,
                 "steps": self.steps,
                 "low": self.low,
                 "high": self.high,
                 "seed": self.seed,
             }
-            file = folder / traversal_name(trained, code, **how)
+            file = folder / traversal_name(model, code, **options)
             with reporting_out_of_memory("take fewer --rows or --steps"):
-                print(draw_traversal(trained, code, file, **how))
+                print(draw_traversal(model, code, file, **options))
         return 0

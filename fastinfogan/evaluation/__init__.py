@@ -1,16 +1,15 @@
-"""What a finished run has learned: the bound, codes as classifiers, the factors they follow."""
+"""Evaluation of a trained model: the MI bound, codes as classifiers, disentanglement."""
 
 from fastinfogan.evaluation.classification import CodeAsClassifier, classify
-from fastinfogan.evaluation.factors import FactorScores, follow_factors
-from fastinfogan.evaluation.information import fresh_information
-from fastinfogan.evaluation.summary import Evaluation, evaluate
+from fastinfogan.evaluation.disentanglement import Disentanglement, measure_disentanglement
+from fastinfogan.evaluation.summary import Evaluation, evaluate, fresh_information
 
 __all__ = [
     "CodeAsClassifier",
+    "Disentanglement",
     "Evaluation",
-    "FactorScores",
     "classify",
     "evaluate",
-    "follow_factors",
     "fresh_information",
+    "measure_disentanglement",
 ]

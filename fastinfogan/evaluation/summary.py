@@ -1,30 +1,34 @@
-"""Everything `fastinfogan evaluate` tells about a run."""
+"""The evaluation of a model: what `fastinfogan evaluate` prints."""
 
 import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from fastinfogan.data import ImageSet
-from fastinfogan.evaluation.classification import CodeAsClassifier, classify, why_not
-from fastinfogan.evaluation.factors import FactorScores, follow_factors
-from fastinfogan.evaluation.information import fresh_information
+from fastinfogan.evaluation.classification import CodeAsClassifier, classify, why_unclassified
+from fastinfogan.evaluation.disentanglement import Disentanglement, measure_disentanglement
 from fastinfogan.model import Model
+from fastinfogan.objective import information_bounds
 from fastinfogan.optional import MissingPackageError
+from fastinfogan_kernels.inputs.draw import draw_codes
+from fastinfogan_kernels.philox import Stream
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a run has learned.
+    """What a model has learned.
 
     Attributes:
         experiment: its name.
-        iteration: how many iterations the networks have seen.
+        iteration: iterations trained.
         information: L_I of each code in nats, by name, on fresh codes.
-        entropy: H(c) of each code in nats, what a categorical code's L_I cannot exceed.
+        entropy: H(c) of each code in nats, the upper bound of a categorical code's L_I.
         classification: categorical codes as classifiers, by name; empty without labels.
         unclassified: why it is empty, or None.
-        factors: how codes follow the images' factors; None where none are known.
+        factors: which code represents which known factor; None where none are known.
         unscored: why known factors were not scored, or None.
     """
 
@@ -34,11 +38,11 @@ class Evaluation:
     entropy: dict[str, float]
     classification: dict[str, CodeAsClassifier]
     unclassified: str | None = None
-    factors: FactorScores | None = None
+    factors: Disentanglement | None = None
     unscored: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields, and the whole bound, as JSON can hold them: None for what is not finite."""
+        """Return all fields and the sum of the bounds for JSON; None for what is not finite."""
         whole = {"mi_bound": sum(self.information.values()), **dataclasses.asdict(self)}
         finite: dict[str, Any] = _finite(whole)
         return finite
@@ -50,33 +54,48 @@ def _finite(value: Any) -> Any:  # noqa: ANN401 - JSON
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def evaluate(trained: Model, source: ImageSet | str, seed: int = 0) -> Evaluation:
-    """Measure a run.
+def evaluate(model: Model, source: ImageSet | str, seed: int = 0) -> Evaluation:
+    """Evaluate a model.
 
     Args:
-        trained: its networks.
-        source: images, whose labels and factors if any the codes are matched with; or why there
-            are none.
+        model: the networks.
+        source: images, with labels and factors if they are known; or why there are none.
         seed: of the fresh codes.
     """
-    spec = trained.experiment.latents
+    spec = model.experiment.latents
     scores: dict[str, CodeAsClassifier] = {}
     factors = unscored = None
     if isinstance(source, ImageSet):
-        scores, reason = classify(trained, source), why_not(trained, source)
+        scores, reason = classify(model, source), why_unclassified(model, source)
         try:
-            factors = follow_factors(trained, source)
+            factors = measure_disentanglement(model, source)
         except MissingPackageError as error:
             unscored = str(error)
     else:
         reason = source
     return Evaluation(
-        trained.experiment.name,
-        trained.iteration,
-        fresh_information(trained, seed=seed),
+        model.experiment.name,
+        model.iteration,
+        fresh_information(model, seed=seed),
         dict(zip(spec.names, spec.entropies, strict=True)),
         scores,
         reason,
         factors,
         unscored,
     )
+
+
+@torch.no_grad()
+def fresh_information(model: Model, rows: int = 4096, seed: int = 0) -> dict[str, float]:
+    """Return L_I of each code, in nats by name, on images generated from fresh codes.
+
+    Args:
+        model: the networks.
+        rows: images to generate.
+        seed: of the codes.
+    """
+    spec = model.experiment.latents
+    codes = draw_codes(spec, seed, 0, Stream.EVALUATION, rows, device=model.device)
+    output = model.read_generated(codes)
+    bounds = information_bounds(output, codes.classes, codes.continuous, spec)
+    return dict(zip(spec.names, bounds.tolist(), strict=True))

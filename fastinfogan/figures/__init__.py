@@ -1,4 +1,4 @@
-"""Pictures of what a run has learned: samples, traversals of each code, the paper's Figure 1."""
+"""Pictures of a trained model: samples, traversals of each code, the paper's Figure 1."""
 
 from fastinfogan.figures.curves import draw_figure1
 from fastinfogan.figures.pictures import (

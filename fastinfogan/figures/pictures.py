@@ -24,13 +24,13 @@ _MIN_SIDE = 56  # images are enlarged by a whole number to about this many pixel
 
 
 def samples_name(count: int = COUNT, seed: int = 0) -> str:
-    """The name of a picture of samples: it tells what is not the run's own way."""
-    told = (f"_seed{seed}" if seed else "") + (f"_count{count}" if count != COUNT else "")
-    return f"samples{told}.png"
+    """Return the file name of a picture of samples; options that are not the default are in it."""
+    options = (f"_seed{seed}" if seed else "") + (f"_count{count}" if count != COUNT else "")
+    return f"samples{options}.png"
 
 
-def draw_samples(trained: Model, file: Path, count: int = COUNT, seed: int = 0) -> Path:
-    """Write a square grid of images from the prior, the same for the same seed.
+def draw_samples(model: Model, file: Path, count: int = COUNT, seed: int = 0) -> Path:
+    """Draw images from the prior in a square grid and write it; the seed determines them.
 
     Raises:
         InputError: count is not in 1 to 10,000, the seed is out of range, or the file is not a
@@ -40,15 +40,15 @@ def draw_samples(trained: Model, file: Path, count: int = COUNT, seed: int = 0) 
         limit = "1 or more" if count < 1 else f"{_MAX_IMAGES:,} or less"
         raise InputError(f"`count` must be {limit}, not {count}")
     _require_png(file)
-    latents = trained.experiment.latents.draw(seed, 0, Stream.PICTURES, count)
-    images = trained.generate(latents).numpy()
+    latents = model.experiment.latents.draw(seed, 0, Stream.PICTURES, count)
+    images = model.generate(latents).numpy()
     columns = int(np.ceil(np.sqrt(count)))
-    title = f"{trained.experiment.name}, iteration {trained.iteration}, seed {seed}"
+    title = f"{model.experiment.name}, iteration {model.iteration}, seed {seed}"
     return _write(_grid(images, columns), title, file)
 
 
 def traversal_name(
-    trained: Model,
+    model: Model,
     code: str,
     *,
     rows: int = ROWS,
@@ -57,23 +57,27 @@ def traversal_name(
     high: float | None = None,
     seed: int = 0,
 ) -> str:
-    """The name of a traversal's picture: it tells what is not the run's own way."""
-    left, right = _range(trained, low, high)
-    told = f"_from{left:.9g}_to{right:.9g}" if (left, right) != _range(trained) else ""
-    for what, value, usual in (("seed", seed, 0), ("rows", rows, ROWS), ("steps", steps, STEPS)):
-        told += f"_{what}{value}" if value != usual else ""
-    return f"traversal_{code}{told}.png"
+    """Return the file name of a traversal; options that are not the default are in it."""
+    left, right = _range(model, low, high)
+    options = f"_from{left:.9g}_to{right:.9g}" if (left, right) != _range(model) else ""
+    for option, value, default in (
+        ("seed", seed, 0),
+        ("rows", rows, ROWS),
+        ("steps", steps, STEPS),
+    ):
+        options += f"_{option}{value}" if value != default else ""
+    return f"traversal_{code}{options}.png"
 
 
 def _range(
-    trained: Model, low: float | None = None, high: float | None = None
+    model: Model, low: float | None = None, high: float | None = None
 ) -> tuple[float, float]:
-    left, right = trained.experiment.sweep
+    left, right = model.experiment.sweep
     return left if low is None else low, right if high is None else high
 
 
 def draw_traversal(
-    trained: Model,
+    model: Model,
     code: str,
     file: Path,
     *,
@@ -83,41 +87,41 @@ def draw_traversal(
     high: float | None = None,
     seed: int = 0,
 ) -> Path:
-    """Write the paper's Figure 2 for one code: it varies from left to right, all else is fixed.
+    """Draw the paper's Figure 2 for one code, which varies from left to right, and write it.
 
-    Each row has noise and codes of its own; where another code is categorical, the first such one
-    counts up from row to row, so that the rows show all its values.
+    Noise and the other codes differ from row to row and are fixed within a row. Where another code
+    is categorical, the first such one counts up from row to row.
 
     Args:
-        trained: the networks.
+        model: the networks.
         code: c1, c2, ...
         file: the PNG to write.
-        rows: how many rows.
-        steps: how many columns, if the code is continuous; a categorical one has its classes.
-        low: of a continuous code, at the left; None for the experiment's.
-        high: of a continuous code, at the right; None for the experiment's.
+        rows: number of rows.
+        steps: number of columns of a continuous code; a categorical one has its classes.
+        low: the value of a continuous code at the left; None for the experiment's.
+        high: the value at the right; None for the experiment's.
         seed: of noise and codes.
 
     Raises:
         InputError: no such code, an empty range, or the file cannot be written.
     """
-    require_code(trained, code)
+    require_code(model, code)
     _require_png(file)
-    spec = trained.experiment.latents
+    spec = model.experiment.latents
     for option, value, least in (("rows", rows, 1), ("steps", steps, 2)):
         if value < least:
             raise InputError(f"`{option}` must be {least} or more, not {value}")
         if value > _MAX_IMAGES // 100:
             raise InputError(f"`{option}` must be {_MAX_IMAGES // 100} or less, not {value}")
-    place, categorical = spec.names.index(code), len(spec.categorical)
+    index, categorical = spec.names.index(code), len(spec.categorical)
     values: NDArray[np.float32]
-    if place < categorical:
+    if index < categorical:
         if low is not None or high is not None:
             raise InputError(f"{code} is categorical; `low` and `high` are for continuous codes")
-        values = np.arange(spec.categorical[place].classes, dtype=np.float32)
+        values = np.arange(spec.categorical[index].classes, dtype=np.float32)
         title = f"{code}: 0 to {len(values) - 1}"
     else:
-        left, right = _range(trained, low, high)
+        left, right = _range(model, low, high)
         for option, end in (("low", left), ("high", right)):
             if not abs(end) < _FLOAT32_MAX:
                 raise InputError(f"`{option}` must be a finite number, not {end}")
@@ -127,7 +131,7 @@ def draw_traversal(
         title = f"{code}: {left:g} to {right:g}"
     drawn = spec.draw(seed, 0, Stream.PICTURES, rows)
     classes, continuous = drawn.classes.copy(), drawn.continuous.copy()
-    if categorical and place > 0:
+    if categorical and index > 0:
         classes[:, 0] = np.arange(rows) % spec.categorical[0].classes
     columns = len(values)
     latents = Latents(
@@ -135,29 +139,29 @@ def draw_traversal(
         np.repeat(classes, columns, axis=0),
         np.repeat(continuous, columns, axis=0),
     )
-    if place < categorical:
-        latents.classes[:, place] = np.tile(values, rows)
+    if index < categorical:
+        latents.classes[:, index] = np.tile(values, rows)
     else:
-        latents.continuous[:, place - categorical] = np.tile(values, rows)
-    return _write(_grid(trained.generate(latents).numpy(), columns), title, file)
+        latents.continuous[:, index - categorical] = np.tile(values, rows)
+    return _write(_grid(model.generate(latents).numpy(), columns), title, file)
 
 
-def require_code(trained: Model, code: str) -> None:
+def require_code(model: Model, code: str) -> None:
     """Check a code's name.
 
     Raises:
         InputError: the run has no such code.
     """
-    names = trained.experiment.latents.names
+    names = model.experiment.latents.names
     if code not in names:
         raise InputError(f"no code {code!r}; this run has {', '.join(names)}")
 
 
-def draw_all(trained: Model, folder: Path) -> list[Path]:
-    """Write samples.png and one traversal per code; the files written."""
-    files = [draw_samples(trained, folder / samples_name())]
-    for code in trained.experiment.latents.names:
-        files.append(draw_traversal(trained, code, folder / traversal_name(trained, code)))
+def draw_all(model: Model, folder: Path) -> list[Path]:
+    """Write samples.png and one traversal per code, and return the files."""
+    files = [draw_samples(model, folder / samples_name())]
+    for code in model.experiment.latents.names:
+        files.append(draw_traversal(model, code, folder / traversal_name(model, code)))
     return files
 
 
@@ -193,4 +197,4 @@ def _write(grid: Image.Image, title: str, file: Path) -> Path:
 
 def _require_png(file: Path) -> None:
     if file.suffix.lower() != ".png" or file.is_dir():
-        raise InputError(f"{file}: pictures are written as .png files; name one")
+        raise InputError(f"{file}: pictures are written as .png files")

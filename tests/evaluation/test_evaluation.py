@@ -11,7 +11,7 @@ from fastinfogan.data import ImageSet
 from fastinfogan.engine import RunDirectory, Schedule, Trainer
 from fastinfogan.errors import InputError
 from fastinfogan.evaluation import Evaluation, classify, evaluate, fresh_information
-from fastinfogan.evaluation.classification import confusion, error, matched, why_not
+from fastinfogan.evaluation.classification import confusion, error, match_classes, why_unclassified
 from fastinfogan.experiments import Experiment
 from fastinfogan.model import Model
 from fastinfogan.networks import InfoGAN
@@ -27,13 +27,13 @@ def test_matching_finds_the_permutation() -> None:
     labels[::10] = (labels[::10] + 1) % 4
     table = confusion(values, labels, 4, 4)
     assert table.sum() == 100
-    assert np.array_equal(matched(table), meaning)
-    assert error(matched(table), values, labels) == pytest.approx(0.1)
+    assert np.array_equal(match_classes(table), meaning)
+    assert error(match_classes(table), values, labels) == pytest.approx(0.1)
 
 
 def test_matching_gives_each_class_once_and_majority_does_not() -> None:
     table = np.array([[50, 0], [40, 10], [0, 5]])
-    assert matched(table).tolist() == [0, 1, -1]
+    assert match_classes(table).tolist() == [0, 1, -1]
     assert table.argmax(axis=1).tolist() == [0, 0, 1]
 
 
@@ -67,7 +67,7 @@ def oracle(tiny: Experiment) -> Model:
     return Model(tiny, networks.eval(), 0)
 
 
-def test_a_code_that_knows_the_digit_errs_nowhere_and_is_scored_on_unseen_images(
+def test_a_code_that_is_the_digit_has_no_errors(
     tiny: Experiment,
 ) -> None:
     scores = classify(oracle(tiny), labelled(600, 1))
@@ -78,7 +78,7 @@ def test_a_code_that_knows_the_digit_errs_nowhere_and_is_scored_on_unseen_images
     assert classify(oracle(tiny), with_test)["c1"].scored_on == 50
 
 
-def test_a_code_that_knows_nothing_is_at_chance_on_unseen_images(tiny: Experiment) -> None:
+def test_an_independent_code_is_at_chance(tiny: Experiment) -> None:
     source = labelled(2000, 3)
     random = np.random.default_rng(4)
     images = source.images.copy()
@@ -90,15 +90,15 @@ def test_a_code_that_knows_nothing_is_at_chance_on_unseen_images(tiny: Experimen
 def test_without_labels_there_is_no_classifier(tiny: Experiment) -> None:
     unlabelled = ImageSet("unlabelled", labelled(9, 1).images)
     assert classify(oracle(tiny), unlabelled) == {}
-    assert why_not(oracle(tiny), unlabelled) == "unlabelled: no labels"
+    assert why_unclassified(oracle(tiny), unlabelled) == "unlabelled: no labels"
     alone = labelled(1, 1)
     assert classify(oracle(tiny), alone) == {}
-    assert why_not(oracle(tiny), alone) == "labelled: fewer than 2 labelled images"
+    assert why_unclassified(oracle(tiny), alone) == "labelled: fewer than 2 labelled images"
     two = labelled(2, 1)
     assert classify(oracle(tiny), two)["c1"].scored_on == 1
 
 
-def test_large_label_values_cost_nothing(tiny: Experiment) -> None:
+def test_large_label_values(tiny: Experiment) -> None:
     few = labelled(600, 1)
     assert few.labels is not None
     large = ImageSet("large", few.images, few.labels * 10**17 + 5)
@@ -108,7 +108,7 @@ def test_large_label_values_cost_nothing(tiny: Experiment) -> None:
     assert classify(oracle(tiny), with_test)["c1"].matching_error == 0.0
 
 
-def test_what_is_not_finite_is_null_in_json() -> None:
+def test_values_that_are_not_finite_are_null() -> None:
     found = Evaluation("mnist", 3, {"c1": float("nan"), "c2": 1.0}, {"c1": 2.0, "c2": 0.5}, {})
     text = json.dumps(found.to_dict(), allow_nan=False)
     assert json.loads(text)["information"] == {"c1": None, "c2": 1.0}
@@ -124,7 +124,7 @@ def trained_run(tiny: Experiment) -> RunDirectory:
 
 
 def test_evaluation_uses_running_statistics(trained_run: RunDirectory, tiny: Experiment) -> None:
-    """An image is the same alone and in company, and looking changes nothing."""
+    """An image does not depend on the others of its batch, and evaluation changes no state."""
     trained = Model.load(trained_run.path, torch.device("cpu"))
     before = {k: v.clone() for k, v in trained.networks.state_dict().items()}
     latents = tiny.latents.draw(1, 0, Stream.PICTURES, 30)
@@ -140,9 +140,7 @@ def test_evaluation_uses_running_statistics(trained_run: RunDirectory, tiny: Exp
     assert all(torch.equal(before[k], after[k]) for k in before)
 
 
-def test_fresh_information_is_the_bound_on_what_g_makes(
-    trained_run: RunDirectory, tiny: Experiment
-) -> None:
+def test_fresh_information_is_the_bound(trained_run: RunDirectory, tiny: Experiment) -> None:
     trained = Model.load(trained_run.path, torch.device("cpu"))
     found = fresh_information(trained, rows=700, seed=5)
     assert list(found) == ["c1", "c2", "c3"]
@@ -155,14 +153,14 @@ def test_fresh_information_is_the_bound_on_what_g_makes(
     assert fresh_information(trained, rows=700, seed=6) != found
 
 
-def test_borrowed_networks_are_given_back_in_training(tiny: Experiment) -> None:
+def test_borrowed_networks_return_to_training(tiny: Experiment) -> None:
     networks = InfoGAN(tiny).train()
     with Model.borrowed(tiny, networks, 0) as trained:
         assert not trained.networks.training
     assert all(module.training for module in networks.modules())
 
 
-def test_a_run_without_checkpoint_says_so(tiny: Experiment) -> None:
+def test_a_run_without_a_checkpoint(tiny: Experiment) -> None:
     RunDirectory.create(Path("run"), tiny, train_config(made_up_images(tiny)))
     with pytest.raises(InputError, match="no checkpoint yet"):
         Model.load(Path("run"), torch.device("cpu"))

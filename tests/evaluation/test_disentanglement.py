@@ -1,4 +1,4 @@
-"""Codes against known factors: codes that follow perfectly, not at all, and in between."""
+"""Codes against known factors: identical, independent and in between."""
 
 import json
 import math
@@ -11,11 +11,11 @@ import torch
 from fastinfogan.cli import main
 from fastinfogan.data import ImageSet
 from fastinfogan.data.image_set import Factors
-from fastinfogan.evaluation import follow_factors
-from fastinfogan.evaluation.factors import (
-    FactorScores,
+from fastinfogan.evaluation import measure_disentanglement
+from fastinfogan.evaluation.disentanglement import (
+    Disentanglement,
     circular_correlation,
-    cut,
+    discretize,
     rank_correlation,
     score_factors,
 )
@@ -38,7 +38,7 @@ FACTORS = Factors(
 )
 
 
-def score(*codes: np.ndarray, categorical: int = 1, factors: Factors = FACTORS) -> FactorScores:
+def score(*codes: np.ndarray, categorical: int = 1, factors: Factors = FACTORS) -> Disentanglement:
     named = {f"c{i + 1}": code for i, code in enumerate(codes)}
     return score_factors(named, categorical, factors, held_out=True)
 
@@ -57,7 +57,7 @@ def test_codes_that_are_the_factors() -> None:
     assert size.information == pytest.approx(math.log(20), abs=0.05)
     assert (angle.code, angle.measure) == ("c3", "circular")
     assert angle.score == pytest.approx(1)
-    # By chance, 20 bins tell about (20 - 1)(20 - 1) / 2N nats of each other.
+    # 20 bins of independent values have about (20 - 1)(20 - 1) / 2N nats in common.
     assert shape.gap == pytest.approx(1, abs=0.02)
     assert size.gap == pytest.approx(1, abs=0.04)
     assert found.mig == pytest.approx(np.mean([f.gap for f in found.factors.values()]))
@@ -65,7 +65,7 @@ def test_codes_that_are_the_factors() -> None:
     assert cubed.factors["size"].score == pytest.approx(1)
 
 
-def test_codes_that_know_nothing() -> None:
+def test_independent_codes() -> None:
     random = np.random.default_rng(3)
     found = score(random.integers(0, 4, N), random.uniform(-1, 1, N), random.uniform(-1, 1, N))
     for each in found.factors.values():
@@ -75,13 +75,13 @@ def test_codes_that_know_nothing() -> None:
     assert 0 <= found.mig < 0.01
 
 
-def test_two_codes_that_tell_the_same_leave_no_gap() -> None:
+def test_two_equal_codes_have_no_gap() -> None:
     found = score(SHAPE, SIZE, SIZE)
     assert found.factors["size"].gap == pytest.approx(0, abs=1e-12)
     assert found.factors["shape"].gap == pytest.approx(1, abs=0.02)
 
 
-def test_noise_lowers_a_score_as_it_should() -> None:
+def test_rank_correlation_of_a_noisy_code() -> None:
     """Of a Gaussian code of correlation r, Spearman's rho is (6 / pi) asin(r / 2)."""
     random = np.random.default_rng(4)
     factor = random.normal(size=50_000)
@@ -99,7 +99,7 @@ def test_circular_correlation() -> None:
     assert circular_correlation(noisy, angle) == pytest.approx(math.sqrt(0.5))
 
 
-def test_what_does_not_vary_or_is_not_finite() -> None:
+def test_constant_and_not_finite_values() -> None:
     one = Factors(
         ("size", "fixed"),
         np.stack([SIZE, 0 * SIZE], axis=1).astype(np.float32),
@@ -114,8 +114,8 @@ def test_what_does_not_vary_or_is_not_finite() -> None:
     broken = score(np.full(N, np.nan), np.full(N, np.inf), categorical=0, factors=FACTORS)
     assert {f.score for name, f in broken.factors.items() if name != "shape"} == {0.0}
     assert broken.mig == 0.0
-    assert cut(np.array([0.0, 1.0, 0.5, np.nan, 0.0499])).tolist() == [0, 19, 10, 20, 0]
-    assert cut(np.full(3, 7.0)).tolist() == [0, 0, 0]
+    assert discretize(np.array([0.0, 1.0, 0.5, np.nan, 0.0499])).tolist() == [0, 19, 10, 20, 0]
+    assert discretize(np.full(3, 7.0)).tolist() == [0, 0, 0]
 
 
 class ReadsPixels(torch.nn.Module):
@@ -153,29 +153,27 @@ def test_a_run_is_scored_on_held_out_images(tiny: Experiment) -> None:
     networks.q_head = ReadsPixels()
     trained = Model(experiment, networks.eval(), 0)
     learned, test = images_with_factors(500, 1), images_with_factors(300, 2)
-    found = follow_factors(trained, replace(learned, test=test))
+    found = measure_disentanglement(trained, replace(learned, test=test))
     assert found is not None
     assert (found.images, found.held_out) == (300, True)
     assert [f.code for f in found.factors.values()] == ["c1", "c2"]
     assert [f.score for f in found.factors.values()] == pytest.approx([1, 1])
-    alone = follow_factors(trained, learned)
+    alone = measure_disentanglement(trained, learned)
     assert alone is not None
     assert (alone.images, alone.held_out) == (500, False)
-    assert follow_factors(trained, replace(learned, factors=None)) is None
-    many = follow_factors(trained, images_with_factors(10_001, 3))
+    assert measure_disentanglement(trained, replace(learned, factors=None)) is None
+    many = measure_disentanglement(trained, images_with_factors(10_001, 3))
     assert many is not None
     assert many.images == 10_000
 
 
 @pytest.mark.usefixtures("narrow_networks")
-def test_evaluate_tells_it(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastinfogan.data.synthetic.COUNT", 200)
     assert main(["train", "sprites", "--iterations", "1", "--out", "run", *QUICK]) == 0
-    told = capsys.readouterr().out
-    assert "factors      MIG 0." in told
-    assert "rotation: c" in told
+    printed = capsys.readouterr().out
+    assert "factors      MIG 0." in printed
+    assert "rotation: c" in printed
     assert main(["evaluate", "run", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["factors"]
     assert found["held_out"] is True

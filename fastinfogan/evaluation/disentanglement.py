@@ -1,18 +1,19 @@
-"""How codes follow what is known of images: the code that tells most of each factor, and MIG.
+"""Disentanglement: the most informative code of each known factor, and the mutual information gap.
 
-How much a code tells is their mutual information, in nats, after both are cut into bins (a
-categorical code is its most likely class, a continuous one Q's mean). How the best code follows the
-factor is told by the measure that suits the pair:
+Mutual information is in nats, after continuous codes and factors are discretized (a categorical
+code is its most likely class, a continuous one Q's mean). The dependence of the factor and its most
+informative code is scored by the measure for their kinds:
 
 - "spearman": |rank correlation|, of a continuous code and a continuous factor;
 - "circular": the correlation of a code with an angle, sqrt of the R^2 of a regression on its sine
   and cosine (Mardia 1976, "Linear-circular correlation coefficients and rhythmometry"). A code that
-  grows evenly once round has sqrt(6) / pi = 0.78, as it must jump back somewhere;
+  is linear in the angle has sqrt(6) / pi = 0.78, because of its jump after one turn;
 - "nmi": mutual information over the mean of the two entropies, where either has classes.
 
 MIG (Chen et al. 2018, "Isolating sources of disentanglement in variational autoencoders") is the
-mean over the factors of how much more the best code tells of one than the next best, as a share of
-the factor's entropy; by 20 bins and at most 10,000 images, as in Locatello et al. 2019.
+mean over the factors of the difference in mutual information between the best and the second best
+code, divided by the factor's entropy; with 20 bins and at most 10,000 images, as in Locatello et
+al. 2019.
 """
 
 from dataclasses import dataclass
@@ -36,16 +37,16 @@ Values = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class FollowedFactor:
-    """How a factor is followed.
+class FactorScore:
+    """How well a factor is represented by one code.
 
     Attributes:
-        code: the code that tells most of it.
-        information: how much that is, in nats.
-        entropy: of the factor, in nats: as much as could be told.
-        measure: what `score` is; see the head of this module.
-        score: how well the code follows the factor, 0 to 1.
-        gap: how much more it tells than the next best code, as a share of the entropy; None where
+        code: the most informative code.
+        information: its mutual information with the factor, in nats.
+        entropy: of the factor, in nats; the largest possible information.
+        measure: of `score`, see the docstring of this module.
+        score: dependence of code and factor, 0 to 1.
+        gap: difference of information to the second best code, divided by the entropy; None where
             there is no other code.
     """
 
@@ -58,27 +59,27 @@ class FollowedFactor:
 
 
 @dataclass(frozen=True)
-class FactorScores:
-    """How codes follow the factors of a set.
+class Disentanglement:
+    """The scores of all factors of a set.
 
     Attributes:
         factors: by name; a factor that does not vary in these images is left out.
-        mig: the mutual information gap; None where there is one code alone, or no factor.
-        images: how many it was measured on.
-        held_out: whether training has not seen them.
+        mig: the mutual information gap; None where there is only one code, or no factor.
+        images: number of images measured.
+        held_out: whether they are not from the training set.
     """
 
-    factors: dict[str, FollowedFactor]
+    factors: dict[str, FactorScore]
     mig: float | None
     images: int
     held_out: bool
 
 
-def follow_factors(trained: Model, source: ImageSet) -> FactorScores | None:
-    """Score a run's codes on images whose factors are known: the set's test part if it has one.
+def measure_disentanglement(model: Model, source: ImageSet) -> Disentanglement | None:
+    """Score a model's codes on images with known factors, from the set's test part if it has one.
 
     Returns:
-        None where no factors are known, or of fewer than 2 images.
+        None where no factors are known, or for fewer than 2 images.
     """
     test = source.test
     held_out = test is not None and test.factors is not None and len(test) > 1
@@ -86,9 +87,9 @@ def follow_factors(trained: Model, source: ImageSet) -> FactorScores | None:
     if part is None or part.factors is None or len(part) < 2:
         return None
     chosen = subset_indices(len(part), MAX_IMAGES)
-    output = trained.read(torch.from_numpy(part.images[chosen])).double().cpu().numpy()
-    spec = trained.experiment.latents
-    classes = [output[:, place].argmax(axis=1) for place in spec.logit_slices]
+    output = model.read(torch.from_numpy(part.images[chosen])).double().cpu().numpy()
+    spec = model.experiment.latents
+    classes = [output[:, columns].argmax(axis=1) for columns in spec.logit_slices]
     means = output[:, spec.mean_slice].T
     codes = dict(zip(spec.names, [*classes, *means], strict=True))
     known = part.factors
@@ -98,56 +99,60 @@ def follow_factors(trained: Model, source: ImageSet) -> FactorScores | None:
 
 def score_factors(
     codes: dict[str, NDArray[np.generic]], categorical: int, factors: Factors, *, held_out: bool
-) -> FactorScores:
-    """Score codes of images whose factors are known.
+) -> Disentanglement:
+    """Score codes against the factors of their images.
 
     Args:
         codes: by name, (N,) each.
-        categorical: how many of them, the first ones, are numbers of classes.
+        categorical: number of categorical codes, which come first and are class indices.
         factors: of the N images.
-        held_out: whether training has not seen the images.
+        held_out: whether the images are not from the training set.
 
     Raises:
         MissingPackageError: scikit-learn is not installed.
     """
     metrics = require("sklearn.metrics", extra="eval", purpose="scoring codes against factors")
     mutual_info_score = metrics.mutual_info_score
-    cut_codes = {
-        name: np.asarray(code) if i < categorical else cut(np.asarray(code, np.float64))
+    discrete_codes = {
+        name: np.asarray(code) if i < categorical else discretize(np.asarray(code, np.float64))
         for i, (name, code) in enumerate(codes.items())
     }
     names = list(codes)
-    found: dict[str, FollowedFactor] = {}
+    found: dict[str, FactorScore] = {}
     for i, factor in enumerate(factors.names):
         values = factors.values[:, i].astype(np.float64)
-        classes = values if factors.classes[i] is not None else cut(values)
+        classes = values if factors.classes[i] is not None else discretize(values)
         entropy = float(mutual_info_score(classes, classes))
         if len(np.unique(classes)) < 2:
             continue
-        told = [max(float(mutual_info_score(cut_codes[n], classes)), 0.0) for n in names]
-        order = np.argsort(told, kind="stable")[::-1]
+        information = [
+            max(float(mutual_info_score(discrete_codes[n], classes)), 0.0) for n in names
+        ]
+        order = np.argsort(information, kind="stable")[::-1]
         best = int(order[0])
         code = np.asarray(codes[names[best]], np.float64)
         measure: Measure
         period = factors.periods[i]
         if best < categorical or factors.classes[i] is not None:
             measure = "nmi"
-            score = float(metrics.normalized_mutual_info_score(cut_codes[names[best]], classes))
+            score = float(
+                metrics.normalized_mutual_info_score(discrete_codes[names[best]], classes)
+            )
         elif period is not None:
             measure, score = "circular", circular_correlation(code, values * (2 * np.pi / period))
         else:
             measure, score = "spearman", rank_correlation(code, values)
-        gap = (told[best] - told[order[1]]) / entropy if len(names) > 1 else None
-        found[factor] = FollowedFactor(names[best], told[best], entropy, measure, score, gap)
+        gap = (information[best] - information[order[1]]) / entropy if len(names) > 1 else None
+        found[factor] = FactorScore(names[best], information[best], entropy, measure, score, gap)
     gaps = [each.gap for each in found.values() if each.gap is not None]
     mig = float(np.mean(gaps)) if gaps else None
-    return FactorScores(found, mig, len(factors.values), held_out)
+    return Disentanglement(found, mig, len(factors.values), held_out)
 
 
-def cut(values: Values) -> NDArray[np.int64]:
-    """Which of `BINS` equal parts of its range each value lies in: int64 (N,).
+def discretize(values: Values) -> NDArray[np.int64]:
+    """Return the index of each value's bin, of `BINS` equal bins over the range: int64 (N,).
 
-    What is not finite is in a part of its own.
+    Values that are not finite are in one more bin.
     """
     bins = np.full(len(values), BINS, np.int64)
     finite = np.isfinite(values)
@@ -160,7 +165,7 @@ def cut(values: Values) -> NDArray[np.int64]:
 
 
 def rank_correlation(code: Values, factor: Values) -> float:
-    """Spearman's |rho|; 0 where either does not vary, or is not finite."""
+    """Return Spearman's |rho|; 0 where either does not vary or is not finite."""
     from scipy.stats import spearmanr
 
     if not _vary(code, factor):
@@ -169,7 +174,7 @@ def rank_correlation(code: Values, factor: Values) -> float:
 
 
 def circular_correlation(code: Values, angle: Values) -> float:
-    """Mardia's linear-circular correlation, 0 to 1; 0 where either does not vary.
+    """Return Mardia's linear-circular correlation, 0 to 1; 0 where either does not vary.
 
     Args:
         code: (N,).
