@@ -20,8 +20,7 @@ from bench.cases import Planned
 from bench.timing.interleaved import Interleaved
 from bench.timing.measure import measure
 from bench.timing.roofline import Roofline
-from bench.timing.rows import RESULTS, Row, write
-from bench.timing.table import lines
+from bench.timing.rows import FASTINFOGAN, RESULTS, Row, lines, write
 
 ORDER = ("test_ops.py", "test_blocks.py", "test_iteration.py", "test_data.py", "test_startup.py")
 _LEAST = 3
@@ -53,7 +52,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Replace pytest-benchmark's table by ours."""
+    """Replace pytest-benchmark's table."""
     config.addinivalue_line("markers", "short: in the set of about a minute")
     # Even windows are padded unevenly, as in the published networks; torch would warn each time.
     config.addinivalue_line("filterwarnings", "ignore:Using padding='same' with even kernel")
@@ -125,7 +124,7 @@ def _by_the_best(roofline: Roofline, row: Row) -> Row:
     """Recompute a row's share by the best roofline of the run."""
     if row.share is None or row.precision is None:
         return row
-    taken = row.seconds["fastinfogan"].median
+    taken = row.seconds[FASTINFOGAN].median
     share = roofline.share(row.precision, row.flops, row.bytes, taken)  # type: ignore[arg-type]
     return replace(row, share=share)
 

@@ -9,17 +9,16 @@ makes of the results; the rest of a page is left alone.
 
 import argparse
 import json
+import math
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from bench.learned import FOLDER as LEARNED
-from bench.timing.interleaved import Spread
-from bench.timing.rows import RESULTS, Row, read
-from bench.timing.table import duration
+from bench.timing.rows import RESULTS, Row, heading_and_cells, read
 from fastinfogan import experiments
 from fastinfogan.errors import InputError
 
@@ -98,52 +97,33 @@ def _order(row: Row) -> tuple[int, str, str, int]:
 
 def _measured(rows: list[Row]) -> str:
     """Write a line a row: the median, and the ratio to each baseline's time."""
-    names = list(dict.fromkeys(name for row in rows for name in row.ratios))
-    shares = any(row.share is not None for row in rows)
-    head = ("", "fastinfogan", *(f"of {name}" for name in names), *["of the roofline"] * shares)
-    return table(
-        head,
-        [
-            (
-                row.name,
-                duration(row.seconds["fastinfogan"].median),
-                *(_spread(row.ratios[name]) if name in row.ratios else "" for name in names),
-                *[f"{row.share:.2f}" if row.share is not None else ""] * shares,
-            )
-            for row in rows
-        ],
-    )
+    heading, cells = heading_and_cells(rows)
+    return table(["", *heading], cells)
 
 
-def _spread(spread: Spread) -> str:
-    return f"{spread.median:.3f} ({spread.low:.3f} to {spread.high:.3f})"
-
-
-def iteration() -> str:
-    """Write whole iterations against loops in PyTorch."""
-    return _by_machine("iteration", _measured)
+def _baselines(rows: Iterable[Row]) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name in row.ratios))
 
 
 def iteration_short() -> str:
     """Iterations at the default batch in bf16: the ratio to each baseline, and no more."""
 
     def write(rows: list[Row]) -> str:
-        found = [row for row in rows if row.precision == "bf16"]
-        found.sort(key=lambda row: row.batch == 128)  # which replaces other batches below
-        chosen = {str(row.experiment): row for row in found}
-        chosen = {name: chosen[name] for name in experiments.EXPERIMENTS if name in chosen}
-        names = list(dict.fromkeys(name for row in chosen.values() for name in row.ratios))
-        head = ("bf16", *(f"of {name}" for name in names))
-        return table(
-            head,
-            [
-                (
-                    f"{row.experiment}, batch {row.batch}",
-                    *(f"{row.ratios[n].median:.2f}" if n in row.ratios else "" for n in names),
-                )
-                for row in chosen.values()
-            ],
+        found = sorted(
+            (row for row in rows if row.precision == "bf16"),
+            key=lambda row: row.batch == 128,  # which replaces other batches below
         )
+        by_name = {str(row.experiment): row for row in found}
+        chosen = [by_name[name] for name in experiments.EXPERIMENTS if name in by_name]
+        names = _baselines(chosen)
+        cells = [
+            (
+                f"{row.experiment}, batch {row.batch}",
+                *(f"{row.ratios[n].median:.2f}" if n in row.ratios else "" for n in names),
+            )
+            for row in chosen
+        ]
+        return table(("bf16", *(f"of {name}" for name in names)), cells)
 
     return _by_machine("iteration", write)
 
@@ -167,32 +147,12 @@ def variants() -> str:
     return "\n\n".join(parts).replace("---:", "---")
 
 
-def blocks() -> str:
-    """Write trunks and generators, forward and backward."""
-    return _by_machine("blocks", _measured)
-
-
-def data() -> str:
-    """Write decoding and the cache."""
-    return _by_machine("data", _measured)
-
-
-def startup() -> str:
-    """Write importing and the first iteration."""
-    return _by_machine("startup", _measured)
-
-
-def ops() -> str:
-    """Write single operations: of each kind, the range over the experiments' shapes."""
-    return _by_machine("ops", _ranges)
-
-
 def _ranges(rows: list[Row]) -> str:
+    """Write of each kind of operation the range over the experiments' shapes."""
     kinds: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         kinds.setdefault((row.name.split(",")[0], row.precision or ""), []).append(row)
-    names = list(dict.fromkeys(name for row in rows for name in row.ratios))
-    found = []
+    names, found = _baselines(rows), []
     for (kind, precision), each in sorted(kinds.items()):
         ranges = []
         for name in names:
@@ -207,42 +167,30 @@ def _ranges(rows: list[Row]) -> str:
 def counts() -> str:
     """Write the counts of one iteration."""
     found = _read("scaling.json")["iterations"]
-    rows = [
-        ("launches", *(f"{each['launches']}" for each in found.values())),
-        (
-            "of them the trunk's in the D step, forward and backward",
-            *(f"{each['trunk_launches']}" for each in found.values()),
-        ),
-        (
-            "bytes moved, of the minimum",
-            *(f"{each['bytes'] / each['bytes_minimum']:.2f}" for each in found.values()),
-        ),
-        ("FLOPs", *(f"{each['flops'] / 1e9:.3g} G" for each in found.values())),
-        ("host waits", *(f"{each['host_syncs']}" for each in found.values())),
-        ("allocations", *(f"{each['allocations']}" for each in found.values())),
-    ]
+    cells: dict[str, Callable[[dict[str, Any]], object]] = {
+        "launches": lambda c: c["launches"],
+        "of them the trunk's in the D step, forward and backward": lambda c: c["trunk_launches"],
+        "bytes moved, of the minimum": lambda c: f"{c['bytes'] / c['bytes_minimum']:.2f}",
+        "FLOPs": lambda c: f"{c['flops'] / 1e9:.3g} G",
+        "host waits": lambda c: c["host_syncs"],
+        "allocations": lambda c: c["allocations"],
+    }
+    rows = [(name, *(str(cell(each)) for each in found.values())) for name, cell in cells.items()]
     return table(("", *found), rows)
 
 
 def exponents() -> str:
     """Write how launches, bytes, FLOPs and seconds grow."""
-    found = _read("scaling.json")
-    rows = []
-    for kind in ("counted", "timed"):
+    found, rows = _read("scaling.json"), []
+    for kind, note in (("counted", ""), ("timed", ", timed")):
         for axis, each in found[kind].items():
             sizes = each["sizes"]
+            along = f"{axis}, {sizes[0]:g} to {sizes[-1]:g}"
             for cost, e in each["exponents"].items():
-                margin = "" if e["margin"] != e["margin"] else f" ± {e['margin']:.2f}"
-                rows.append(
-                    (
-                        f"{cost}{', timed' if kind == 'timed' else ''}",
-                        f"{axis}, {sizes[0]:g} to {sizes[-1]:g}",
-                        f"{e['overall']:.2f}{margin}",
-                        f"{e['last']:.2f}",
-                    )
-                )
-    head = ("cost", "along", "exponent", "at the large end")
-    return table(head, rows)
+                margin = "" if math.isnan(e["margin"]) else f" ± {e['margin']:.2f}"
+                overall = f"{e['overall']:.2f}{margin}"
+                rows.append((f"{cost}{note}", along, overall, f"{e['last']:.2f}"))
+    return table(("cost", "along", "exponent", "at the large end"), rows)
 
 
 def model() -> str:
@@ -324,7 +272,7 @@ def demo() -> str:
 
 def figure1() -> str:
     """Write the two bounds of the paper's Figure 1."""
-    infogan, gan = (_read(f"{LEARNED.name}/figure1-{who}.json") for who in ("infogan", "gan"))
+    infogan, gan = (_read(f"{LEARNED.name}/figure1-{which}.json") for which in ("infogan", "gan"))
     at = {step: bounds["mi_bound"] for step, bounds in infogan["bounds"].items()}
     return (
         f"With InfoGAN the bound climbs to H(c), {at['25']:.2f} nats at 25 iterations and "
@@ -349,15 +297,15 @@ def faces() -> str:
 
 
 WRITERS: dict[str, Callable[[], str]] = {
-    "counts": counts,
     "machines": machines,
-    "iteration": iteration,
+    "iteration": partial(_by_machine, "iteration", _measured),
     "iteration-short": iteration_short,
+    "blocks": partial(_by_machine, "blocks", _measured),
+    "ops": partial(_by_machine, "ops", _ranges),
+    "data": partial(_by_machine, "data", _measured),
+    "startup": partial(_by_machine, "startup", _measured),
     "variants": variants,
-    "blocks": blocks,
-    "ops": ops,
-    "data": data,
-    "startup": startup,
+    "counts": counts,
     "exponents": exponents,
     "model": model,
     "parity": parity,

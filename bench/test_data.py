@@ -79,7 +79,7 @@ def test_decoding(photographs: EncodedImageSet, measured: Measured) -> None:
     dali = decoding(DaliDecoder(photographs, batch=BATCH, threads=THREADS))
     pillow = decoding(PillowDecoder(photographs))
     bare = BarePipeline(
-        [picture.path for picture in photographs.pictures], (HEIGHT, WIDTH), SIDE, BATCH, THREADS
+        [picture.path for picture in photographs.files], (HEIGHT, WIDTH), SIDE, BATCH, THREADS
     )
 
     def check() -> None:

@@ -8,16 +8,16 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
+from bench.baselines import COMPILED, EAGER, reset_compiled
 from bench.timing.clock import Run
 from fastinfogan.engine.precision import PRECISIONS, ComputedIn
 from fastinfogan.experiments import Experiment
 
 Group = Literal["ops", "blocks", "iteration", "data", "startup"]
-Timed = Literal["alone", "steady", "host"]
-"""alone: each run for itself, on a GPU captured into a graph and with a flushed cache. steady: run
-after run as in training, neither captured by the clock nor flushed. host: by the host's clock, once
-a round, never warmed up: whole processes, or what has threads of its own."""
+BATCH = 128
+SEED = 1
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,10 @@ class Case:
         batch: images in a step, or None.
         flops: of the products of one run.
         bytes: the fewest that one run must read and write: each operand and result once.
-        timed: how a run is timed.
+        timed: "alone": each run for itself, on a GPU captured into a graph and with a flushed
+            cache. "steady": run after run as in training, neither captured by the clock nor
+            flushed. "host": by the host's clock, once a round, never warmed up: whole processes, or
+            what has threads of its own.
         units: that one run does, such as iterations; seconds, FLOPs and bytes are of one of them.
         more: what else a row should hold.
     """
@@ -50,23 +53,14 @@ class Case:
     batch: int | None = None
     flops: int = 0
     bytes: int = 0
-    timed: Timed = "alone"
+    timed: Literal["alone", "steady", "host"] = "alone"
     units: int = 1
     more: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What a case is made for.
-
-    Attributes:
-        group: of the case.
-        name: of the case.
-        experiment: whose shapes.
-        precision: of products.
-        batch: images in a step.
-        device: where it runs.
-    """
+    """What a case is made for: its names, shapes, precision of products and device."""
 
     group: Group
     name: str
@@ -92,18 +86,36 @@ class Setting:
         check: Callable[[], object],
         **more: Any,  # noqa: ANN401 - attributes of Case
     ) -> Case:
-        """Make the case.
-
-        Args:
-            run: fastinfogan's implementation.
-            baselines: PyTorch's, by name.
-            check: compares results.
-            more: further attributes of `Case`.
-        """
+        """Make the case; `more` are further attributes of `Case`."""
         e = self.experiment.name
         return Case(
             self.group, self.name, run, baselines, check, e, self.precision, self.batch, **more
         )
+
+    def randn(self, *shape: int, dtype: torch.dtype | None = None, seed: int = SEED) -> Tensor:
+        """Draw normal numbers, the same on every device, by default in the activations' dtype."""
+        source = torch.Generator().manual_seed(seed)
+        return torch.randn(shape, generator=source).to(self.device, dtype or self.dtype)
+
+    def with_compiled(
+        self, baseline: Callable[[Callable[..., Any]], Run], composed: Callable[..., Any]
+    ) -> dict[str, Any]:
+        """Make the baselines of a composition, as it is and on a GPU compiled.
+
+        Args:
+            baseline: makes a run of the composition.
+            composed: of PyTorch's operations.
+
+        Returns:
+            "baselines" and "more" of a case.
+        """
+        found = {EAGER: baseline(composed)}
+        if self.device.type != "cuda":
+            left_out = f"{COMPILED}: seconds of compiling a shape"
+            return {"baselines": found, "more": {"left out": left_out}}
+        reset_compiled()
+        found[COMPILED] = baseline(torch.compile(composed, dynamic=False))
+        return {"baselines": found, "more": {}}
 
 
 @dataclass(frozen=True)

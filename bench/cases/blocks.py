@@ -16,7 +16,6 @@ from bench.accuracy import check_accuracy
 from bench.baselines import BEST, COMPILED, EAGER, benchmark_cudnn, reset_compiled
 from bench.baselines.blocks import ForwardBackward, plain
 from bench.cases import Case, Planned, Setting, plan
-from bench.cases.inputs import randn
 from bench.cases.shapes import batch_on, chosen_precisions, layer_shapes
 from fastinfogan import experiments
 from fastinfogan.engine.precision import PRECISIONS, ComputedIn, with_working_copies
@@ -24,8 +23,6 @@ from fastinfogan.networks import InfoGAN
 
 if TYPE_CHECKING:
     from bench.timing.clock import Run
-
-NETWORKS = ("trunk", "generator")
 
 
 def planned(
@@ -46,7 +43,7 @@ def planned(
     for name in experiments.EXPERIMENTS if names is None else names:
         e = experiments.get(name)
         for precision in chosen_precisions(device) if precisions is None else precisions:
-            for which in NETWORKS:
+            for which in ("trunk", "generator"):
                 rows = batch or batch_on(device, name)
                 image = (e.height, e.width, e.channels)
                 key = (which, precision, rows, e.slope)
@@ -57,24 +54,9 @@ def planned(
                 title = f"{which}, {name}, batch {rows}, {precision}"
                 make = partial(_chain, which=which)
                 short = name == "mnist" and precision != "fp32"
-                plans.append(
-                    plan(make, "blocks", title, e, precision, rows, short=short, budget=1.0)
-                )
+                made = plan(make, "blocks", title, e, precision, rows, short=short, budget=1.0)
+                plans.append(made)
     return plans
-
-
-class _Chain:
-    """A chain forward and backward, with weights in the activations' dtype."""
-
-    def __init__(self, network: nn.Module, x: Tensor, upstream: Tensor, groups: int) -> None:
-        self.network, _ = with_working_copies(network, x.dtype)
-        self._inputs = (x, groups)
-        self._upstream = upstream
-        self._trained = [p for p in self.network.parameters() if p.requires_grad]
-
-    def __call__(self) -> tuple[Tensor, tuple[Tensor, ...]]:
-        out: Tensor = self.network(*self._inputs)
-        return out, torch.autograd.grad(out, self._trained, self._upstream)
 
 
 def _chain(at: Setting, which: str) -> Case:
@@ -85,13 +67,16 @@ def _chain(at: Setting, which: str) -> Case:
     size = (e.channels, e.height, e.width) if which == "trunk" else (e.latents.input_width,)
     network = getattr(InfoGAN(e), which).to(device)
     widen(network, dtype)
-    x = _laid_out(randn(images, *size, device=device, dtype=dtype).float())
     out = (last.result[2], *last.result[:2])
     flat = last.layer.geometry.flat and last.layer.shape is None
-    upstream = _laid_out(
-        randn(images, *(out[:1] if flat else out), device=device, dtype=dtype, seed=2).float()
-    )
-    run = _Chain(network, x.to(dtype), upstream.to(dtype), groups)
+    x = _laid_out(at.randn(images, *size))
+    upstream = _laid_out(at.randn(images, *(out[:1] if flat else out), seed=2))
+    in_dtype, _ = with_working_copies(network, dtype)
+    trained = [p for p in in_dtype.parameters() if p.requires_grad]
+
+    def run() -> tuple[Tensor, tuple[Tensor, ...]]:
+        result: Tensor = in_dtype(x, groups)
+        return result, torch.autograd.grad(result, trained, upstream)
 
     def baseline(
         of: torch.dtype,

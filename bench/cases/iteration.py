@@ -8,7 +8,7 @@ starts from the released initial weights and trains on.
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from itertools import count as numbers
 from typing import Any
 
@@ -16,14 +16,7 @@ import torch
 from torch import Tensor
 
 from bench.accuracy import MismatchError, check_accuracy, check_same_bits
-from bench.baselines import (
-    BEST,
-    COMPILED,
-    CUDAGRAPHS,
-    EAGER,
-    benchmark_cudnn,
-    reset_compiled,
-)
+from bench.baselines import BEST, COMPILED, CUDAGRAPHS, EAGER, benchmark_cudnn, reset_compiled
 from bench.baselines.iteration import BestLoop, UsualLoop, inputs_of, loop
 from bench.cases import Case, Planned, Setting, plan
 from bench.cases.blocks import copy_parameters, widen
@@ -75,14 +68,17 @@ def planned(
                 if precisions is None and precision != found[0] and batch != usual:
                     continue
                 title = f"{name}, batch {batch}, {precision}"
-                chosen, left_out = _baselines(device, name, batch, precision, baselines)
+                chosen, left_out = _affordable(device, name, batch, precision)
+                if baselines is not None:
+                    chosen, left_out = baselines, ""
                 make = partial(_iteration, baselines=chosen, left_out=left_out)
                 # At 32 nothing is compiled, which alone would take longer than the short set.
                 short = name == "mnist" and batch == BATCHES[0] and precision == found[0]
                 budget = 8.0 if name == "mnist" and batch == usual else 4.0
-                plans.append(
-                    plan(make, "iteration", title, e, precision, batch, short=short, budget=budget)
+                made = plan(
+                    make, "iteration", title, e, precision, batch, short=short, budget=budget
                 )
+                plans.append(made)
     return plans
 
 
@@ -90,25 +86,14 @@ def _batches(e: Experiment, device: torch.device) -> Sequence[int]:
     if device.type == "cpu":
         return MNIST_ON_A_CPU if e.name == "mnist" else (batch_on(device, e.name),)
     memory = torch.cuda.get_device_properties(device).total_memory
-    return [batch for batch in BATCHES if _needed(e, batch) < 0.8 * memory]
+    activations = sum(s.images * math.prod(s.result) for s in layer_shapes(e, 1))
+    return [b for b in BATCHES if _COPIES * 4 * b * activations + (2 << 30) < 0.8 * memory]
 
 
-def _needed(e: Experiment, batch: int) -> int:
-    """Estimate the bytes that the loops and the check of a batch need."""
-    activations = sum(s.images * math.prod(s.result) for s in layer_shapes(e, batch))
-    return _COPIES * 4 * activations + (2 << 30)
-
-
-def _baselines(
-    device: torch.device,
-    name: str,
-    batch: int,
-    precision: ComputedIn,
-    asked: Sequence[str] | None,
-) -> tuple[list[str], str]:
+def _affordable(
+    device: torch.device, name: str, batch: int, precision: ComputedIn
+) -> tuple[Sequence[str], str]:
     """Choose the baselines of a case; and say which were left out and why."""
-    if asked is not None:
-        return list(asked), ""
     if device.type == "cuda":
         return [EAGER, BEST, COMPILED, CUDAGRAPHS], ""
     gpu = f"{CUDAGRAPHS}: a GPU's"
@@ -139,7 +124,7 @@ def _iteration(at: Setting, baselines: Sequence[str], left_out: str) -> Case:
     firsts = numbers(0, per_call)
     return at.case(
         lambda: execution.run(next(firsts), per_call),
-        {name: repeated(_Lazy(name, e, images, batch, at.dtype)) for name in baselines},
+        {name: repeated(_made_at_first(name, e, images, batch, at.dtype)) for name in baselines},
         partial(check_parity, at, images, mode),
         flops=counts.flops,
         bytes=counts.bytes_minimum,
@@ -149,17 +134,10 @@ def _iteration(at: Setting, baselines: Sequence[str], left_out: str) -> Case:
     )
 
 
-class _Lazy:
-    """A baseline that is made, compiled and captured at its first run, after the check."""
-
-    def __init__(self, *arguments: Any) -> None:  # noqa: ANN401 - of loop()
-        self._arguments = arguments
-        self._loop: UsualLoop | None = None
-
-    def __call__(self) -> None:
-        if self._loop is None:
-            self._loop = loop(*self._arguments)
-        self._loop.run()
+def _made_at_first(*arguments: Any) -> Run:  # noqa: ANN401 - of loop()
+    """Make a baseline, compile and capture it at its first run, after the check."""
+    made = cache(lambda: loop(*arguments))
+    return lambda: made().run()
 
 
 def check_parity(at: Setting, images: Tensor, mode: type[Execution] = EagerExecution) -> None:
@@ -183,11 +161,9 @@ def check_parity(at: Setting, images: Tensor, mode: type[Execution] = EagerExecu
         gradients = _watched(actual)
         actual.run(0)
         results = _named(actual, gradients, actual.sums, at)
-        make = partial(UsualLoop, at.experiment, images, at.batch)
         best = BestLoop(at.experiment, images, at.batch, computed=at.dtype)
-        expected, truth = (
-            _of_baseline(each, actual, images, at) for each in (best, make(dtype=at.true_dtype))
-        )
+        true = UsualLoop(at.experiment, images, at.batch, dtype=at.true_dtype)
+        expected, truth = (_of_baseline(each, actual, images, at) for each in (best, true))
         check_accuracy(results, expected, truth, at.dtype, kinks=True)
         if mode is not EagerExecution:
             weights = [_weights(each, start, images, at) for each in (mode, EagerExecution)]

@@ -4,7 +4,7 @@ Products are our kernels on a GPU and ATen's on a CPU, where batch norm and acti
 C++; on a GPU those are part of the products.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -23,9 +23,13 @@ from fastinfogan_kernels.conv_block.deferred import Deferred
 from fastinfogan_kernels.conv_block.implicit_gemm import Epilogue
 from fastinfogan_kernels.runtime.launch import nbytes
 
-PASSES = ("forward", "data gradient", "weight gradient")
+FORWARD, BACKWARD = "forward", "backward"
+PASSES = (FORWARD, "data gradient", "weight gradient")
 ALL = "forward and gradients"
 """One after the other; without a data gradient in layers that read images, or noise and code."""
+
+Runs = tuple[Callable[[], Tensor], Callable[[], Tensor], Callable[[], Tensor]]
+"""In the order of `PASSES`."""
 
 
 def planned_layers(
@@ -58,47 +62,47 @@ def _of_layer(
     """Give what makes two cases the same, a title and a maker, of each of a layer's cases."""
     layer = shape.layer
     on_cpu = device.type == "cpu"
-    if on_cpu and layer.activation == "leaky_relu" and (name == "mnist" or precision == first):
-        for which in ("forward", "backward"):
-            what = "batch norm + activation" if layer.norm else "activation alone"
+    normalised = layer.norm and layer.activation == "leaky_relu"
+    if on_cpu and normalised and (name == "mnist" or precision == first):
+        for which in (FORWARD, BACKWARD):
             groups = ", two groups" if shape.groups == 2 else ""
             size = "x".join(map(str, (shape.images, *shape.result)))
-            make = partial(_norm if layer.norm else _activation, shape=shape, which=which)
-            key = (shape.images, shape.result, shape.groups, layer.norm, which)
-            yield key, f"{what} {which}, {name} {size}{groups}", make
+            key = (shape.images, shape.result, shape.groups, which)
+            title = f"batch norm + activation {which}, {name} {size}{groups}"
+            yield key, title, partial(_norm, shape=shape, which=which)
     if on_cpu and precision != first:
         return
     for which in (ALL,) if on_cpu else PASSES:
-        if which == "data gradient" and shape.number == 1:
-            continue  # nothing needs the gradient by images, or by noise and code
-        key = (layer.geometry, shape.weight, shape.images, which)
-        make = partial(_product, shape=shape, which=which)
-        yield key, f"{which}, {name} {shape.title}", make
+        if passes := _passes(shape, which):
+            key = (layer.geometry, shape.weight, shape.images, which)
+            yield (
+                key,
+                f"{which}, {name} {shape.title}",
+                partial(_product, shape=shape, which=passes),
+            )
 
 
-def _product(at: Setting, shape: LayerShape, which: str) -> Case:
+def _passes(shape: LayerShape, which: str) -> list[str]:
+    """List the passes of a case; nothing needs the gradient by images, or by noise and code."""
+    needed = [each for each in PASSES if not (each == "data gradient" and shape.number == 1)]
+    return [each for each in needed if which in (each, ALL)]
+
+
+def _product(at: Setting, shape: LayerShape, which: Sequence[str]) -> Case:
     dtype, geometry = at.dtype, shape.layer.geometry
     benchmark_cudnn()
-    source = torch.Generator().manual_seed(1)
-
-    def drawn(*size: int, of: torch.dtype = dtype) -> Tensor:
-        return torch.randn(size, generator=source).to(at.device, of)
-
-    x = drawn(shape.images, *shape.source)
-    dy = drawn(shape.images, *shape.result)
-    weight = drawn(*shape.weight) / (shape.flops / 2 / dy.numel()) ** 0.5
+    x, dy = at.randn(shape.images, *shape.source), at.randn(shape.images, *shape.result, seed=2)
+    weight = at.randn(*shape.weight, seed=3) / (shape.flops / 2 / dy.numel()) ** 0.5
     if weight.dim() == 4:
         weight = weight.to(memory_format=torch.channels_last)
-    bias = drawn(shape.result[2], of=torch.float32) * 0.1
-    passes = [p for p in PASSES if which in (p, ALL) and not (p == PASSES[1] and shape.number == 1)]
-    by = _by_kernels if at.device.type == "cuda" else _by_aten
-    runs = {each: by(x, dy, weight, bias, shape, each) for each in passes}
+    bias = at.randn(shape.result[2], dtype=torch.float32, seed=4) * 0.1
+    on_gpu = at.device.type == "cuda"
+    runs = _chosen((_by_kernels if on_gpu else _by_aten)(x, dy, weight, bias, shape), which)
 
     def baseline(of: torch.dtype, memory: torch.memory_format) -> dict[str, Callable[[], Tensor]]:
         product = baselines.Product(geometry)
         if geometry.flat:
-            inputs, outputs = (t.flatten(1).to(of) for t in (x, dy))
-            w = weight.to(of)
+            inputs, outputs, w = x.flatten(1).to(of), dy.flatten(1).to(of), weight.to(of)
         else:
             inputs, outputs = (_nchw(t).to(of).contiguous(memory_format=memory) for t in (x, dy))
             w = weight.to(of, memory_format=memory)
@@ -108,7 +112,7 @@ def _product(at: Setting, shape: LayerShape, which: str) -> Case:
             lambda: product.input_gradient(outputs, inputs, w),
             lambda: product.weight_gradient(outputs, inputs, w),
         )
-        return {each: run for each, run in zip(PASSES, found, strict=True) if each in passes}
+        return _chosen(found, which)
 
     def results(of: torch.dtype) -> dict[str, Tensor]:
         found = {each: run() for each, run in baseline(of, torch.channels_last).items()}
@@ -124,17 +128,21 @@ def _product(at: Setting, shape: LayerShape, which: str) -> Case:
 
     others: dict[str, Run] = {EAGER: _in_a_row(baseline(torch.float32, torch.contiguous_format))}
     more = {"layer": f"{shape.network} {shape.number}"}
-    if at.device.type == "cuda":
+    if on_gpu:
         others[BEST] = _in_a_row(baseline(dtype, torch.channels_last))
     else:
         more["left out"] = f"{BEST}: it is the same call of ATen"
     return at.case(
-        _in_a_row(runs), others, check, flops=len(passes) * shape.flops,
-        bytes=len(passes) * shape.values * dtype.itemsize, more=more,
+        _in_a_row(runs), others, check, flops=len(which) * shape.flops,
+        bytes=len(which) * shape.values * dtype.itemsize, more=more,
     )  # fmt: skip
 
 
-def _in_a_row(runs: dict[str, Callable[[], Tensor]]) -> Run:
+def _chosen(runs: Runs, which: Sequence[str]) -> dict[str, Callable[[], Tensor]]:
+    return {name: run for name, run in zip(PASSES, runs, strict=True) if name in which}
+
+
+def _in_a_row(runs: Mapping[str, Callable[[], Tensor]]) -> Run:
     """Run them one after the other; a single one is returned as it is."""
     found = list(runs.values())
     if len(found) == 1:
@@ -147,53 +155,42 @@ def _in_a_row(runs: dict[str, Callable[[], Tensor]]) -> Run:
     return run
 
 
-def _by_kernels(
-    x: Tensor, dy: Tensor, weight: Tensor, bias: Tensor, shape: LayerShape, which: str
-) -> Callable[[], Tensor]:
+def _by_kernels(x: Tensor, dy: Tensor, weight: Tensor, bias: Tensor, shape: LayerShape) -> Runs:
     geometry = shape.layer.geometry
-    if which == "forward":
-        return lambda: ops.convolve(Deferred(x), weight, geometry, 1, Epilogue(bias))[0]
-    if which == "data gradient":
-        return lambda: ops.convolve(Deferred(dy), weight, geometry, 1, backward=True)[0]
-    return lambda: ops.convolve_weight_gradient(Deferred(x), Deferred(dy), weight, geometry, 1)
+    return (
+        lambda: ops.convolve(Deferred(x), weight, geometry, 1, Epilogue(bias))[0],
+        lambda: ops.convolve(Deferred(dy), weight, geometry, 1, backward=True)[0],
+        lambda: ops.convolve_weight_gradient(Deferred(x), Deferred(dy), weight, geometry, 1),
+    )
 
 
-def _by_aten(
-    x: Tensor, dy: Tensor, weight: Tensor, bias: Tensor, shape: LayerShape, which: str
-) -> Callable[[], Tensor]:
+def _by_aten(x: Tensor, dy: Tensor, weight: Tensor, bias: Tensor, shape: LayerShape) -> Runs:
     geometry = shape.layer.geometry
-    if which == "forward":
-        return lambda: aten.convolution(x, weight, bias, geometry)
-    of_input = which == "data gradient"
 
-    def gradient() -> Tensor:
-        found = aten.gradients(x, dy, weight, geometry, of_input=of_input, of_weight=not of_input)
-        needed = found[0 if of_input else 1]
-        assert needed is not None
-        return needed
+    def gradient(index: int) -> Tensor:
+        found = aten.gradients(
+            x, dy, weight, geometry, of_input=index == 0, of_weight=index == 1
+        )[index]  # fmt: skip
+        assert found is not None
+        return found
 
-    return gradient
+    return (
+        lambda: aten.convolution(x, weight, bias, geometry),
+        partial(gradient, 0),
+        partial(gradient, 1),
+    )
 
 
 def _nchw(t: Tensor) -> Tensor:
     return t.permute(0, 3, 1, 2)
 
 
-def _drawn(at: Setting, shape: LayerShape) -> tuple[Tensor, Tensor]:
-    """Draw a layer's output and the gradient by what follows it."""
-    source = torch.Generator().manual_seed(1)
-    size = (shape.images, *shape.result)
-    y, dout = (torch.randn(size, generator=source).to(at.device, at.dtype) for _ in range(2))
-    return y, dout
-
-
 def _norm(at: Setting, shape: LayerShape, which: str) -> Case:
-    y, dout = _drawn(at, shape)
-    layer, groups, features, device = shape.layer, shape.groups, shape.result[2], at.device
-    source = torch.Generator().manual_seed(2)
-    gamma, beta = (torch.randn(features, generator=source).to(device) for _ in range(2))
+    layer, groups, features = shape.layer, shape.groups, shape.result[2]
+    y, dout = (at.randn(shape.images, *shape.result, seed=seed) for seed in (1, 2))
+    gamma, beta = (at.randn(features, dtype=torch.float32, seed=seed) for seed in (3, 4))
     gamma = 1 + 0.1 * gamma
-    mean, var = torch.zeros(features, device=device), torch.ones(features, device=device)
+    mean, var = torch.zeros_like(beta), torch.ones_like(beta)
     slope = layer.loaded_slope
 
     def forward() -> tuple[Tensor, Tensor]:
@@ -221,61 +218,27 @@ def _norm(at: Setting, shape: LayerShape, which: str) -> Case:
 
     out, leaves = composed(at.dtype)
 
-    def torchs_forward() -> object:
+    def forward_by_torch() -> object:
         detached = (leaf.detach() for leaf in leaves)
         return baselines.norm_activation(*detached, mean, var, groups, slope)  # type: ignore[arg-type]
 
-    def torchs_backward() -> object:
+    def backward_by_torch() -> object:
         return torch.autograd.grad(out, leaves, _nchw(dout), retain_graph=True)
 
     def results(of: torch.dtype) -> dict[str, Tensor]:
         found, of_leaves = composed(of)
-        if which == "forward":
+        if which == FORWARD:
             return {"out": found.detach()}
         gradients = torch.autograd.grad(found, of_leaves, _nchw(dout).to(of))
         return dict(zip(("dy", "dgamma", "dbeta"), gradients, strict=True))
 
     def check() -> None:
         actual = {"out": _nchw(forward()[0])}
-        if which == "backward":
+        if which == BACKWARD:
             dy, dgamma, dbeta = backward()
             actual = {"dy": _nchw(dy), "dgamma": dgamma, "dbeta": dbeta}
         check_accuracy(actual, results(at.dtype), results(torch.float64), at.dtype, kinks=True)
 
-    run, baseline = (forward, torchs_forward) if which == "forward" else (backward, torchs_backward)
-    moved = (2 if which == "forward" else 3) * nbytes(y)
-    return at.case(run, {EAGER: baseline}, check, bytes=moved)
-
-
-def _activation(at: Setting, shape: LayerShape, which: str) -> Case:
-    """Forward in place for both."""
-    y, dout = _drawn(at, shape)
-    slope = shape.layer.loaded_slope
-    out = y.clone()
-    cpu_epilogue.activation_(out, "leaky_relu", slope)
-    leaf = y.clone().requires_grad_()
-    by_torch = torch.nn.functional.leaky_relu(leaf, slope)
-
-    def backward() -> tuple[Tensor, Tensor]:
-        found: tuple[Tensor, Tensor] = cpu_epilogue.activation_gradient(
-            dout, out, "leaky_relu", slope, None
-        )
-        return found
-
-    def results(of: torch.dtype) -> dict[str, Tensor]:
-        x = y.to(of).requires_grad_()
-        found = torch.nn.functional.leaky_relu(x, slope)
-        (gradient,) = torch.autograd.grad(found, x, dout.to(of))
-        return {"out": found.detach(), "dy": gradient}
-
-    def check() -> None:
-        actual = {"out": out, "dy": backward()[0]}
-        check_accuracy(actual, results(at.dtype), results(torch.float64), at.dtype)
-
-    run: Run = backward
-    baseline: Run = partial(torch.autograd.grad, by_torch, leaf, dout, retain_graph=True)
-    if which == "forward":
-        run = partial(cpu_epilogue.activation_, y.clone(), "leaky_relu", slope)
-        baseline = partial(torch.nn.functional.leaky_relu_, y.clone(), slope)
-    moved = (2 if which == "forward" else 3) * nbytes(y)
-    return at.case(run, {EAGER: baseline}, check, bytes=moved)
+    if which == FORWARD:
+        return at.case(forward, {EAGER: forward_by_torch}, check, bytes=2 * nbytes(y))
+    return at.case(backward, {EAGER: backward_by_torch}, check, bytes=3 * nbytes(y))

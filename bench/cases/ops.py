@@ -14,8 +14,7 @@ from torch import Tensor
 from bench.accuracy import check_accuracy, check_same_bits
 from bench.baselines import BEST, EAGER
 from bench.baselines import ops as baselines
-from bench.cases import Case, Planned, Setting, plan
-from bench.cases.inputs import BATCH, SEED, randn, with_compiled
+from bench.cases import BATCH, SEED, Case, Planned, Setting, plan
 from bench.cases.layers import planned_layers
 from bench.cases.objective import d_head, likelihood, q_head
 from bench.cases.shapes import chosen_precisions
@@ -33,8 +32,6 @@ from fastinfogan_kernels.philox import Stream
 from fastinfogan_kernels.runtime.launch import nbytes
 
 IMAGES = 4096
-SHORT = ("mnist",)
-"""Experiments whose operations are in the short set."""
 
 
 def planned(
@@ -70,10 +67,9 @@ def _of_experiment(e: Experiment, found: Sequence[ComputedIn], batch: int) -> It
         makers["real images, augmented"] = partial(_images, augmentation="affine")
     for precision in found:
         for what, make in makers.items():
-            if what.startswith("real images") and precision != found[0]:
-                continue
-            name = f"{what}, {e.name}, {precision}"
-            yield plan(make, "ops", name, e, precision, batch, short=e.name in SHORT)
+            if not what.startswith("real images") or precision == found[0]:
+                name = f"{what}, {e.name}, {precision}"
+                yield plan(make, "ops", name, e, precision, batch, short=e.name == "mnist")
 
 
 def _codes(at: Setting) -> Case:
@@ -96,8 +92,8 @@ def _codes(at: Setting) -> Case:
         rounded = {**exact, "rows": exact["rows"].to(at.dtype)}
         check_accuracy(actual, rounded, exact, at.dtype)
 
-    made = with_compiled(
-        at.device, lambda f: lambda: f(spec, at.batch, at.device, at.dtype), baselines.draw_codes
+    made = at.with_compiled(
+        lambda f: lambda: f(spec, at.batch, at.device, at.dtype), baselines.draw_codes
     )
     return at.case(run, check=check, bytes=nbytes(*vars(out).values()), **made)
 
@@ -124,23 +120,21 @@ def _images(at: Setting, augmentation: Augmentation = "none") -> Case:
             found = baselines.moved(found, baselines.random_matrices(batch, device))
         return found.to(at.dtype, memory_format=torch.channels_last)
 
-    def by_definition(of: torch.dtype) -> Tensor:
+    def by_definition(of: torch.dtype) -> dict[str, Tensor]:
         index = torch.from_numpy(shuffle.indices(SEED, 0, batch, IMAGES)).to(device)
         found = images[index].permute(0, 3, 1, 2).to(of) / 255
         if affine:
             matrices = augment.affine_matrices(SEED, 0, batch, e.height, e.width)
             found = baselines.moved(found, torch.from_numpy(np.asarray(matrices)).to(device, of))
         low, high = e.image_range
-        return (found * (high - low) + low).permute(0, 2, 3, 1)
+        return {"images": (found * (high - low) + low).permute(0, 2, 3, 1)}
 
     def check() -> None:
         run()
-        expected = {"images": by_definition(torch.float32).to(at.dtype)}
-        check_accuracy(
-            {"images": out}, expected, {"images": by_definition(torch.float64)}, at.dtype
-        )
+        expected = {name: t.to(at.dtype) for name, t in by_definition(torch.float32).items()}
+        check_accuracy({"images": out}, expected, by_definition(torch.float64), at.dtype)
 
-    made = with_compiled(device, lambda f: f, composed)
+    made = at.with_compiled(lambda f: f, composed)
     return at.case(run, check=check, bytes=nbytes(images[:batch], out), **made)
 
 
@@ -149,9 +143,9 @@ def _adam(at: Setting) -> Case:
     e, dtype, device = at.experiment, at.dtype, at.device
     with torch.device("meta"):
         shapes = [p.shape for p in InfoGAN(e).parameters() if p.requires_grad]
-    start = [randn(*shape, device=device, dtype=torch.float32) * 0.02 for shape in shapes]
+    start = [at.randn(*shape, dtype=torch.float32) * 0.02 for shape in shapes]
     gradients = [
-        (randn(*shape, device=device, dtype=torch.float32, seed=2) * 1e-3).to(
+        (at.randn(*shape, dtype=torch.float32, seed=2) * 1e-3).to(
             dtype if len(shape) > 1 else torch.float32
         )
         for shape in shapes
@@ -171,8 +165,9 @@ def _adam(at: Setting) -> Case:
             copies.get(p, p).grad = g
         adam.step()
 
-    def baseline(params: list[torch.nn.Parameter], *, fused: bool, capturable: bool = False) -> Run:
-        optimizer = torch.optim.Adam(params, *hyper, fused=fused, capturable=capturable)
+    def baseline(params: list[torch.nn.Parameter], *, fused: bool) -> Run:
+        on_gpu = device.type == "cuda"
+        optimizer = torch.optim.Adam(params, *hyper, fused=fused, capturable=on_gpu)
         pairs = [(p, torch.empty_like(p, dtype=dtype)) for p in params if p.dim() > 1 and rounded]
 
         @torch.no_grad()
@@ -201,15 +196,7 @@ def _adam(at: Setting) -> Case:
             "working copies",
         )
 
-    on_gpu = device.type == "cuda"
     values = sum(p.numel() for p in updated)
-    return at.case(
-        run,
-        {
-            EAGER: baseline(parameters(), fused=False, capturable=on_gpu),
-            BEST: baseline(parameters(), fused=True, capturable=on_gpu),
-        },
-        check,
-        bytes=6 * 4 * values + nbytes(*gradients, *copies.values()),
-        more={"values": values},
-    )
+    others = {name: baseline(parameters(), fused=name == BEST) for name in (EAGER, BEST)}
+    size = 6 * 4 * values + nbytes(*gradients, *copies.values())
+    return at.case(run, others, check, bytes=size, more={"values": values})

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from bench.compare.paired import Comparison, compare_times
-from bench.timing.table import duration
+from bench.timing.rows import duration
 
 _SLOW = 1.0
 """Seconds of a run from which a case is timed only if asked for by name."""

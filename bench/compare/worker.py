@@ -55,11 +55,11 @@ class Worker:
 
     def prepare(self, case: str) -> Answer:
         """Make a case and warm it up; the seconds of one run."""
-        from bench.timing.clock import HostClock, clock_for
+        from bench.timing.clock import Clock, clock_for
 
         self.release()
         made = self._cases[case].make(_device())
-        clock = HostClock(_device()) if made.timed == "host" else clock_for(_device())
+        clock = Clock(_device()) if made.timed == "host" else clock_for(_device())
         self._stretch, self._case = clock.prepare(made.run, steady=made.timed == "steady"), made
         self._stretch.leave_warm()  # alike in both processes
         self._once = self._stretch.seconds()

@@ -16,8 +16,8 @@ from bench.gpu_report.context import Context, FailedError
 from bench.gpu_report.workload import FIVE, as_trained, experiment, names
 from bench.timing.clock import Run, clock_for
 from bench.timing.interleaved import Interleaved, Times
-from bench.timing.measure import FASTINFOGAN, measure
-from bench.timing.rows import Row
+from bench.timing.measure import measure
+from bench.timing.rows import FASTINFOGAN, Row
 from fastinfogan.engine.precision import ComputedIn
 from fastinfogan_kernels.runtime.backend import native_available
 
@@ -64,7 +64,7 @@ def blocks(context: Context) -> None:
     for plan in plans:
         _run(context, _uncompiled(plan), budget=0.3 if context.dry else 0.5, rounds=11)
     for plan in ops:
-        _run(context, _uncompiled(plan), budget=0.1, rounds=11, energy=False)
+        _run(context, _uncompiled(plan), budget=0.1, rounds=11)
     for plan in () if context.dry else plans:
         _run(context, plan, f", with {COMPILED}", budget=1.0, limit=120.0, least=_COMPILING)
 
@@ -120,12 +120,11 @@ def _measured(
 
 
 def _summary(row: Row) -> dict[str, Any]:
-    """Microseconds, ratios, share of the roofline and millijoules of a row."""
+    """Microseconds, ratios and share of the roofline of a row."""
     found: dict[str, Any] = {"experiment": row.experiment, "batch": row.batch}
     found |= {f"us, {k}": round(1e6 * spread.median, 2) for k, spread in row.seconds.items()}
     found |= {f"of {k}": round(spread.median, 3) for k, spread in row.ratios.items()}
     found["share of the roofline"] = row.share and round(row.share, 3)
-    found |= {f"mJ, {k}": round(1e3 * joules, 3) for k, joules in (row.joules or {}).items()}
     found = {k: v for k, v in found.items() if v is not None}
     return {**found, "rounds": row.rounds, "how": row.how}
 

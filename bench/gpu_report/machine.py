@@ -39,7 +39,6 @@ OPTIONAL = {
     "matplotlib": "plots; tables alone are left",
     "scipy": "c1 as a classifier; no error is reported",
     "safetensors": "checkpoints; resume and the run of MNIST fail",
-    "pynvml": "energy; none is reported",
     "pytest": "the test suite of the kernels; the correctness stage fails",
     "hypothesis": "the same",
     "fastinfogan_kernels._native": "C++ for CPU tensors; the report uses the GPU",

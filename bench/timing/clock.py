@@ -5,7 +5,6 @@ would be most of the time. They are captured into a CUDA graph, whose replays ar
 """
 
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Literal
@@ -13,7 +12,6 @@ from typing import Literal
 import torch
 
 Run = Callable[[], object]
-Cache = Literal["warm", "cold"]
 
 _LONG_ENOUGH = {"cpu": 2e-3, "cuda": 1e-3}
 """Seconds of a timed stretch: clocks, events and the start of a replay are then below a percent."""
@@ -23,28 +21,8 @@ _COLD_FROM = 50e-6
 """Seconds of a GPU's run from which the cost of flushing the cache is small beside it."""
 
 
-class Clock(ABC):
-    """Times runs on one device.
-
-    Attributes:
-        device: where they run.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-
-    @abstractmethod
-    def prepare(self, run: Run, *, steady: bool = False) -> "Stretch":
-        """Warm up, and choose how many runs are timed at once.
-
-        Args:
-            run: what is timed.
-            steady: run after run as in training: never captured, the cache never flushed.
-        """
-
-
-class Stretch(ABC):
-    """A run, ready to be timed.
+class Stretch:
+    """A run, ready to be timed by the host's clock.
 
     Attributes:
         repeat: runs in a timed stretch.
@@ -52,70 +30,54 @@ class Stretch(ABC):
         captured: whether a CUDA graph is what is timed.
     """
 
-    repeat: int
-    cache: Cache = "warm"
+    cache: Literal["warm", "cold"] = "warm"
     captured: bool = False
 
-    @abstractmethod
+    def __init__(self, run: Run, repeat: int = 1) -> None:
+        self.run, self.repeat = run, repeat
+
     def seconds(self) -> float:
         """Time the stretch; the seconds of one run."""
-
-    @abstractmethod
-    def again(self) -> None:
-        """Repeat what is timed, `repeat` runs, without timing."""
-
-    def leave_warm(self) -> None:  # noqa: B027 - a CPU's cache is left alone anyway
-        """Flush no cache from now on: something beside it is too short for that."""
-
-    def release(self) -> None:  # noqa: B027 - a CPU's holds nothing
-        """Release what was captured."""
-
-
-def clock_for(device: torch.device) -> Clock:
-    """Choose the clock of a device."""
-    return GpuClock(device) if device.type == "cuda" else CpuClock(device)
-
-
-def _repeats(once: float, device: torch.device, *, steady: bool = False) -> int:
-    long_enough = (_STEADY if steady else _LONG_ENOUGH)[device.type]
-    return max(1, min(1000, round(long_enough / max(once, 1e-7))))
-
-
-class HostClock(Clock):
-    """Whole runs by the host's clock, one at a time and never warmed up: processes, for one."""
-
-    def prepare(self, run: Run, *, steady: bool = False) -> Stretch:
-        """See the base class."""
-        return _CpuStretch(run, 1)
-
-
-class CpuClock(Clock):
-    """The process's clock."""
-
-    def prepare(self, run: Run, *, steady: bool = False) -> Stretch:
-        """See the base class."""
-        run()
-        start = time.perf_counter()
-        run()
-        once = time.perf_counter() - start
-        return _CpuStretch(run, _repeats(once, self.device))
-
-
-class _CpuStretch(Stretch):
-    def __init__(self, run: Run, repeat: int) -> None:
-        self._run = run
-        self.repeat = repeat
-
-    def seconds(self) -> float:
-        run = self._run
+        run = self.run
         start = time.perf_counter()
         for _ in range(self.repeat):
             run()
         return (time.perf_counter() - start) / self.repeat
 
-    def again(self) -> None:
-        for _ in range(self.repeat):
-            self._run()
+    def leave_warm(self) -> None:
+        """Flush no cache from now on: something beside it is too short for that."""
+
+    def release(self) -> None:
+        """Release what was captured."""
+
+
+class Clock:
+    """The host's clock: whole runs, one at a time and never warmed up; processes, for one.
+
+    Attributes:
+        device: where runs take place.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def prepare(self, run: Run, *, steady: bool = False) -> Stretch:
+        """Warm up, and choose how many runs are timed at once.
+
+        Args:
+            run: what is timed.
+            steady: run after run as in training: never captured, the cache never flushed.
+        """
+        return Stretch(run)
+
+
+class CpuClock(Clock):
+    """The host's clock around runs that are warmed up and repeated."""
+
+    def prepare(self, run: Run, *, steady: bool = False) -> Stretch:
+        """See the base class."""
+        run()
+        return Stretch(run, _repeats(Stretch(run).seconds(), self.device))
 
 
 class GpuClock(Clock):
@@ -134,8 +96,7 @@ class GpuClock(Clock):
         """See the base class."""
         for _ in range(3):
             run()
-        once = self.timed(run)
-        return _GpuStretch(self, run, once, steady=steady)
+        return _GpuStretch(self, run, steady=steady)
 
     def timed(self, run: Run) -> float:
         """Return the seconds between two events around a call."""
@@ -147,22 +108,30 @@ class GpuClock(Clock):
         return float(begin.elapsed_time(end)) / 1e3
 
 
+def clock_for(device: torch.device) -> Clock:
+    """Choose the clock of a device."""
+    return GpuClock(device) if device.type == "cuda" else CpuClock(device)
+
+
 class _GpuStretch(Stretch):
-    def __init__(self, clock: GpuClock, run: Run, once: float, *, steady: bool) -> None:
-        self._clock, self._run, self._once = clock, run, once
-        self._graph = None
+    def __init__(self, clock: GpuClock, run: Run, *, steady: bool) -> None:
+        super().__init__(run)
+        self._clock, self._once = clock, clock.timed(run)
+        self._graph: torch.cuda.CUDAGraph | None = None
         if steady:
-            self.repeat = _repeats(once, clock.device, steady=True)
+            self.repeat = _repeats(self._once, clock.device, steady=True)
             return
-        self._graph = _captured(run, 1)
-        self.captured = self._graph is not None
+        self._capture()
         if self._graph is not None:
             self._graph.replay()
             self._once = clock.timed(self._graph.replay)
-        self.repeat = 1
         self.cache = "cold"
         if self._once <= _COLD_FROM:
             self.leave_warm()
+
+    def _capture(self) -> None:
+        self._graph = _captured(self.run, self.repeat)
+        self.captured = self._graph is not None
 
     def leave_warm(self) -> None:
         if self.cache == "warm":
@@ -170,23 +139,27 @@ class _GpuStretch(Stretch):
         self.cache = "warm"
         self.repeat = _repeats(self._once, self._clock.device)
         if self.repeat > 1 and self.captured:
-            self._graph = _captured(self._run, self.repeat)
-            self.captured = self._graph is not None
+            self._capture()
 
     def seconds(self) -> float:
         if self.cache == "cold":
             self._clock.flush()
-        return self._clock.timed(self.again) / self.repeat
+        return self._clock.timed(self._all) / self.repeat
 
-    def again(self) -> None:
+    def _all(self) -> None:
         if self._graph is not None:
             self._graph.replay()
             return
         for _ in range(self.repeat):
-            self._run()
+            self.run()
 
     def release(self) -> None:
         self._graph = None
+
+
+def _repeats(once: float, device: torch.device, *, steady: bool = False) -> int:
+    long_enough = (_STEADY if steady else _LONG_ENOUGH)[device.type]
+    return max(1, min(1000, round(long_enough / max(once, 1e-7))))
 
 
 def _captured(run: Run, repeat: int) -> torch.cuda.CUDAGraph | None:

@@ -2,10 +2,10 @@
 
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from bench.timing.clock import Clock, Run, Stretch
+from bench.timing.clock import Clock, Run
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,10 @@ class Spread:
     @classmethod
     def of(cls, values: Sequence[float]) -> "Spread":
         """Compute the quartiles of two numbers or more."""
-        low, median, high = statistics.quantiles(values, n=4, method="inclusive")
-        return cls(low, median, high)
+        return cls(*statistics.quantiles(values, n=4, method="inclusive"))
+
+    def __str__(self) -> str:
+        return f"{self.median:.3f} ({self.low:.3f} to {self.high:.3f})"
 
 
 @dataclass(frozen=True)
@@ -33,13 +35,10 @@ class Times:
 
     seconds: Mapping[str, Sequence[float]]
 
-    def ratios(self, one: str, other: str) -> list[float]:
-        """Return the ratio of each round, in which what disturbs both cancels."""
-        return [a / b for a, b in zip(self.seconds[one], self.seconds[other], strict=True)]
-
     def ratio(self, one: str, other: str) -> Spread:
-        """Return the quartiles of `ratios`; below 1 the first is faster."""
-        return Spread.of(self.ratios(one, other))
+        """Return the quartiles of each round's ratio; below 1 the first is faster."""
+        pairs = zip(self.seconds[one], self.seconds[other], strict=True)
+        return Spread.of([a / b for a, b in pairs])
 
     def spread(self, name: str) -> Spread:
         """Return the quartiles of an implementation's seconds."""
@@ -59,9 +58,7 @@ class Interleaved:
     def __init__(
         self, runs: Mapping[str, Run], clock: Clock, *, steady: bool = False, units: int = 1
     ) -> None:
-        self.stretches: dict[str, Stretch] = {
-            name: clock.prepare(run, steady=steady) for name, run in runs.items()
-        }
+        self.stretches = {name: clock.prepare(run, steady=steady) for name, run in runs.items()}
         # All under the same conditions: a cache that is warm for one alone is a head start.
         if any(each.cache == "warm" for each in self.stretches.values()):
             for each in self.stretches.values():
@@ -72,15 +69,11 @@ class Interleaved:
 
     def __call__(self) -> None:
         """Time one round."""
-        for name in self._order():
-            self._seconds[name].append(self.stretches[name].seconds() / self._units)
-        self._round += 1
-
-    def _order(self) -> Iterator[str]:
         names = list(self.stretches)
         first = self._round % len(names)
-        yield from names[first:]
-        yield from names[:first]
+        for name in names[first:] + names[:first]:
+            self._seconds[name].append(self.stretches[name].seconds() / self._units)
+        self._round += 1
 
     def time(self, rounds: int, budget: float) -> None:
         """Time so many rounds, or at least three within a budget of seconds."""

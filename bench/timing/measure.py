@@ -3,13 +3,10 @@
 from collections.abc import Callable
 
 from bench.cases import Case
-from bench.timing.clock import HostClock, Stretch, clock_for
-from bench.timing.energy import joules
+from bench.timing.clock import Clock, clock_for
 from bench.timing.interleaved import Interleaved
 from bench.timing.roofline import Roofline
-from bench.timing.rows import Row
-
-FASTINFOGAN = "fastinfogan"
+from bench.timing.rows import FASTINFOGAN, Row
 
 
 def measure(
@@ -19,7 +16,6 @@ def measure(
     rounds: int = 15,
     budget: float = 5.0,
     timing: Callable[[Interleaved, int, float], None] = Interleaved.time,
-    energy: bool = True,
 ) -> Row:
     """Check a case, then time it interleaved with its baselines.
 
@@ -29,7 +25,6 @@ def measure(
         rounds: of timing, at the most.
         budget: seconds for them; three rounds are timed whatever they take.
         timing: runs the rounds.
-        energy: whether to measure joules, too, in more than half a second for each implementation.
 
     Raises:
         MismatchError: results differ from the reference's; nothing is timed.
@@ -38,7 +33,7 @@ def measure(
     by_host = case.timed == "host"
     pair = Interleaved(
         {FASTINFOGAN: case.run, **case.baselines},
-        HostClock(roofline.device) if by_host else clock_for(roofline.device),
+        Clock(roofline.device) if by_host else clock_for(roofline.device),
         steady=case.timed == "steady",
         units=case.units,
     )
@@ -52,14 +47,8 @@ def measure(
     if case.precision:
         taken = seconds[FASTINFOGAN].median
         share = roofline.share(case.precision, case.flops, case.bytes, taken)
-    energies = {
-        name: found / case.units
-        for name, stretch in pair.stretches.items()
-        if energy
-        and not by_host
-        and (found := joules(stretch, seconds[name].median * case.units, roofline.device))
-        is not None
-    }
+    stretch = pair.stretches[FASTINFOGAN]
+    graph = f", graph, {stretch.cache} cache" if stretch.captured else ""
     row = Row(
         case.group,
         case.name,
@@ -72,16 +61,8 @@ def measure(
         case.flops,
         case.bytes,
         share,
-        energies or None,
-        _how(pair.stretches[FASTINFOGAN]),
+        f"repeat {stretch.repeat}{graph}",
         case.more,
     )
     pair.release()
     return row
-
-
-def _how(stretch: Stretch) -> str:
-    parts = [f"repeat {stretch.repeat}"]
-    if stretch.captured:
-        parts.append(f"graph, {stretch.cache} cache")
-    return ", ".join(parts)

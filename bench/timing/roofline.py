@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 
 import torch
 
-from bench.timing.clock import CpuClock, GpuClock, Run
+from bench.timing.clock import Run, clock_for
 from fastinfogan.engine.precision import PRECISIONS, ComputedIn
 
 _SIDE = {"cpu": 2048, "cuda": 8192}
@@ -80,8 +80,7 @@ class Roofline:
         return {**found, "device": self.device.type}
 
     def _fastest(self, run: Run) -> float:
-        clock = GpuClock(self.device) if self.device.type == "cuda" else CpuClock(self.device)
-        stretch = clock.prepare(run)
+        stretch = clock_for(self.device).prepare(run)
         begun, found, rounds = time.perf_counter(), float("inf"), 0
         while rounds < _ROUNDS or time.perf_counter() - begun < _AWAKE:
             found = min(found, stretch.seconds())  # others only ever make it slower

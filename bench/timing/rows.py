@@ -1,8 +1,8 @@
-"""Rows of results, and a machine's file of them in bench/results/."""
+"""Rows of results: a machine's file of them in bench/results/, and their text table."""
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from fastinfogan.atomic_io import write_json
 from fastinfogan.engine.config import hardware, versions
 from fastinfogan.errors import InputError
 
+FASTINFOGAN = "fastinfogan"
 RESULTS = Path(__file__).parents[1] / "results"
 _VERSIONS = ("torch", "triton")  # in a file's name: those that decide speed
 
@@ -35,7 +36,6 @@ class Row:
         flops: of the products of one run.
         bytes: the fewest that one run reads and writes.
         share: of the roofline, the least time for these FLOPs and bytes over the median.
-        joules: of one run by implementation, where the GPU counts them.
         how: of the timing: "repeat 8", "graph, cold", ...
         more: what else the case holds.
     """
@@ -51,7 +51,6 @@ class Row:
     flops: int = 0
     bytes: int = 0
     share: float | None = None
-    joules: Mapping[str, float] | None = None
     how: str = ""
     more: Mapping[str, Any] = field(default_factory=dict)
 
@@ -73,8 +72,10 @@ class Row:
 def machine_key(device: torch.device) -> str:
     """Return hardware and versions as a file's name: rows of one file are comparable."""
     found, packages = hardware(), versions()
-    what = found["gpu"].split(", ")[0] if device.type == "cuda" else found["cpu"]
-    parts = [what, *([] if device.type == "cuda" else [f"{found['threads']} threads"])]
+    if device.type == "cuda":
+        parts = [found["gpu"].split(", ")[0]]
+    else:
+        parts = [found["cpu"], f"{found['threads']} threads"]
     parts += [f"{name} {packages[name]}" for name in _VERSIONS]
     return re.sub(r"[^a-z0-9.]+", "-", " ".join(parts).lower()).strip("-")
 
@@ -116,3 +117,52 @@ def read(file: Path) -> list[Row]:
         return [Row.from_dict(fields) for fields in json.loads(file.read_text())["rows"]]
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"{file}: not a file of benchmark rows: {error}") from error
+
+
+def heading_and_cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Write the median, the ratio to each baseline's time, and the share of the roofline.
+
+    A ratio is fastinfogan's time over the baseline's, median (quartiles); below 1 it is faster. The
+    share is of the roofline; small operands stay in caches and may exceed 1.
+    """
+    baselines = list(dict.fromkeys(name for row in rows for name in row.ratios))
+    shares = any(row.share is not None for row in rows)
+    heading = [FASTINFOGAN, *(f"of {name}" for name in baselines), *["of the roofline"] * shares]
+    cells = [
+        [
+            row.name,
+            duration(row.seconds[FASTINFOGAN].median),
+            *(str(row.ratios.get(name, "")) for name in baselines),
+            *["" if row.share is None else f"{row.share:.2f}"] * shares,
+        ]
+        for row in rows
+    ]
+    return heading, cells
+
+
+def lines(rows: Sequence[Row]) -> Iterator[str]:
+    """Write each group's rows under a heading, and below what was not measured and why."""
+    for group in dict.fromkeys(row.group for row in rows):
+        chosen = [row for row in rows if row.group == group]
+        heading, cells = heading_and_cells(chosen)
+        table = [[group, *heading], *cells]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        for name, *others in table:
+            aligned = (cell.rjust(n) for cell, n in zip(others, widths[1:], strict=True))
+            yield "  ".join([name.ljust(widths[0]), *aligned]).rstrip()
+        for note in dict.fromkeys(row.more.get("left out") for row in chosen):
+            if note:
+                yield f"  not measured: {note}"
+        for row in chosen:
+            for name, aim in row.more.get("aims", {}).items():
+                if name in row.ratios and row.ratios[name].median > aim:
+                    yield f"  above its aim: {row.name}, {aim:g} of {name}"
+        yield ""
+
+
+def duration(seconds: float) -> str:
+    """Write seconds as in "35.1 us", "12.3 ms", "1.25 s"."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} us"

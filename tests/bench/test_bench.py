@@ -22,8 +22,7 @@ from bench.timing.clock import Clock, Run, Stretch
 from bench.timing.interleaved import Interleaved, Spread, Times
 from bench.timing.measure import measure
 from bench.timing.roofline import Roofline
-from bench.timing.rows import Row, read, write
-from bench.timing.table import lines
+from bench.timing.rows import Row, lines, read, write
 from fastinfogan import experiments
 from fastinfogan.engine.network_step import OptimizerStep
 from fastinfogan.errors import InputError
@@ -47,16 +46,18 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ops, "IMAGES", 64)
 
 
+def nothing() -> None:
+    """Do nothing."""
+
+
 class ScriptedStretch(Stretch):
     def __init__(self, name: str, seconds: Iterator[float], log: list[str]) -> None:
-        self.repeat, self._name, self._seconds, self._log = 1, name, seconds, log
+        super().__init__(nothing)
+        self._name, self._seconds, self._log = name, seconds, log
 
     def seconds(self) -> float:
         self._log.append(self._name)
         return next(self._seconds)
-
-    def again(self) -> None:
-        """Nothing is weighed."""
 
 
 class ScriptedClock(Clock):
@@ -72,16 +73,12 @@ class ScriptedClock(Clock):
         return ScriptedStretch(name, cycle(seconds), self.log)
 
 
-def nothing() -> None:
-    """Do nothing."""
-
-
 def scripted(units: int = 1, **scripts: list[float]) -> tuple[Interleaved, ScriptedClock]:
     clock = ScriptedClock(scripts)
     return Interleaved(dict.fromkeys(scripts, nothing), clock, units=units), clock
 
 
-def test_rounds_begin_with_the_next_side_and_are_compared_round_by_round() -> None:
+def test_rounds_begin_with_the_next_implementation_and_are_compared_round_by_round() -> None:
     """A machine that slows down fourfold for all does not change a ratio."""
     pair, clock = scripted(ours=[1.0, 4.0, 1.0], eager=[2.0, 8.0, 2.0], best=[0.5, 2.0, 0.5])
     for _ in range(3):
@@ -141,22 +138,22 @@ def test_a_foreign_file_is_refused_and_left_alone(tmp_path: Path, text: str) -> 
     assert file.read_text() == text
 
 
-def test_the_table_is_aligned_and_tells_what_is_missing() -> None:
-    told = list(lines([
+def test_the_table_is_aligned_and_lists_what_is_missing() -> None:
+    table = list(lines([
         row(aims={"eager": 0.4}),
         row("a much longer name", **{"left out": "compiled: a GPU's"}),
     ]))  # fmt: skip
-    assert told[0].split() == ["ops", "fastinfogan", "of", "eager", "of", "the", "roofline"]
-    assert told[1].index("2 ms") == told[2].index("2 ms")
-    assert "0.500 (0.400 to 0.600)" in told[1]
-    assert told[3:] == [
+    assert table[0].split() == ["ops", "fastinfogan", "of", "eager", "of", "the", "roofline"]
+    assert table[1].index("2 ms") == table[2].index("2 ms")
+    assert "0.500 (0.400 to 0.600)" in table[1]
+    assert table[3:] == [
         "  not measured: compiled: a GPU's",
         "  above its aim: adam, mnist, 0.4 of eager",
         "",
     ]
 
 
-def test_the_rule_of_parity() -> None:
+def test_the_limit_of_accuracy() -> None:
     true = torch.linspace(-1, 1, 101, dtype=torch.float64)
     near, far = {"y": true + 1e-3}, {"y": true + 3e-3}
     check_accuracy(near, near, {"y": true}, torch.float32)
@@ -182,7 +179,7 @@ def never(*_: object) -> None:
 
 
 def refused(case: Case) -> None:
-    """A case is measured in vain: its check fails, and neither side runs."""
+    """A case is measured in vain: its check fails, and no implementation runs."""
     with pytest.raises(MismatchError):
         measure(replace(case, run=never, baselines={"eager": never}), Roofline(CPU), timing=never)
 
@@ -207,7 +204,7 @@ def test_a_wrong_gradient_of_the_likelihood_is_not_timed(monkeypatch: pytest.Mon
 
 @pytest.fixture
 def wrong_batch_norm(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """A coefficient of batch norm's way back can be planted wrong: the mean of g is left in."""
+    """Plant a wrong coefficient of batch norm's gradient: the mean of g is left in."""
     right = cpu_epilogue.norm_activation_gradient
 
     def wrong(
