@@ -39,7 +39,7 @@ def open_image_set(
     elif default == "digits":
         images = embedded_digits()
     elif default is not None:
-        images = synthetic.open(default, progress=progress)
+        images = synthetic.load(default, progress=progress)
     else:
         raise InputError(
             f"{experiment.name} has no embedded images; give the path of {describe_formats()}"

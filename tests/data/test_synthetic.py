@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from fastinfogan import experiments
 from fastinfogan.cli import main
 from fastinfogan.data import open_image_set, synthetic
-from fastinfogan.data.synthetic import SCENES, kept
+from fastinfogan.data.synthetic import SCENES, stored
 from fastinfogan.data.synthetic.__main__ import sheet
-from fastinfogan.data.synthetic.scene import Numbers, Scene, turn
+from fastinfogan.data.synthetic.scene import Float32, Scene, cos_sin
 from fastinfogan.errors import InputError
 from fastinfogan.paths import cache_directory
 from tests.helpers.training import QUICK, fails
 
-# SHA-256 of the first 40 images of seed 7. Where one changes, kept.VERSION counts up.
+# SHA-256 of the first 40 images of seed 7. Where one changes, stored.VERSION counts up.
 LOOKS = {
     "faces3d": "2f39f87cb1ef9ccb15b87ccddca07e8d4e383729395813f5eba465835001260b",
     "chairs3d": "2c0ba41514517c62deac0f24f0b5995d2dfd83a905ba5f896690c4088da07969",
@@ -33,7 +33,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> int:
     return 60
 
 
-def images_of(scene: Scene, numbers: Numbers) -> NDArray[np.int64]:
+def images_of(scene: Scene, numbers: Float32) -> NDArray[np.int64]:
     return scene.render(numbers)[..., 0].astype(np.int64)
 
 
@@ -66,7 +66,7 @@ def test_an_image_is_a_function_of_seed_and_number(name: str) -> None:
 def test_a_set_and_its_factors(name: str) -> None:
     scene = SCENES[name]
     told: list[tuple[int, int]] = []
-    source = synthetic.open(name, 200, 5, progress=lambda *counts: told.append(counts))
+    source = synthetic.load(name, 200, 5, progress=lambda *counts: told.append(counts))
     assert (told[0], told[-1]) == ((0, 220), (220, 220))
     assert source.shape == scene.shape
     test, factors = source.test, source.factors
@@ -85,15 +85,15 @@ def test_a_set_and_its_factors(name: str) -> None:
                 assert source.labels is not None
                 assert np.array_equal(source.labels, values)
     assert not (test.images[:, None] == source.images[None, :20]).all(axis=(2, 3, 4)).any()
-    larger = synthetic.open(name, 230, 5)
+    larger = synthetic.load(name, 230, 5)
     assert np.array_equal(larger.images[:200], source.images)
-    other = synthetic.open(name, 200, 6)
+    other = synthetic.load(name, 200, 6)
     assert not np.array_equal(other.images, source.images)
 
 
 def test_turns_are_cosine_and_sine() -> None:
     degrees = np.linspace(-800, 800, 4001)
-    cosine, sine = turn(degrees)
+    cosine, sine = cos_sin(degrees)
     assert np.allclose(cosine, np.cos(np.deg2rad(degrees)), rtol=0, atol=1e-12)
     assert np.allclose(sine, np.sin(np.deg2rad(degrees)), rtol=0, atol=1e-12)
 
@@ -146,7 +146,7 @@ def test_sprites_are_where_and_as_large_as_their_factors_say() -> None:
     sprites = SCENES["sprites"]
     numbers = synthetic.draw(sprites, 3, 400)
     images = images_of(sprites, numbers) / 255
-    known = sprites.known(numbers).values
+    known = sprites.factors_of(numbers).values
     area = images.sum(axis=(1, 2))
     places = np.arange(64) + 0.5
     x = (images.sum(axis=1) * places).sum(axis=1) / area
@@ -163,7 +163,7 @@ def test_sprites_are_where_and_as_large_as_their_factors_say() -> None:
 def test_a_set_is_rendered_once_and_again_if_what_was_kept_is_damaged() -> None:
     def rendering() -> bool:
         told: list[int] = []
-        found = synthetic.open("sprites", 50, 9, progress=lambda done, _: told.append(done))
+        found = synthetic.load("sprites", 50, 9, progress=lambda done, _: told.append(done))
         assert np.array_equal(
             found.images, SCENES["sprites"].render(synthetic.draw(SCENES["sprites"], 9, 50))
         )
@@ -172,7 +172,7 @@ def test_a_set_is_rendered_once_and_again_if_what_was_kept_is_damaged() -> None:
     assert rendering()
     assert not rendering()
     (file,) = cache_directory().glob("rendered/sprites-v*-seed9-50+5.npy")
-    assert isinstance(synthetic.open("sprites", 50, 9).images, np.memmap)
+    assert isinstance(synthetic.load("sprites", 50, 9).images, np.memmap)
     whole = file.read_bytes()
     for damaged in (b"", whole[:200], whole[:-1], whole[:5000] + b"\1" + whole[5001:], b"[]" * 99):
         file.write_bytes(damaged)
@@ -187,25 +187,25 @@ def test_where_nothing_can_be_kept_it_costs_time_alone(monkeypatch: pytest.Monke
     Path("file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(Path("file").absolute()))
     scene = SCENES["sprites"]
-    assert kept.read(scene, 0, (9, 1)) is None
+    assert stored.read(scene, 0, (9, 1)) is None
     assert np.array_equal(
-        synthetic.open("sprites", 9).images, scene.render(synthetic.draw(scene, 0, 9))
+        synthetic.load("sprites", 9).images, scene.render(synthetic.draw(scene, 0, 9))
     )
 
 
 def test_what_is_asked_for_wrongly() -> None:
     for name, count, seed, says in (
-        ("faces", 9, 0, "no rendered set 'faces'; there are faces3d, chairs3d, sprites"),
-        ("sprites", 0, 0, "has 1 to 10,000,000 images, not 0"),
-        ("sprites", 10**8, 0, "has 1 to 10,000,000 images, not 100000000"),
+        ("faces", 9, 0, "name must be one of faces3d, chairs3d, sprites, not 'faces'"),
+        ("sprites", 0, 0, "count must be 1 to 10,000,000, not 0"),
+        ("sprites", 10**8, 0, "count must be 1 to 10,000,000, not 100000000"),
         ("sprites", 9, -1, "`seed` must be 0 or more"),
     ):
         with pytest.raises(InputError, match=says):
-            synthetic.open(name, count, seed)
+            synthetic.load(name, count, seed)
 
 
 def test_the_smallest_set_has_a_test_image() -> None:
-    source = synthetic.open("sprites", 1)
+    source = synthetic.load("sprites", 1)
     assert source.test is not None
     assert (len(source), len(source.test)) == (1, 1)
 

@@ -7,16 +7,16 @@ import numpy as np
 from PIL import Image
 
 from fastinfogan.data.synthetic import SCENES, draw
-from fastinfogan.data.synthetic.scene import Numbers, Pixels, Scene
+from fastinfogan.data.synthetic.scene import Float32, Pixels, Scene
 
 _COLUMNS = 8  # as many as there are types of chairs
 _ROWS = 3  # of images as they are drawn
-_THREE_QUARTER_VIEW = 0.8  # of things that turn all round, while others vary
+_THREE_QUARTER_VIEW = 0.8  # of periodic factors while others vary
 _GAP = 12  # pixels between those and the sweeps
 
 
 def sheet(scene: Scene) -> Pixels:
-    """Images as they are drawn, then a row for each factor, which varies from left to right.
+    """Render random images, then a row per factor in which it varies from left to right.
 
     Returns:
         uint8 (height, width).
@@ -37,15 +37,15 @@ def sheet(scene: Scene) -> Pixels:
     return np.concatenate(parts).repeat(scale, axis=0).repeat(scale, axis=1)
 
 
-def _rows(scene: Scene, numbers: Numbers) -> Pixels:
+def _rows(scene: Scene, numbers: Float32) -> Pixels:
     images = scene.render(numbers)[..., 0].reshape(-1, _COLUMNS, *scene.shape[:2])
     return images.transpose(0, 2, 1, 3).reshape(-1, _COLUMNS * scene.shape.width)
 
 
 def main() -> None:
-    """Write a sheet of each set."""
+    """Write the sheets."""
     parser = argparse.ArgumentParser(description="Write contact sheets of the rendered sets.")
-    parser.add_argument("folder", type=Path, help="where to")
+    parser.add_argument("folder", type=Path, help="to write them to")
     folder: Path = parser.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)
     for name, scene in SCENES.items():

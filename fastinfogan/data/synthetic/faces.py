@@ -1,10 +1,10 @@
-"""Heads that turn and nod under a light, 32x32 grey: the factors of the paper's 3D Faces.
+"""Heads under a light, 32x32 grey, with the factors of the paper's 3D Faces.
 
 A head is a smooth union of some twenty ellipsoids (skull, jaw, brows, nose, lips, ears, hair), with
-eye sockets pressed in, and brows, irises and lips painted on; an identity is their sizes, places
-and tones. Seen from afar, each ellipsoid's depth and slope at a pixel are closed forms, so a head
-is rendered in one pass. The paper's heads, of Paysan et al. 2009, have a licence of their own;
-these are ours.
+indented eye sockets and painted brows, irises and lips; an identity is their sizes, positions and
+tones. In orthographic projection the depth and slope of an ellipsoid are closed forms, so a head is
+rendered in one pass. The set stands in for the paper's heads, of Paysan et al. 2009, which have a
+licence of their own.
 """
 
 from dataclasses import dataclass
@@ -14,26 +14,27 @@ import numpy as np
 
 from fastinfogan.data.image_set import ImageShape
 from fastinfogan.data.synthetic.scene import (
-    Exact,
     Factor,
-    Number,
-    Numbers,
+    Float32,
+    Float64,
     Pixels,
+    Scalar,
     Scene,
-    averaged,
     between,
-    reached,
-    turn,
-    wide,
+    cos_sin,
+    covered,
+    downsample,
+    per_image,
 )
 
 _SIDE: Final = 32
 _SHAPE: Final = ImageShape(_SIDE, _SIDE, 1)
-_TOGETHER: Final = 64  # heads at once: their features' maps stay in a core's cache
-_ACROSS: Final = 2  # samples along a pixel's side
-_VIEW: Final = 1.14  # half of what an image shows; a skull is 1.6 high
+_BATCH: Final = 64  # heads at once: their arrays fit into a core's cache
+_SAMPLES: Final = 2  # samples along a pixel's side
+_VIEW: Final = 1.14  # half of the view; a skull is 1.6 high
 _BACKGROUND: Final = np.float32(0.4)
-_FAR, _NOWHERE = np.float32(-9.0), np.float32(-99.0)  # the background; where a ball is not
+_FAR: Final = np.float32(-9.0)  # depth of the background
+_NOWHERE: Final = np.float32(-99.0)  # depth outside of an ellipsoid
 _AMBIENT, _DIRECT = np.float32(0.18), np.float32(0.9)
 _LIGHT_HEIGHT = 22.0  # degrees above the camera
 
@@ -52,49 +53,49 @@ _IDENTITY = (
 
 
 @dataclass(frozen=True)
-class _Ball:
-    """An ellipsoid in the head's frame, x to its left ear, y up, z to its nose: all (n,)."""
+class _Ellipsoid:
+    """An ellipsoid in head coordinates, x to the left ear, y up, z to the nose: all (n,)."""
 
-    centre: tuple[Exact, ...]
-    radii: tuple[Exact, ...]
-    pitch: float = 0.0  # degrees by which its upper end leans back
-    roll: float = 0.0  # degrees by which its outer end hangs
-    blend: float = 0.1  # over how much depth it melts into what was there
-    tone: Number = 0.0
-
-
-@dataclass
-class _Surface:
-    """What a camera sees of an ellipsoid: float32 (n, 1, 1) each."""
-
-    centre: tuple[Numbers, ...]
-    form: tuple[Numbers, ...]  # xx, xy, xz, yy, yz, zz of the form that is 1 on its surface
-    window: tuple[slice, slice]  # rows and columns outside of which it is in no image
+    centre: tuple[Float64, ...]
+    radii: tuple[Float64, ...]
+    pitch: float = 0.0  # degrees, upper end backwards
+    roll: float = 0.0  # degrees, outer end downwards
+    blend: float = 0.1  # depth over which it blends into the surface
+    tone: Scalar = 0.0
 
 
 @dataclass
-class _Maps:
-    """Of every sample: float32 (n, side, side)."""
+class _Projected:
+    """An ellipsoid in camera coordinates: float32 (n, 1, 1) each."""
 
-    depth: Numbers
-    slope_x: Numbers
-    slope_y: Numbers
-    tone: Numbers
+    centre: tuple[Float32, ...]
+    form: tuple[Float32, ...]  # quadratic form xx, xy, xz, yy, yz, zz, 1 on the surface
+    window: tuple[slice, slice]  # rows and columns that it may cover
 
-    def part(self, window: tuple[slice, slice]) -> "_Maps":
-        """Views of a window."""
-        maps = (self.depth, self.slope_x, self.slope_y, self.tone)
-        return _Maps(*(each[:, *window] for each in maps))
+
+@dataclass
+class _Buffers:
+    """What is visible at each sample: float32 (n, side, side)."""
+
+    depth: Float32
+    slope_x: Float32
+    slope_y: Float32
+    tone: Float32
+
+    def part(self, window: tuple[slice, slice]) -> "_Buffers":
+        """Return views of a window."""
+        buffers = (self.depth, self.slope_x, self.slope_y, self.tone)
+        return _Buffers(*(each[:, *window] for each in buffers))
 
 
 class _Head:
-    """Heads in front of the camera.
+    """Renders heads.
 
     Args:
         numbers: float32 (n, columns).
     """
 
-    def __init__(self, numbers: Numbers) -> None:
+    def __init__(self, numbers: Float32) -> None:
         self.count = len(numbers)
         azimuth, elevation, lighting, self.width = (
             f.of(numbers[:, i]) for i, f in enumerate(_FACTORS)
@@ -102,28 +103,30 @@ class _Head:
         self._identity = dict(
             zip(_IDENTITY, numbers[:, len(_FACTORS) :].astype(np.float64).T, strict=True)
         )
-        (ca, sa), (ce, se) = turn(azimuth), turn(elevation)
+        (ca, sa), (ce, se) = cos_sin(azimuth), cos_sin(elevation)
         zero = np.zeros(self.count)
         self._rows = ((ca, zero, sa), (se * sa, ce, -se * ca), (-ce * sa, se, ce * ca))
-        (cl, sl), (ch, sh) = turn(lighting), turn(np.full(self.count, _LIGHT_HEIGHT))
-        self.light = tuple(wide(part) for part in (sl * ch, sh, cl * ch))
-        step = 2 * _VIEW / (_SIDE * _ACROSS)
-        places = ((np.arange(_SIDE * _ACROSS) + 0.5) * step - _VIEW).astype(np.float32)
+        (cl, sl), (ch, sh) = cos_sin(lighting), cos_sin(np.full(self.count, _LIGHT_HEIGHT))
+        self.light = tuple(per_image(part) for part in (sl * ch, sh, cl * ch))
+        step = 2 * _VIEW / (_SIDE * _SAMPLES)
+        places = ((np.arange(_SIDE * _SAMPLES) + 0.5) * step - _VIEW).astype(np.float32)
         self.x, self.y = places[None, None, :], -places[None, :, None] + np.float32(0.06)
 
-    def trait(self, name: str, low: float, high: float) -> Exact:
-        """A number of the identity, between two ends."""
+    def trait(self, name: str, low: float, high: float) -> Float64:
+        """Return a trait of the identities, in [low, high]."""
         return between(self._identity[name].astype(np.float32), low, high)
 
-    def seen(self, ball: _Ball) -> _Surface:
-        """An ellipsoid as the camera sees it."""
-        cx, cy, cz = ball.centre
+    def project(self, ellipsoid: _Ellipsoid) -> _Projected:
+        """Project an ellipsoid."""
+        cx, cy, cz = ellipsoid.centre
         cx = cx * self.width
         centre = [r[0] * cx + r[1] * cy + r[2] * cz for r in self._rows]
-        (cp, sp), (cr, sr) = (turn(np.full(self.count, a)) for a in (ball.pitch, ball.roll))
-        rx, ry, rz = ball.radii
+        (cp, sp), (cr, sr) = (
+            cos_sin(np.full(self.count, a)) for a in (ellipsoid.pitch, ellipsoid.roll)
+        )
+        rx, ry, rz = ellipsoid.radii
         zero = np.zeros(self.count)
-        # The rows that send a point of the head to the unit ball; width acts on the head's x.
+        # Rows of the map from head coordinates to the unit ball; width scales the head's x.
         axes = (
             (cr / rx / self.width, sr / rx, zero),
             (-sr * cp / ry / self.width, cr * cp / ry, -sp / ry),
@@ -135,23 +138,25 @@ class _Head:
             for i, j in ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))
         ]
         xx, xy, xz, yy, yz, zz = form
-        # Half of what it spans: square roots of the inverse form's diagonal.
+        # Half of its extent: square roots of the diagonal of the inverse form.
         whole = xx * (yy * zz - yz * yz) - xy * (xy * zz - yz * xz) + xz * (xy * yz - yy * xz)
         across, down = np.sqrt((yy * zz - yz * yz) / whole), np.sqrt((xx * zz - xz * xz) / whole)
         window = (
-            reached(-self.y[0, :, 0], -centre[1], down),
-            reached(self.x[0, 0, :], centre[0], across),
+            covered(-self.y[0, :, 0], -centre[1], down),
+            covered(self.x[0, 0, :], centre[0], across),
         )
-        return _Surface(tuple(wide(c) for c in centre), tuple(wide(f) for f in form), window)
+        return _Projected(
+            tuple(per_image(c) for c in centre), tuple(per_image(f) for f in form), window
+        )
 
-    def add(self, maps: _Maps, ball: _Ball) -> None:
-        """Melt an ellipsoid into what is there."""
-        seen = self.seen(ball)
-        maps = maps.part(seen.window)
+    def add(self, buffers: _Buffers, ellipsoid: _Ellipsoid) -> None:
+        """Blend an ellipsoid into the surface."""
+        seen = self.project(ellipsoid)
+        buffers = buffers.part(seen.window)
         xx, xy, xz, yy, yz, zz = seen.form
         u, v = self._offsets(seen)
         inverse = 1 / zz
-        # The nearer root w of form(u, v, w) = 1; of its discriminant, zz - a u u - 2 b u v - c v v.
+        # The nearer root w of form(u, v, w) = 1; its discriminant is zz - a u u - 2 b u v - c v v.
         a, b, c = zz * xx - xz * xz, zz * xy - xz * yz, zz * yy - yz * yz
         av, bu = b * v, b * u
         left = a * u + av
@@ -163,80 +168,85 @@ class _Head:
         steep = inverse / root
         slope_x = left * -steep - xz * inverse
         slope_y = (bu + c * v) * -steep - yz * inverse
-        self._melt(maps, depth, slope_x, slope_y, ball)
+        self._blend(buffers, depth, slope_x, slope_y, ellipsoid)
 
-    def _melt(
-        self, maps: _Maps, depth: Numbers, slope_x: Numbers, slope_y: Numbers, ball: _Ball
+    def _blend(
+        self,
+        buffers: _Buffers,
+        depth: Float32,
+        slope_x: Float32,
+        slope_y: Float32,
+        ellipsoid: _Ellipsoid,
     ) -> None:
-        over = depth - maps.depth
-        share = np.clip(over * np.float32(0.5 / ball.blend) + np.float32(0.5), 0, 1)
-        maps.depth += share * (over + np.float32(ball.blend) * (1 - share))
-        maps.slope_x += share * (slope_x - maps.slope_x)
-        maps.slope_y += share * (slope_y - maps.slope_y)
-        tone = wide(np.broadcast_to(np.asarray(ball.tone, np.float64), self.count))
-        maps.tone += share * (tone - maps.tone)
+        over = depth - buffers.depth
+        share = np.clip(over * np.float32(0.5 / ellipsoid.blend) + np.float32(0.5), 0, 1)
+        buffers.depth += share * (over + np.float32(ellipsoid.blend) * (1 - share))
+        buffers.slope_x += share * (slope_x - buffers.slope_x)
+        buffers.slope_y += share * (slope_y - buffers.slope_y)
+        tone = per_image(np.broadcast_to(np.asarray(ellipsoid.tone, np.float64), self.count))
+        buffers.tone += share * (tone - buffers.tone)
 
-    def press(self, maps: _Maps, ball: _Ball, deep: float) -> None:
-        """Press a hollow into the surface where it is inside a ball, and darken it a little."""
-        seen = self.seen(ball)
-        maps = maps.part(seen.window)
-        inside, along_x, along_y = self._within(maps, seen)
+    def indent(self, buffers: _Buffers, ellipsoid: _Ellipsoid, deep: float) -> None:
+        """Indent and slightly darken the surface inside an ellipsoid."""
+        seen = self.project(ellipsoid)
+        buffers = buffers.part(seen.window)
+        inside, along_x, along_y = self._within(buffers, seen)
         weight = inside * inside
         by = np.float32(deep)
-        maps.depth -= by * weight
-        maps.slope_x += (4 * by) * inside * along_x
-        maps.slope_y += (4 * by) * inside * along_y
-        maps.tone *= 1 - np.float32(0.35) * weight
+        buffers.depth -= by * weight
+        buffers.slope_x += (4 * by) * inside * along_x
+        buffers.slope_y += (4 * by) * inside * along_y
+        buffers.tone *= 1 - np.float32(0.35) * weight
 
-    def paint(self, maps: _Maps, ball: _Ball, sharp: float = 2.5) -> None:
-        """Give the surface inside a ball that ball's tone."""
-        seen = self.seen(ball)
-        maps = maps.part(seen.window)
-        inside, _, _ = self._within(maps, seen)
+    def paint(self, buffers: _Buffers, ellipsoid: _Ellipsoid, sharp: float = 2.5) -> None:
+        """Colour the surface inside an ellipsoid with its tone."""
+        seen = self.project(ellipsoid)
+        buffers = buffers.part(seen.window)
+        inside, _, _ = self._within(buffers, seen)
         share = np.minimum(inside * np.float32(sharp), np.float32(1))
-        tone = wide(np.broadcast_to(np.asarray(ball.tone, np.float64), self.count))
-        maps.tone += share * (tone - maps.tone)
+        tone = per_image(np.broadcast_to(np.asarray(ellipsoid.tone, np.float64), self.count))
+        buffers.tone += share * (tone - buffers.tone)
 
-    def _offsets(self, seen: _Surface) -> tuple[Numbers, Numbers]:
+    def _offsets(self, seen: _Projected) -> tuple[Float32, Float32]:
         rows, columns = seen.window
         return self.x[..., columns] - seen.centre[0], self.y[:, rows] - seen.centre[1]
 
-    def _within(self, maps: _Maps, seen: _Surface) -> tuple[Numbers, Numbers, Numbers]:
-        """1 - form where the surface is inside a ball, else 0; half the form's slopes there."""
+    def _within(self, buffers: _Buffers, seen: _Projected) -> tuple[Float32, Float32, Float32]:
+        """Return max(1 - form, 0) on the surface, and half the slopes of the form along x and y."""
         xx, xy, xz, yy, yz, zz = seen.form
         u, v = self._offsets(seen)
-        w = maps.depth - seen.centre[2]
+        w = buffers.depth - seen.centre[2]
         nx, ny = (xx * u + xy * v) + xz * w, (xy * u + yy * v) + yz * w
         nz = (xz * u + yz * v) + zz * w
         inside = np.maximum(1 - (u * nx + v * ny + w * nz), 0)
-        return inside, nx + nz * maps.slope_x, ny + nz * maps.slope_y
+        return inside, nx + nz * buffers.slope_x, ny + nz * buffers.slope_y
 
-    def shade(self, maps: _Maps) -> Numbers:
-        """Brightness in [0, 1] under the light: matt, with a little gloss."""
+    def shade(self, buffers: _Buffers) -> Float32:
+        """Return the brightness in [0, 1], diffuse with a weak specular term."""
         lx, ly, lz = self.light
-        length = np.sqrt(maps.slope_x * maps.slope_x + maps.slope_y * maps.slope_y + 1)
-        facing = (lz - maps.slope_x * lx - maps.slope_y * ly) / length
+        length = np.sqrt(buffers.slope_x * buffers.slope_x + buffers.slope_y * buffers.slope_y + 1)
+        facing = (lz - buffers.slope_x * lx - buffers.slope_y * ly) / length
         lit = np.maximum(facing, 0)
-        sky = _AMBIENT * (1 - maps.slope_y / length * np.float32(0.35))
-        bright = maps.tone * (sky + _DIRECT * lit)
+        sky = _AMBIENT * (1 - buffers.slope_y / length * np.float32(0.35))
+        bright = buffers.tone * (sky + _DIRECT * lit)
         gloss = lit * lit
         gloss = gloss * gloss
         bright += np.float32(0.10) * gloss * gloss
-        return np.where(maps.depth > np.float32(-8), np.clip(bright, 0, 1), _BACKGROUND)
+        return np.where(buffers.depth > np.float32(-8), np.clip(bright, 0, 1), _BACKGROUND)
 
 
-def render(numbers: Numbers) -> Pixels:
+def render(numbers: Float32) -> Pixels:
     """Render heads: uint8 (n, 32, 32, 1)."""
     images = np.empty((len(numbers), *_SHAPE), np.uint8)
-    # Heads that look the same way have their features in the same windows.
-    alike = np.argsort(numbers[:, 0], kind="stable")
-    for start in range(0, len(numbers), _TOGETHER):
-        some = alike[start : start + _TOGETHER]
+    # Sorted by azimuth, so that features are in small windows of the image.
+    order = np.argsort(numbers[:, 0], kind="stable")
+    for start in range(0, len(numbers), _BATCH):
+        some = order[start : start + _BATCH]
         images[some] = _render(numbers[some])
     return images
 
 
-def _render(numbers: Numbers) -> Pixels:
+def _render(numbers: Float32) -> Pixels:
     h = _Head(numbers)
     n = h.count
 
@@ -254,16 +264,16 @@ def _render(numbers: Numbers) -> Pixels:
     brow = h.trait("brow", 0.0, 0.06)
     ears = h.trait("ears", 0.8, 1.3)
 
-    side = _SIDE * _ACROSS
-    maps = _Maps(
+    side = _SIDE * _SAMPLES
+    buffers = _Buffers(
         np.full((n, side, side), _FAR), *(np.zeros((n, side, side), np.float32) for _ in "xyt")
     )
 
-    def ball(
-        centre: tuple[Number, Number, Number], radii: tuple[Number, Number, Number],
-        blend: float = 0.1, *, pitch: float = 0.0, roll: float = 0.0, tone: Number = skin,
-    ) -> _Ball:  # fmt: skip
-        return _Ball(
+    def ellipsoid(
+        centre: tuple[Scalar, Scalar, Scalar], radii: tuple[Scalar, Scalar, Scalar],
+        blend: float = 0.1, *, pitch: float = 0.0, roll: float = 0.0, tone: Scalar = skin,
+    ) -> _Ellipsoid:  # fmt: skip
+        return _Ellipsoid(
             tuple(zero + c for c in centre),
             tuple(zero + r for r in radii),
             pitch,
@@ -272,11 +282,11 @@ def _render(numbers: Numbers) -> Pixels:
             tone,
         )
 
-    def add(*arguments: Any, **more: Any) -> None:  # noqa: ANN401 - as ball's
-        h.add(maps, ball(*arguments, **more))
+    def add(*arguments: Any, **more: Any) -> None:  # noqa: ANN401 - as ellipsoid's
+        h.add(buffers, ellipsoid(*arguments, **more))
 
-    def paint(sharp: float, *arguments: Any, **more: Any) -> None:  # noqa: ANN401 - as ball's
-        h.paint(maps, ball(*arguments, **more), sharp)
+    def paint(sharp: float, *arguments: Any, **more: Any) -> None:  # noqa: ANN401 - as ellipsoid's
+        h.paint(buffers, ellipsoid(*arguments, **more), sharp)
 
     neck = h.trait("neck", 0.34, 0.46)
     add((0, -1.3, -0.22), (neck, 0.95, neck), 0.05, pitch=-8, tone=skin * 0.9)
@@ -290,7 +300,7 @@ def _render(numbers: Numbers) -> Pixels:
     for x in (-1, 1):
         add((x * 0.33, -0.19, cheeks), (0.27, 0.24, 0.26), 0.12, roll=x * 20)
     for x in (-1, 1):
-        h.press(maps, ball((x * eye_x, eye_y, 0.66), (0.21, 0.15, 0.30)), 0.13)
+        h.indent(buffers, ellipsoid((x * eye_x, eye_y, 0.66), (0.21, 0.15, 0.30)), 0.13)
     for x in (-1, 1):
         add((x * 0.24, eye_y + 0.18, 0.48 + brow), (0.24, 0.10, 0.15), 0.09, roll=x * -6)
 
@@ -321,7 +331,7 @@ def _render(numbers: Numbers) -> Pixels:
     amount, length = h.trait("hair", -0.06, 0.12), h.trait("hair length", -0.20, 0.40)
     mop = (0.71 + amount * 0.6, 0.70 + amount + length * 0.4, 0.79 + amount * 0.6)
     add((0, 0.36 - length * 0.5, -0.27), mop, 0.02, pitch=-8, tone=hair_tone)
-    return averaged(h.shade(maps), _ACROSS)
+    return downsample(h.shade(buffers), _SAMPLES)
 
 
 FACES = Scene("faces3d", _SHAPE, _FACTORS, len(_FACTORS) + len(_IDENTITY), None, render, 2048)

@@ -1,8 +1,8 @@
-"""What the three sets share: how an image's numbers become factors, turns and antialiased pixels.
+"""What the rendered sets share: factors, rotations and antialiasing.
 
-An image is a pure function of its row of numbers, and every operation on the way is one that rounds
-alike everywhere and in any company: sums, products, quotients, square roots, comparisons. So a set
-is the same to the last bit on every machine, whatever is rendered beside an image.
+An image is a pure function of its row of numbers, computed with correctly rounded operations only:
+sums, products, quotients, square roots, comparisons. A set is therefore bit-identical on every
+machine, whatever images are rendered together.
 """
 
 from collections.abc import Callable
@@ -13,22 +13,22 @@ from numpy.typing import NDArray
 
 from fastinfogan.data.image_set import Factors, ImageShape
 
-Numbers = NDArray[np.float32]
-Exact = NDArray[np.float64]
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
 Pixels = NDArray[np.uint8]
-Number = Exact | float
+Scalar = Float64 | float
 
 
 @dataclass(frozen=True)
 class Factor:
-    """One thing that varies, drawn evenly.
+    """A factor of variation, uniformly distributed.
 
     Attributes:
-        name: as users read it.
-        low: the least value.
-        high: the largest; a factor with classes has 0 and their number.
-        classes: whether its values are the numbers of classes.
-        period: after how much it comes round again, if it does.
+        name: of the factor.
+        low: smallest value; 0 for classes.
+        high: largest value; the number of classes.
+        classes: whether its values are class indices.
+        period: of its values, if it is periodic.
     """
 
     name: str
@@ -37,25 +37,25 @@ class Factor:
     classes: bool = False
     period: float | None = None
 
-    def of(self, numbers: Numbers) -> Exact:
-        """Turn numbers in [-1, 1] into values, float64 of the same shape."""
+    def of(self, numbers: Float32) -> Float64:
+        """Map numbers in [-1, 1] to values, float64 of the same shape."""
         middle, half = (self.low + self.high) / 2, (self.high - self.low) / 2
-        values: Exact = numbers.astype(np.float64) * half + middle
+        values: Float64 = numbers.astype(np.float64) * half + middle
         return np.minimum(np.floor(values), self.high - 1) if self.classes else values
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One set of images before any is rendered.
+    """How to render a set of images.
 
     Attributes:
         name: faces3d, chairs3d or sprites.
         shape: of an image.
-        factors: what is known of an image; the first columns of its row of numbers.
-        columns: how many numbers in (-1, 1) make an image.
-        label: the factor whose class is the image's label, if any.
-        render: from numbers, float32 (n, columns), to images, uint8 (n, height, width, 1).
-        chunk: how many images a thread takes at a time.
+        factors: given by the first columns of an image's row of numbers.
+        columns: numbers in (-1, 1) per image.
+        label: name of the factor that is the image's label, if any.
+        render: maps float32 (n, columns) to uint8 (n, height, width, 1).
+        chunk: images that a thread renders at a time.
     """
 
     name: str
@@ -63,11 +63,11 @@ class Scene:
     factors: tuple[Factor, ...]
     columns: int
     label: str | None
-    render: Callable[[Numbers], Pixels]
+    render: Callable[[Float32], Pixels]
     chunk: int
 
-    def known(self, numbers: Numbers) -> Factors:
-        """The factors of images, float32 (n, factors)."""
+    def factors_of(self, numbers: Float32) -> Factors:
+        """Return the factors of images, given their numbers."""
         values = [factor.of(numbers[:, i]) for i, factor in enumerate(self.factors)]
         return Factors(
             tuple(factor.name for factor in self.factors),
@@ -76,26 +76,26 @@ class Scene:
             tuple(factor.period for factor in self.factors),
         )
 
-    def labels(self, numbers: Numbers) -> NDArray[np.int64] | None:
-        """The labels of images, int64 (n,), or None where there is no natural class."""
+    def labels(self, numbers: Float32) -> NDArray[np.int64] | None:
+        """Return the labels of images, int64 (n,), if there are any."""
         for i, factor in enumerate(self.factors):
             if factor.name == self.label:
                 return factor.of(numbers[:, i]).astype(np.int64)
         return None
 
 
-def between(numbers: Numbers, low: float, high: float) -> Exact:
-    """Turn numbers in [-1, 1] into float64 in [low, high]."""
+def between(numbers: Float32, low: float, high: float) -> Float64:
+    """Map numbers in [-1, 1] to float64 in [low, high]."""
     return Factor("", low, high).of(numbers)
 
 
-# The series of sin(x) / x and cos(x) in x * x, highest power first.
+# Taylor series of sin(x) / x and cos(x) in x * x, highest power first.
 _SINE = (-1 / 1307674368000, 1 / 6227020800, -1 / 39916800, 1 / 362880, -1 / 5040, 1 / 120, -1 / 6)
 _COSINE = (-1 / 87178291200, 1 / 479001600, -1 / 3628800, 1 / 40320, -1 / 720, 1 / 24, -1 / 2)
 
 
-def turn(degrees: Exact) -> tuple[Exact, Exact]:
-    """Cosine and sine of angles to 1e-12; a library's own would not round alike everywhere."""
+def cos_sin(degrees: Float64) -> tuple[Float64, Float64]:
+    """Return cosine and sine to 1e-12; a math library's would differ between machines."""
     quarters = np.floor(degrees / 90 + 0.5)
     x = (degrees - quarters * 90) * (np.pi / 180)
     square = x * x
@@ -112,8 +112,8 @@ def turn(degrees: Exact) -> tuple[Exact, Exact]:
     )
 
 
-def averaged(samples: Numbers, across: int) -> Pixels:
-    """Average squares of across * across samples of brightness in [0, 1] to pixels.
+def downsample(samples: Float32, across: int) -> Pixels:
+    """Average squares of across * across brightness samples in [0, 1] to pixels.
 
     Args:
         samples: float32 (n, height * across, width * across).
@@ -124,19 +124,19 @@ def averaged(samples: Numbers, across: int) -> Pixels:
     """
     total = np.zeros_like(samples[:, ::across, ::across])
     for down in range(across):
-        for right in range(across):  # one by one: the order of a library's sum is its own
+        for right in range(across):  # a library's sum has no fixed order
             total += samples[:, down::across, right::across]
     scaled = total * np.float32(255 / across**2) + np.float32(0.5)
     return scaled.astype(np.uint8)[..., None]
 
 
-def wide(values: Exact) -> Numbers:
-    """A number of each image, float64 (n,), as float32 (n, 1, 1): to be used on its samples."""
+def per_image(values: Float64) -> Float32:
+    """Broadcast a number of each image, float64 (n,), over its samples: float32 (n, 1, 1)."""
     return values.astype(np.float32)[:, None, None]
 
 
-def reached(places: Numbers, middle: Exact, half: Exact) -> slice:
-    """Which of some ascending places lie within any of the reaches, and one more on both sides."""
-    first = int(np.searchsorted(places, (middle - half).min()))
-    last = int(np.searchsorted(places, (middle + half).max()))
+def covered(positions: Float32, middle: Float64, half: Float64) -> slice:
+    """Return the slice of ascending `positions` within any of the intervals, widened by one."""
+    first = int(np.searchsorted(positions, (middle - half).min()))
+    last = int(np.searchsorted(positions, (middle + half).max()))
     return slice(max(first - 1, 0), last + 1)
