@@ -1,4 +1,4 @@
-"""Sets of pictures on the command line: looked at, verified, prepared, trained on, killed."""
+"""`fastinfogan data`, and training on encoded images."""
 
 import importlib.util
 import json
@@ -58,11 +58,11 @@ def weights(run: str, iteration: int) -> bytes:
 
 def test_info_verify_and_prepare(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "info", "pictures", "--decoder", "pillow", "--out", "sheet.png"]) == 0
-    told = capsys.readouterr().out
-    assert "240, 28x28 grey" in told
-    assert "the centre to 28x28 grey" in told
-    assert "Pillow" in told
-    assert "cached in a file" in told
+    output = capsys.readouterr().out
+    assert "240, 28x28 grey" in output
+    assert "the centre to 28x28 grey" in output
+    assert "Pillow" in output
+    assert "cached in a file" in output
     with Image.open("sheet.png") as sheet:
         assert sheet.size == (289, 289)
     assert main(["data", "verify", "pictures"]) == 0
@@ -79,53 +79,53 @@ def test_info_verify_and_prepare(pictures: Path, capsys: pytest.CaptureFixture[s
     spoil(pictures / "007.png")
     spoil(pictures / "100.png")
     assert main(["data", "verify", "pictures", "--decoder", "pillow"]) == 1
-    told = capsys.readouterr().out
-    assert "007.png: " in told
-    assert "2 of 240 images cannot be decoded" in told
+    output = capsys.readouterr().out
+    assert "007.png: " in output
+    assert "2 of 240 images cannot be decoded" in output
     assert main(prepare) == 2
     assert "007.png cannot be decoded" in capsys.readouterr().err
     assert main([*prepare, "--on-bad-image", "skip"]) == 0
     assert "2 cannot be decoded and are skipped" in capsys.readouterr().out
-    told = fails("data", "info", "nowhere", capsys=capsys)
-    assert "nowhere: no such file" in told
-    told = fails("data", "info", "pictures", "--out", "no/such/sheet.png", capsys=capsys)
-    assert "no/such/sheet.png: cannot be written" in told
+    output = fails("data", "info", "nowhere", capsys=capsys)
+    assert "nowhere: no such file" in output
+    output = fails("data", "info", "pictures", "--out", "no/such/sheet.png", capsys=capsys)
+    assert "no/such/sheet.png: cannot be written" in output
 
 
 @pytest.mark.usefixtures("narrow_networks")
-def test_pictures_are_trained_on_and_bad_ones_skipped(
-    pictures: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_training_skips_bad_images(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for bad in ("003.png", "200.png"):
         spoil(pictures / bad)
     train = ["train", "mnist", "--data", "pictures", "--decoder", "pillow", *QUICK]
-    told = fails(*train, "--iterations", "60", "--out", "fails", capsys=capsys)
-    assert "cannot be decoded" in told
-    assert "--on-bad-image skip" in told
+    output = fails(*train, "--iterations", "60", "--out", "fails", capsys=capsys)
+    assert "cannot be decoded" in output
+    assert "--on-bad-image skip" in output
     skip = ["--on-bad-image", "skip", "--iterations", "60", "--out", "run"]
     assert main([*train, *skip]) == 0
-    told = capsys.readouterr().out
-    assert "decoded by Pillow" in told
-    assert "2 of 240 images cannot be decoded and are skipped" in told.replace("\n", " ")
+    output = capsys.readouterr().out
+    assert "decoded by Pillow" in output
+    assert "2 of 240 images cannot be decoded and are skipped" in output.replace("\n", " ")
     lines = [json.loads(each) for each in Path("run/bad_images.jsonl").read_text().splitlines()]
     assert [each["index"] for each in lines] == [3, 200]
     assert {path.suffix for path in cache_folder().iterdir()} == {".u8", ".json"}
     assert main(["train", "--resume", "run", "--iterations", "61"]) == 0  # as it was started
     assert "decoded by an earlier run" in capsys.readouterr().out
-    told = fails("train", "--resume", "run", "--on-bad-image", "fail", capsys=capsys)
-    assert "003.png cannot be decoded" in told
+    output = fails("train", "--resume", "run", "--on-bad-image", "fail", capsys=capsys)
+    assert "003.png cannot be decoded" in output
     (pictures / "000.png").unlink()
-    told = fails("train", "--resume", "run", capsys=capsys)
-    assert "not the images that run was started with; now and then: images: '239' and '240'" in told
+    output = fails("train", "--resume", "run", capsys=capsys)
+    assert (
+        "not the images that run was started with; now and then: images: '239' and '240'" in output
+    )
 
 
-def test_what_is_of_pictures_is_not_asked_of_images_in_memory(
+def test_options_of_encoded_images_are_refused_for_decoded_ones(
     digits: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for option in (["--cache", "off"], ["--decoder", "pillow"], ["--on-bad-image", "skip"]):
-        told = fails("train", "mnist", "--data", digits, *option, *QUICK, capsys=capsys)
-        assert " ".join(option) in told
-        assert "decoded already" in told
+        output = fails("train", "mnist", "--data", digits, *option, *QUICK, capsys=capsys)
+        assert " ".join(option) in output
+        assert "decoded already" in output
 
 
 NARROW = """
@@ -141,10 +141,10 @@ sys.exit(main({arguments!r}))
 
 
 @pytest.mark.slow
-def test_a_prepare_that_is_killed_is_gone_on_with(
+def test_a_killed_prepare_is_resumed(
     pictures: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """SIGINT ends it with a line, SIGKILL with none; what was decoded is there."""
+    """After SIGKILL and SIGINT, what was decoded is not decoded again."""
     for i in range(2000):
         Path(pictures, f"more-{i}.png").hardlink_to(pictures / "000.png")
     prepare = ["data", "prepare", "pictures", "--experiment", "mnist", "--decoder", "pillow"]
@@ -171,9 +171,10 @@ def test_a_prepare_that_is_killed_is_gone_on_with(
     assert there > killed > 0
     assert {path.suffix for path in cache_folder().iterdir()} == {".partial", ".sums"}
     assert main(prepare) == 0
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert (
-        f"2,240 images, 1.7 MiB, in {cache_folder()}; {there:,} of them were there already" in told
+        f"2,240 images, 1.7 MiB, in {cache_folder()}; {there:,} of them were there already"
+        in output
     )
 
 
@@ -189,7 +190,7 @@ def wait_for_more_than(count: int) -> None:
 
 
 def filled() -> int:
-    """How many images a fill that is going on has come to."""
+    """The number of images in the partial file."""
     files = list(cache_folder().glob("*.sums"))
     return int(np.count_nonzero(np.fromfile(files[0], np.uint32))) if files else 0
 
@@ -197,7 +198,7 @@ def filled() -> int:
 @pytest.mark.slow
 @pytest.mark.usefixtures("narrow_networks")
 @pytest.mark.parametrize("decoder", DECODERS)
-def test_a_run_killed_in_mid_epoch_goes_on_bit_for_bit(
+def test_a_run_killed_in_mid_epoch_is_resumed_bit_for_bit(
     pictures: Path, decoder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train = ["train", "mnist", "--data", str(pictures), "--decoder", decoder, *QUICK]

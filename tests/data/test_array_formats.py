@@ -51,7 +51,7 @@ def test_dsprites(tmp_path: Path) -> None:
     assert in_memory(path, SVHN).shape == (32, 32, 3)
 
 
-def test_an_area_mean_keeps_what_it_covers() -> None:
+def test_resizing_preserves_means() -> None:
     images = RANDOM.integers(0, 256, (3, 64, 64, 1), np.uint8)
     for side in (28, 32, 48, 96):
         made = transform_array(images, CropResize(ImageShape(side, side, 1)), Path("a"))
@@ -64,7 +64,7 @@ def test_an_area_mean_keeps_what_it_covers() -> None:
             assert np.abs(made[0, ..., 0].astype(int) - np.asarray(box)).max() <= 1
 
 
-def test_what_is_wrong_with_dsprites(tmp_path: Path) -> None:
+def test_damaged_dsprites(tmp_path: Path) -> None:
     path = tmp_path / "dsprites.npz"
     dsprites(path)
     whole = path.read_bytes()
@@ -109,7 +109,7 @@ def test_shapes3d(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".npz", ".h5"])
 def test_mpi3d(suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a grid of eight images: a whole one has a million."""
+    """With a grid of eight images; a complete one has a million."""
     monkeypatch.setattr(factor_arrays, "GRIDS", [(2, 1, 2, 1, 1, 1, 2)])
     path = tmp_path / f"mpi3d_toy{suffix}"
     if suffix == ".npz":
@@ -127,7 +127,7 @@ def test_mpi3d(suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert np.array_equal(factors.values[:, 6], [0, 1] * 4)
 
 
-def test_what_is_wrong_with_hdf5(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_hdf5(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "3dshapes.h5"
     with h5py.File(path, "w") as file:
         file.create_dataset("images", data=COLOURED, compression="gzip", chunks=(1, 64, 64, 3))
@@ -150,13 +150,13 @@ def test_what_is_wrong_with_hdf5(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "needs h5py, which is not installed; pip install 'fastinfogan[hdf5]'" in why
 
 
-def test_folders_of_arrays_and_of_nothing_known(tmp_path: Path) -> None:
+def test_folders_of_arrays(tmp_path: Path) -> None:
     np.savez(tmp_path / "mine.npz", images=COLOURED[:, ::2, ::2].copy())
     assert len(in_memory(tmp_path, SVHN)) == 8
     dsprites(tmp_path / "dsprites.npz")
     assert "holds several image sets, dsprites.npz, mine.npz" in message(tmp_path, SVHN)
     Image.fromarray(COLOURED[0]).save(tmp_path / "one.png")
     assert names(encoded(tmp_path, SVHN)) == ["one.png"]
-    told = message(tmp_path / "nothing", SVHN)
+    reported = message(tmp_path / "nothing", SVHN)
     for each in ("IDX", "train_32x32.mat", "img_align_celeba", "rendered_chairs", ".tar", ".h5"):
-        assert each in told
+        assert each in reported

@@ -1,4 +1,4 @@
-"""The file of decoded images: believed only when whole, and hurt by nobody."""
+"""The cache of decoded images: verified when opened, resumed after a crash, locked by its owner."""
 
 import errno
 import json
@@ -40,13 +40,13 @@ def there() -> set[str]:
 
 
 def prepare(decoder: RawDecoder, **more: Any) -> list[str]:  # noqa: ANN401
-    told: list[str] = []
+    reported: list[str] = []
     bad_images = BadImages("noise", COUNT, "fail")
-    fill_cache_file(decoder, bad_images, told.append, batch_size=8, **more)
-    return told
+    fill_cache_file(decoder, bad_images, reported.append, batch_size=8, **more)
+    return reported
 
 
-def test_a_whole_file_is_found_and_what_is_damaged_is_made_again(source: ImageSet) -> None:
+def test_a_complete_file_is_mapped_and_a_damaged_one_filled_again(source: ImageSet) -> None:
     decoder = RawDecoder(encoded(source))
     key = CacheKey.of(decoder)
     assert open_complete(key, pytest.fail) is None
@@ -68,13 +68,13 @@ def test_a_whole_file_is_found_and_what_is_damaged_is_made_again(source: ImageSe
     }
     for said, damage in damages.items():
         damage()
-        (told,) = prepare(decoder)
-        assert said in told
+        (reported,) = prepare(decoder)
+        assert said in reported
         assert data.read_bytes() == whole
     assert len(decoder.asked) == 4 * COUNT
 
 
-def test_another_decoder_and_a_changed_file_are_another_set(source: ImageSet) -> None:
+def test_another_decoder_or_changed_files_have_another_key(source: ImageSet) -> None:
     decoder = RawDecoder(encoded(source))
     prepare(decoder)
     other = RawDecoder(decoder.image_set)
@@ -110,7 +110,7 @@ fill_cache_file(decoder, bad_images, print, lambda done: print(done, flush=True)
 """
 
 
-def test_a_fill_that_is_killed_is_gone_on_with_and_never_believed(source: ImageSet) -> None:
+def test_a_killed_fill_is_resumed_and_verified(source: ImageSet) -> None:
     decoder = RawDecoder(encoded(source))
     tests = str(Path(__file__).parents[2])
     command = [sys.executable, "-c", KILLED.format(tests=tests)]
@@ -144,7 +144,7 @@ def test_a_fill_that_is_killed_is_gone_on_with_and_never_believed(source: ImageS
     assert np.array_equal(found.images, source.images)
 
 
-def test_dead_partial_files_are_swept_and_live_ones_left(source: ImageSet) -> None:
+def test_abandoned_partial_files_are_removed_and_locked_ones_kept(source: ImageSet) -> None:
     decoder = RawDecoder(encoded(source))
     key = CacheKey.of(decoder)
     live = FileCache(key)
@@ -167,7 +167,7 @@ def test_dead_partial_files_are_swept_and_live_ones_left(source: ImageSet) -> No
     assert [p.name for p in cache_folder().glob("*.partial")] == [other.name]
 
 
-def test_the_fullest_of_dead_fills_is_gone_on_with_and_left_overs_are_swept(
+def test_the_fullest_partial_file_is_resumed_and_leftovers_removed(
     source: ImageSet,
 ) -> None:
     decoder = RawDecoder(encoded(source))
@@ -191,7 +191,7 @@ def test_the_fullest_of_dead_fills_is_gone_on_with_and_left_overs_are_swept(
     taken.close()
 
 
-def test_a_file_that_cannot_be_read_is_told_and_left(
+def test_an_unreadable_file_is_reported_and_kept(
     source: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoder = RawDecoder(encoded(source))
@@ -200,15 +200,15 @@ def test_a_file_that_cannot_be_read_is_told_and_left(
     def no_memory(*_: object, **__: object) -> None:
         raise OSError(errno.ENOMEM, "Cannot allocate memory")
 
-    told: list[str] = []
+    reported: list[str] = []
     with monkeypatch.context() as patched:
         patched.setattr("mmap.mmap", no_memory)
-        assert open_complete(CacheKey.of(decoder), told.append) is None
-    assert "Cannot allocate memory; decoding again" in told[0]
+        assert open_complete(CacheKey.of(decoder), reported.append) is None
+    assert "Cannot allocate memory; decoding again" in reported[0]
     assert open_complete(CacheKey.of(decoder), pytest.fail) is not None
 
 
-def test_a_full_disk_is_told_and_leaves_nothing(
+def test_a_full_disk_is_reported_and_leaves_no_files(
     source: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> int:
@@ -222,14 +222,14 @@ def test_a_full_disk_is_told_and_leaves_nothing(
         assert there() == set(), name
 
 
-def test_checksums_are_of_every_few_mebibytes() -> None:
+def test_checksums_of_chunks() -> None:
     data = np.random.default_rng(0).integers(0, 256, (9 << 20) + 5, dtype=np.uint8)
     step = 1 << 22
     expected = [zlib.crc32(data[i : i + step].tobytes()) for i in range(0, len(data), step)]
     assert checksums(data) == expected
 
 
-def test_where_a_set_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastinfogan.data.cache.policy.available_memory", lambda: 1000)
     monkeypatch.setattr("fastinfogan.data.cache.policy.available_disk", lambda _: 100)
 
@@ -254,7 +254,7 @@ def test_where_a_set_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         place("device", 11, 10)
 
 
-def test_memory_of_cold_files_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reclaimable_memory_is_available(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     group = (tmp_path, "memory.max", "memory.current", "inactive_file")
     monkeypatch.setattr("fastinfogan.data.cache.policy._CGROUPS", (group,))
     (tmp_path / "memory.current").write_text("900\n")
@@ -265,7 +265,7 @@ def test_memory_of_cold_files_is_free(tmp_path: Path, monkeypatch: pytest.Monkey
     assert available_memory() > 1 << 20
 
 
-def test_bad_pictures_are_told_while_others_are_found() -> None:
+def test_bad_images_are_read_while_others_are_added() -> None:
     bad_images = BadImages("set", 1000, "skip")
     bad_images.add(BadImage(1, "one", "cut short"))
     seen = iter(bad_images.bad.values())

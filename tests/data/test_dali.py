@@ -1,4 +1,4 @@
-"""DALI's decoder: agrees with Pillow, accepts what Pillow accepts, names what is damaged."""
+"""DALI's decoder: the images of Pillow, and the same bad images."""
 
 import io
 import subprocess
@@ -56,7 +56,7 @@ def turned(tag: int) -> Image.Exif:
 
 
 def stored(files: dict[str, bytes], recipe: CropResize) -> EncodedImageSet:
-    """All pictures in one file, one after the other with something between, as in a tar."""
+    """Store all images in one file with gaps, as in a tar."""
     place, pictures = Path("pictures.bin").absolute(), []
     with place.open("wb") as file:
         for name, data in files.items():
@@ -67,7 +67,7 @@ def stored(files: dict[str, bytes], recipe: CropResize) -> EncodedImageSet:
 
 
 def all_of(decoder: Any, wanted: list[NDArray[np.int64]] | None = None) -> DecodedBatch:  # noqa: ANN401
-    """Everything that was wanted, laid end to end; by default each picture once."""
+    """Decode and concatenate batches; by default each image once."""
     parts = list(decoder.batches(wanted or [np.arange(len(decoder.image_set))]))
     return DecodedBatch(
         np.concatenate([part.index for part in parts]),
@@ -77,7 +77,7 @@ def all_of(decoder: Any, wanted: list[NDArray[np.int64]] | None = None) -> Decod
 
 
 def kinds() -> dict[str, bytes]:
-    """Pictures of every kind that both decoders read."""
+    """Images of every kind that both decoders read."""
     colour = scene(1, 61, 83)
     grey = colour.convert("L")
     see_through = colour.copy()
@@ -106,7 +106,7 @@ def kinds() -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=str)
-def test_agrees_with_pillow(recipe: CropResize) -> None:
+def test_matches_pillow(recipe: CropResize) -> None:
     source = stored(kinds(), recipe)
     ours, theirs = all_of(DaliDecoder(source, batch=7)), all_of(PillowDecoder(source))
     assert {b.index for b in ours.bad} == {b.index for b in theirs.bad}
@@ -119,7 +119,7 @@ def test_agrees_with_pillow(recipe: CropResize) -> None:
 
 
 def test_most_kinds_are_decoded_by_dali(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that the agreement above is not Pillow's with itself."""
+    """Or the comparison above would be Pillow's with itself."""
     source = stored(kinds(), RECIPES[1])
     decoder = DaliDecoder(source)
     left: list[int] = []
@@ -154,7 +154,7 @@ def damaged() -> dict[str, bytes]:
     return found
 
 
-def test_damaged_pictures_are_named_and_their_neighbours_decoded() -> None:
+def test_damaged_images_are_named_and_others_decoded() -> None:
     good = {f"{i}.jpg": bytes_of(scene(i, 50, 50), "JPEG") for i in range(30)}
     files = [*good.items()]
     for place, item in enumerate(damaged().items()):
@@ -172,7 +172,7 @@ def test_damaged_pictures_are_named_and_their_neighbours_decoded() -> None:
 
 
 def test_a_pipeline_that_fails_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is checked beforehand: DALI sees the damage, in two batches one after the other."""
+    """Without the check of headers DALI sees the damage, in two batches in a row."""
     files = {f"{i}.jpg": bytes_of(scene(i, 50, 50), "JPEG") for i in range(24)}
     source = stored(files, RECIPES[0])
     expected = all_of(DaliDecoder(source, batch=4))
@@ -203,9 +203,7 @@ def faces() -> EncodedImageSet:
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_any_place_gives_the_images_of_an_uninterrupted_run(
-    faces: EncodedImageSet, threads: int
-) -> None:
+def test_resuming_anywhere_gives_the_same_images(faces: EncodedImageSet, threads: int) -> None:
     """Bit for bit, whatever the batch, the cut and the threads."""
 
     def run(first: int, rows: int, count: int, **options: int) -> NDArray[np.uint8]:
@@ -221,7 +219,7 @@ def test_any_place_gives_the_images_of_an_uninterrupted_run(
         np.testing.assert_array_equal(other, whole[3:100])
 
 
-def test_reads_ahead_a_bounded_amount_and_stops_when_closed(faces: EncodedImageSet) -> None:
+def test_bounded_prefetch_and_closing(faces: EncodedImageSet) -> None:
     asked = 0
 
     def forever() -> Iterator[NDArray[np.int64]]:
@@ -239,7 +237,7 @@ def test_reads_ahead_a_bounded_amount_and_stops_when_closed(faces: EncodedImageS
     assert threading.active_count() == before
 
 
-def test_what_the_wanted_raise_is_not_taken_for_a_bad_picture(faces: EncodedImageSet) -> None:
+def test_errors_of_the_indices_are_not_bad_images(faces: EncodedImageSet) -> None:
     def broken() -> Iterator[NDArray[np.int64]]:
         yield np.arange(5)
         raise ValueError("mine")
@@ -248,7 +246,7 @@ def test_what_the_wanted_raise_is_not_taken_for_a_bad_picture(faces: EncodedImag
         list(DaliDecoder(faces).batches(broken()))
 
 
-def test_choosing(faces: EncodedImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_choose_decoder(faces: EncodedImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
     decoder, why = choose_decoder("auto", faces, "cpu", 8)
     assert isinstance(decoder, DaliDecoder)
     assert decoder.name.startswith("DALI 2.")
@@ -264,7 +262,7 @@ def test_choosing(faces: EncodedImageSet, monkeypatch: pytest.MonkeyPatch) -> No
         choose_decoder("dali", faces, "cpu", 8)
 
 
-def test_a_device_that_is_not_there_is_told_in_one_line(faces: EncodedImageSet) -> None:
+def test_a_missing_device_is_an_error_of_one_line(faces: EncodedImageSet) -> None:
     with pytest.raises(InputError, match="DALI does not work on cuda:99"):
         DaliDecoder(faces, "cuda:99")
 
@@ -277,7 +275,7 @@ def test_importing_fastinfogan_does_not_import_dali() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_a_dali_that_fails_on_everything_is_told_apart_from_bad_pictures(
+def test_a_broken_dali_is_not_a_bad_image(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     files = {f"{i}.png": bytes_of(scene(i, 20, 20), "PNG") for i in range(9)}

@@ -1,4 +1,4 @@
-"""Several ranks and a set of pictures: rank 0 decodes it for all, however long that takes."""
+"""Several ranks and an encoded set: rank 0 decodes it for all."""
 
 import os
 import socket
@@ -20,10 +20,8 @@ from tests.helpers.torchrun import MNIST, lines, torchrun
 
 
 @pytest.mark.slow
-def test_the_first_of_two_ranks_decodes_for_both(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its file is found by the other, and they train as one that decodes for itself."""
+def test_rank_0_decodes_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other rank maps its file, and the run is that of a single process."""
     random = np.random.default_rng(7)
     Path("pictures").mkdir()
     for i in range(40):
@@ -32,9 +30,9 @@ def test_the_first_of_two_ranks_decodes_for_both(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     more = ("--data", "pictures", "--decoder", "pillow", "--pictures-every", "0")
     two = torchrun(2, *MNIST, *more, "--iterations", "2", "--out", "two")
-    told, _ = two.communicate(timeout=60)
-    assert two.returncode == 0, told
-    assert told.count("decoded by an earlier run") == 1  # rank 0 alone talks
+    reported, _ = two.communicate(timeout=60)
+    assert two.returncode == 0, reported
+    assert reported.count("decoded by an earlier run") == 1  # rank 0 alone prints
     assert {path.suffix for path in cache_folder().iterdir()} == {".u8", ".json"}
     assert main([*MNIST, *more, "--iterations", "2", "--out", "one"]) == 0
     for ours, theirs in zip(lines(Path("two")), lines(Path("one")), strict=True):
@@ -42,7 +40,7 @@ def test_the_first_of_two_ranks_decodes_for_both(
 
 
 def ranks_alone(*arguments: str) -> list[subprocess.Popen[str]]:
-    """Two ranks without torchrun, which would end the others itself when one fails."""
+    """Start two ranks without torchrun, which would end both when one fails."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -59,18 +57,20 @@ def ranks_alone(*arguments: str) -> list[subprocess.Popen[str]]:
 
 
 @pytest.mark.slow
-def test_a_picture_that_rank_0_cannot_decode_ends_all_with_a_line_each() -> None:
+def test_a_bad_image_on_rank_0_ends_all_ranks_with_one_line_each() -> None:
     Path("pictures").mkdir()
     Path("pictures/bad.png").write_bytes(b"")
-    told = []
+    reported = []
     for process in ranks_alone(*MNIST, "--data", "pictures", "--decoder", "pillow", "--out", "bad"):
         _, line = process.communicate(timeout=60)
         assert process.returncode == 2, line
-        told.append(line)
-    assert told[0].startswith("fastinfogan, rank 0: ")
-    assert "pictures: bad.png cannot be decoded: an empty file" in told[0]
-    assert told[1].startswith("fastinfogan, rank 1: rank 0 could not decode the images; its mess")
-    assert [line.count("\n") for line in told] == [1, 1]
+        reported.append(line)
+    assert reported[0].startswith("fastinfogan, rank 0: ")
+    assert "pictures: bad.png cannot be decoded: an empty file" in reported[0]
+    assert reported[1].startswith(
+        "fastinfogan, rank 1: rank 0 could not decode the images; its mess"
+    )
+    assert [line.count("\n") for line in reported] == [1, 1]
     assert not Path("bad").exists()
 
 
@@ -84,10 +84,10 @@ class Meeting(Distributed):
         return [len(self.met) > 5, False]
 
 
-def test_ranks_meet_while_one_decodes_however_long_it_takes(
+def test_ranks_synchronise_while_rank_0_decodes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One long wait would fail, as any collective does after half an hour."""
+    """A single long wait would time out, as any collective does after half an hour."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(make_loader, "_SYNC_EVERY", 0.0)
     monkeypatch.setattr(Meeting, "met", [])

@@ -1,5 +1,6 @@
 """A new dataset format is one file with `detect`, `read` and a call of `register`."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,37 +12,20 @@ from fastinfogan.errors import InputError
 
 MNIST = experiments.get("mnist")
 
-# What docs/contributing.md shows as fastinfogan/data/formats/raw_bytes.py.
-RAW_BYTES = '''
-"""Raw bytes: 28x28 grey images, one after the other."""
-
-import numpy as np
-
-from fastinfogan.data.formats import Format, register
-from fastinfogan.data.image_set import ImageSet
-from fastinfogan.errors import InputError
+CONTRIBUTING = Path(__file__).parents[2] / "docs" / "contributing.md"
 
 
-def detect(path):
-    return path.suffix == ".raw" and path.is_file()
-
-
-def read(path, shape, on_bad_image="fail"):
-    pixels = np.fromfile(path, np.uint8)
-    if pixels.size % np.prod(shape):
-        raise InputError(f"{path}: {pixels.size} bytes are no whole number of images")
-    return ImageSet(str(path), pixels.reshape(-1, *shape))
-
-
-register(Format("raw bytes", "a .raw file", detect, read))
-'''
+def recipe() -> str:
+    """The code that docs/contributing.md shows for a new format."""
+    section = CONTRIBUTING.read_text().partition("## Add a dataset format")[2]
+    return section.partition("```python\n")[2].partition("```")[0]
 
 
 @pytest.fixture
-def raw_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def raw_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The file as it would be added to the folder of formats."""
     (tmp_path / "formats").mkdir()
-    (tmp_path / "formats" / "raw_bytes.py").write_text(RAW_BYTES)
+    (tmp_path / "formats" / "raw_bytes.py").write_text(recipe())
     monkeypatch.setattr(formats, "__path__", [*formats.__path__, str(tmp_path / "formats")])
     monkeypatch.setattr(formats, "_registered", dict(formats._registered))
     formats._import_all.cache_clear()
@@ -57,9 +41,9 @@ def test_a_new_format_is_one_file(tmp_path: Path) -> None:
         found = open_image_set(path, MNIST)
         assert isinstance(found, ImageSet)
         assert np.array_equal(found.images, images)
-    assert "a .raw file" in formats.describe_formats()
+    assert "a .raw file of bytes" in formats.describe_formats()
     (tmp_path / "mine.raw").write_bytes(bytes(785))
-    with pytest.raises(InputError, match="785 bytes are no whole number of images"):
+    with pytest.raises(InputError, match="785 bytes, the last image is incomplete"):
         open_image_set(tmp_path / "mine.raw", MNIST)
 
 

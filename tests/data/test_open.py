@@ -1,4 +1,4 @@
-"""Every format, read from small files in exactly its layout, and what is said of damaged ones."""
+"""IDX, SVHN, .npz and folders, from small files in exactly their layout, and damaged ones."""
 
 import gzip
 import os
@@ -57,17 +57,17 @@ def decoded(path: Path, experiment: experiments.Experiment) -> DecodedBatch:
 
 
 def one_line_or_none(path: Path, experiment: experiments.Experiment) -> None:
-    """What a flipped bit may lead to: nothing, or one line; no other error."""
-    told = ""
+    """A flipped bit may have no effect, or be an error of one line."""
+    reported = ""
     try:
         open_image_set(path, experiment)
     except InputError as error:
-        told = str(error)
-    assert "\n" not in told
+        reported = str(error)
+    assert "\n" not in reported
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
-def test_idx_the_usual_four(tmp_path: Path, suffix: str) -> None:
+def test_idx_folder(tmp_path: Path, suffix: str) -> None:
     usual_four(tmp_path / "mnist", suffix)
     source = open_image_set(tmp_path / "mnist", MNIST)
     assert np.array_equal(source.images[..., 0], DIGITS)
@@ -89,8 +89,8 @@ def test_idx_one_file_with_and_without_labels(tmp_path: Path) -> None:
     assert source.labels is None
 
 
-def test_idx_of_any_name_and_no_labels_that_are_not_there(tmp_path: Path) -> None:
-    """A gzipped twin beside the images is no file of labels."""
+def test_idx_of_any_name_without_labels(tmp_path: Path) -> None:
+    """A gzipped copy beside the images is not a file of labels."""
     for name, content in (
         ("digits", gzip.compress(idx_bytes(DIGITS))),
         ("mine.bin", idx_bytes(DIGITS)),
@@ -167,7 +167,7 @@ def test_folder_follows_exif(tmp_path: Path) -> None:
     assert np.array_equal(decoded(tmp_path, SVHN).images[0], np.rot90(COLOURS[0], 3))
 
 
-def test_folder_with_links_that_lead_back(tmp_path: Path) -> None:
+def test_folder_with_circular_links(tmp_path: Path) -> None:
     Image.fromarray(COLOURS[0]).save(tmp_path / "one.png")
     (tmp_path / "loop").symlink_to(tmp_path)
     (tmp_path / "self.png").symlink_to("self.png")
@@ -191,7 +191,7 @@ def test_the_embedded_digits_are_5000_images_of_mnist_sorted_by_class() -> None:
     assert np.array_equal(source.labels, np.repeat(np.arange(10), 500))
 
 
-def test_what_is_wrong_with_idx(tmp_path: Path) -> None:
+def test_damaged_idx(tmp_path: Path) -> None:
     def images(content: bytes) -> Path:
         path = tmp_path / "train-images-idx3-ubyte"
         path.write_bytes(content)
@@ -215,7 +215,7 @@ def test_what_is_wrong_with_idx(tmp_path: Path) -> None:
     assert "holds 12 images and 3 labels" in message(images(good))
 
 
-def test_what_is_wrong_with_svhn(tmp_path: Path) -> None:
+def test_damaged_svhn(tmp_path: Path) -> None:
     path = tmp_path / "train_32x32.mat"
     savemat(path, {"X": COLOURS.transpose(1, 2, 3, 0), "y": np.ones((12, 1))})
     whole = path.read_bytes()
@@ -231,7 +231,7 @@ def test_what_is_wrong_with_svhn(tmp_path: Path) -> None:
     assert "must be uint8 in 0..255, these are float64" in message(path, SVHN)
 
 
-def test_what_is_wrong_with_npz(tmp_path: Path) -> None:
+def test_wrong_npz(tmp_path: Path) -> None:
     path = tmp_path / "set.npz"
     np.savez(path, images=DIGITS.astype(np.float32) / 255)
     assert "must be uint8 in 0..255, these are float32" in message(path)
@@ -274,7 +274,7 @@ def test_labels_are_checked_when_they_are_read(
     assert says in message(tmp_path / "set.npz")
 
 
-def test_labels_may_be_large_whole_numbers_of_any_type(tmp_path: Path) -> None:
+def test_labels_may_be_large_integers_of_any_dtype(tmp_path: Path) -> None:
     for labels in (LABELS.astype(np.float64), LABELS[:, None], LABELS * np.int64(10**15)):
         np.savez(tmp_path / "set.npz", images=DIGITS, labels=labels)
         found = open_image_set(tmp_path / "set.npz", MNIST).labels
@@ -283,7 +283,7 @@ def test_labels_may_be_large_whole_numbers_of_any_type(tmp_path: Path) -> None:
         assert np.array_equal(found, labels.reshape(-1))
 
 
-def test_damaged_archives_are_told_in_one_line(tmp_path: Path) -> None:
+def test_damaged_npz_is_an_error_of_one_line(tmp_path: Path) -> None:
     path = tmp_path / "set.npz"
     np.save(tmp_path / "set.npy", DIGITS)
     (tmp_path / "set.npy").rename(path)
@@ -303,8 +303,8 @@ def test_damaged_archives_are_told_in_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("compressed", [True, False])
-def test_damaged_mat_files_are_told_in_one_line(compressed: bool, tmp_path: Path) -> None:
-    """Every way in which scipy ends on them becomes one line; some would end the process."""
+def test_damaged_mat_is_an_error_of_one_line(compressed: bool, tmp_path: Path) -> None:
+    """Whatever scipy raises becomes one line; some damage would crash it."""
     path = tmp_path / "train_32x32.mat"
     arrays = {"X": COLOURS.transpose(1, 2, 3, 0), "y": np.ones((12, 1), np.uint8)}
     savemat(path, arrays, do_compression=compressed)
@@ -320,7 +320,7 @@ def test_damaged_mat_files_are_told_in_one_line(compressed: bool, tmp_path: Path
             one_line_or_none(path, SVHN)
 
 
-def test_what_is_wrong_with_a_folder(tmp_path: Path) -> None:
+def test_damaged_images_in_a_folder(tmp_path: Path) -> None:
     assert "of no known format, without images" in message(tmp_path, SVHN)
     picture = tmp_path / "1.png"
     Image.fromarray(COLOURS[0]).save(picture)
@@ -338,7 +338,7 @@ def test_what_is_wrong_with_a_folder(tmp_path: Path) -> None:
     assert np.array_equal(found.images[5], COLOURS[0])
 
 
-def test_what_is_wrong_with_a_path(tmp_path: Path) -> None:
+def test_unknown_paths(tmp_path: Path) -> None:
     assert "no such file or folder" in message(tmp_path / "absent")
     (tmp_path / "words.txt").write_text("words")
     assert "of no known format" in message(tmp_path / "words.txt")

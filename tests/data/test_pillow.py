@@ -1,4 +1,4 @@
-"""Pictures that are damaged, odd or gone: named with a reason, or decoded by one rule."""
+"""Pillow's decoder: damaged, unusual and missing images."""
 
 import io
 import os
@@ -59,7 +59,7 @@ def image_of(data: bytes, recipe: CropResize = COLOUR) -> NDArray[np.uint8]:
     return found.images[0]
 
 
-def test_damaged_pictures_are_named_with_a_reason_and_the_others_decoded() -> None:
+def test_damaged_images_have_a_reason_and_others_are_decoded() -> None:
     jpeg, png = bytes_of(scene(), "JPEG"), bytes_of(scene(), "PNG")
     bomb = bytearray(png)
     bomb[16:24] = struct.pack(">II", 50_000, 50_000)
@@ -85,7 +85,7 @@ def test_damaged_pictures_are_named_with_a_reason_and_the_others_decoded() -> No
     assert [bad.index for bad in found.bad] == [0, 1, 3, 4, 5]
 
 
-def test_any_damage_is_a_bad_picture_and_never_another_error() -> None:
+def test_any_damage_is_a_bad_image_and_no_other_error() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     kinds = {
@@ -131,15 +131,15 @@ def test_cmyk_palette_transparency_and_16_bits() -> None:
             assert (image_of(data, recipe) == eight).all()
 
 
-def test_the_first_frame_counts() -> None:
+def test_the_first_frame_is_decoded() -> None:
     frames = [Image.new("RGB", (32, 32), colour).quantize(4) for colour in ("red", "blue")]
     data = bytes_of(frames[0], "GIF", save_all=True, append_images=frames[1:])
     assert (image_of(data) == (255, 0, 0)).all()
 
 
 @pytest.mark.parametrize("tag", range(1, 9))
-def test_pictures_are_upright(tag: int) -> None:
-    """What a camera that was held so stores of the same view."""
+def test_images_are_upright(tag: int) -> None:
+    """The stored pixels of the same view for each EXIF orientation."""
     view = RANDOM.integers(0, 256, (32, 32, 3), np.uint8)
     sideways = view.transpose(1, 0, 2)
     held = {
@@ -167,7 +167,7 @@ def test_one_pixel_and_one_row() -> None:
     assert decode(cut).bad[0].reason == "20x20, smaller than the 128x128 crop"
 
 
-def test_a_very_wide_picture_takes_little_memory() -> None:
+def test_a_very_large_jpeg_takes_little_memory() -> None:
     """20,000x5,000 as a JPEG: 300 MB as they are, an eighth of the sides by draft."""
     wide = bytes_of(Image.new("RGB", (20_000, 5_000), (10, 200, 30)), "JPEG")
     source = stored({"narrow.png": bytes_of(Image.new("L", (20_000, 3), 9), "PNG"), "w.jpg": wide})
@@ -234,7 +234,7 @@ def test_links_and_names_of_any_bytes(tmp_path: Path) -> None:
     assert [bad.name for bad in decode(source).bad] == ["\\udcff\\n.png"]
 
 
-def test_reads_ahead_a_bounded_amount_and_stops_when_closed() -> None:
+def test_bounded_prefetch_and_closing() -> None:
     source = stored({f"{i}.png": bytes_of(scene(), "PNG") for i in range(8)})
     asked = 0
 

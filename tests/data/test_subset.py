@@ -1,4 +1,4 @@
-"""Images of a set that is not in memory: which are taken, and what is known of them."""
+"""Subsets of encoded sets, with their labels and factors."""
 
 from dataclasses import replace
 
@@ -19,7 +19,7 @@ COUNT = 200
 
 @pytest.fixture
 def source() -> EncodedImageSet:
-    """Each image, its label and its factor tell its number; its test part's are 100 more."""
+    """Each image, its label and its factor are its index; in the test split 100 more."""
 
     def part(first: int, folder: str) -> EncodedImageSet:
         number = np.arange(first, first + COUNT)
@@ -32,8 +32,8 @@ def source() -> EncodedImageSet:
     return replace(part(0, "train"), test=part(100, "test"))
 
 
-def taken(source: EncodedImageSet, most: int, told: list[str]) -> ImageSet:
-    return evaluation_subset(RawDecoder(source), RawDecoder, told.append, most)
+def taken(source: EncodedImageSet, most: int, reported: list[str]) -> ImageSet:
+    return evaluation_subset(RawDecoder(source), RawDecoder, reported.append, most)
 
 
 def check(found: ImageSet, first: int) -> None:
@@ -45,34 +45,34 @@ def check(found: ImageSet, first: int) -> None:
     assert found.labels.max() < first + COUNT
 
 
-def test_some_of_a_set_with_what_is_known_of_them(source: EncodedImageSet) -> None:
-    told: list[str] = []
-    found = taken(source, 50, told)
+def test_a_subset_with_labels_and_factors(source: EncodedImageSet) -> None:
+    reported: list[str] = []
+    found = taken(source, 50, reported)
     assert found.test is not None
     assert len(found) == len(found.test) == 50
     check(found, 0)
     check(found.test, 100)
-    assert len(told) == 2
-    assert "train: 50 of 200 images are evaluated" in told[1]
-    again = taken(source, 50, told)
+    assert len(reported) == 2
+    assert "train: 50 of 200 images are evaluated" in reported[1]
+    again = taken(source, 50, reported)
     assert np.array_equal(found.images, again.images)
 
 
 @pytest.mark.parametrize("kept", [False, True])
-def test_a_bad_picture_is_not_evaluated_on(source: EncodedImageSet, kept: bool) -> None:
+def test_bad_images_are_not_evaluated(source: EncodedImageSet, kept: bool) -> None:
     source.files[7].path.write_bytes(b"")
     if kept:
         fill_cache_file(RawDecoder(source), BadImages("train", COUNT, "skip"), pytest.fail)
-    told: list[str] = []
-    found = taken(source, COUNT, told)
+    reported: list[str] = []
+    found = taken(source, COUNT, reported)
     check(found, 0)
     assert found.labels is not None
     assert 7 not in found.labels
     assert len(found) == COUNT - 1
-    assert any("1 of them cannot be decoded" in each for each in told)
+    assert any("1 of them cannot be decoded" in each for each in reported)
 
 
-def test_all_of_a_set_that_is_kept(source: EncodedImageSet) -> None:
+def test_a_cached_set_is_taken_whole(source: EncodedImageSet) -> None:
     fill_cache_file(RawDecoder(source), BadImages("train", COUNT, "fail"), pytest.fail)
     found = taken(source, 50, [])
     assert len(found) == COUNT
@@ -80,7 +80,7 @@ def test_all_of_a_set_that_is_kept(source: EncodedImageSet) -> None:
 
 
 @pytest.mark.parametrize("labels", ["taking turns", "sorted"])
-def test_some_of_a_set_are_of_all_classes(labels: str) -> None:
+def test_a_subset_has_all_classes(labels: str) -> None:
     number = np.arange(100_000)
     classes = number % 10 if labels == "taking turns" else number // 10_000
     chosen = subset_indices(len(number), 10_000)

@@ -1,4 +1,4 @@
-"""Rendered sets: the same to the last bit however they are made, and as their factors say."""
+"""Rendered sets: bit-identical however they are rendered, and as their factors say."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ from fastinfogan.errors import InputError
 from fastinfogan.paths import cache_directory
 from tests.helpers.training import QUICK, fails
 
-# SHA-256 of the first 40 images of seed 7. Where one changes, stored.VERSION counts up.
+# SHA-256 of the first 40 images of seed 7. Where one changes, stored.VERSION must increase.
 LOOKS = {
     "faces3d": "2f39f87cb1ef9ccb15b87ccddca07e8d4e383729395813f5eba465835001260b",
     "chairs3d": "2c0ba41514517c62deac0f24f0b5995d2dfd83a905ba5f896690c4088da07969",
@@ -28,7 +28,7 @@ LOOKS = {
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> int:
-    """Sets of an experiment's own are small."""
+    """Make default sets small."""
     monkeypatch.setattr("fastinfogan.data.synthetic.COUNT", 60)
     return 60
 
@@ -38,7 +38,7 @@ def images_of(scene: Scene, numbers: Float32) -> NDArray[np.int64]:
 
 
 def varied(scene: Scene, factor: str, values: list[float], rows: int = 12) -> NDArray[np.int64]:
-    """Images (values, rows, height, width) that differ from one value to the next by one factor."""
+    """Render images (values, rows, height, width) that vary in one factor."""
     numbers = synthetic.draw(scene, 3, rows)
     place = [f.name for f in scene.factors].index(factor)
     images = []
@@ -50,7 +50,7 @@ def varied(scene: Scene, factor: str, values: list[float], rows: int = 12) -> ND
 
 @pytest.mark.parametrize("name", SCENES)
 def test_an_image_is_a_function_of_seed_and_number(name: str) -> None:
-    """The same alone, in any company and in any order; and what it always was."""
+    """The same alone, in any batch and in any order, and with a fixed SHA-256."""
     scene = SCENES[name]
     numbers = synthetic.draw(scene, 7, 300)
     whole = scene.render(numbers)
@@ -65,9 +65,9 @@ def test_an_image_is_a_function_of_seed_and_number(name: str) -> None:
 @pytest.mark.parametrize("name", SCENES)
 def test_a_set_and_its_factors(name: str) -> None:
     scene = SCENES[name]
-    told: list[tuple[int, int]] = []
-    source = synthetic.load(name, 200, 5, progress=lambda *counts: told.append(counts))
-    assert (told[0], told[-1]) == ((0, 220), (220, 220))
+    reported: list[tuple[int, int]] = []
+    source = synthetic.load(name, 200, 5, progress=lambda *counts: reported.append(counts))
+    assert (reported[0], reported[-1]) == ((0, 220), (220, 220))
     assert source.shape == scene.shape
     test, factors = source.test, source.factors
     assert test is not None
@@ -91,14 +91,14 @@ def test_a_set_and_its_factors(name: str) -> None:
     assert not np.array_equal(other.images, source.images)
 
 
-def test_turns_are_cosine_and_sine() -> None:
+def test_cos_sin() -> None:
     degrees = np.linspace(-800, 800, 4001)
     cosine, sine = cos_sin(degrees)
     assert np.allclose(cosine, np.cos(np.deg2rad(degrees)), rtol=0, atol=1e-12)
     assert np.allclose(sine, np.sin(np.deg2rad(degrees)), rtol=0, atol=1e-12)
 
 
-def test_heads_turn_nod_widen_and_are_lit() -> None:
+def test_heads_match_their_factors() -> None:
     heads = SCENES["faces3d"]
     background = images_of(heads, synthetic.draw(heads, 3, 1))[0, 0, 0]
     narrow, wide = (varied(heads, "width", [-1, 1]) != background).sum(axis=(2, 3))
@@ -117,7 +117,7 @@ def test_heads_turn_nod_widen_and_are_lit() -> None:
     assert np.abs(images_of(heads, numbers)[:, :, ::-1] - one).max() <= 1
 
 
-def test_chairs_come_round_and_hide_what_is_behind() -> None:
+def test_chairs_are_periodic_and_occlude() -> None:
     chairs = SCENES["chairs3d"]
     start, half, whole = varied(chairs, "rotation", [-1, 0, 1])
     assert np.abs(start - whole).max() <= 1
@@ -133,7 +133,7 @@ def test_chairs_come_round_and_hide_what_is_behind() -> None:
     assert panel.max() < 250
 
 
-def test_no_two_types_and_no_two_kinds_of_legs_are_alike() -> None:
+def test_types_and_legs_differ() -> None:
     for factor, count in (("type", 8), ("legs", 4)):
         middles = [(2 * i + 1) / count - 1 for i in range(count)]
         images = varied(SCENES["chairs3d"], factor, middles, rows=6)
@@ -142,7 +142,7 @@ def test_no_two_types_and_no_two_kinds_of_legs_are_alike() -> None:
                 assert (np.abs(images[i] - images[j]).mean(axis=(1, 2)) > 1).all()
 
 
-def test_sprites_are_where_and_as_large_as_their_factors_say() -> None:
+def test_sprites_match_their_factors() -> None:
     sprites = SCENES["sprites"]
     numbers = synthetic.draw(sprites, 3, 400)
     images = images_of(sprites, numbers) / 255
@@ -160,14 +160,14 @@ def test_sprites_are_where_and_as_large_as_their_factors_say() -> None:
     assert images[:, [0, -1]].max() == images[:, :, [0, -1]].max() == 0
 
 
-def test_a_set_is_rendered_once_and_again_if_what_was_kept_is_damaged() -> None:
+def test_a_set_is_rendered_once_unless_its_file_is_damaged() -> None:
     def rendering() -> bool:
-        told: list[int] = []
-        found = synthetic.load("sprites", 50, 9, progress=lambda done, _: told.append(done))
+        reported: list[int] = []
+        found = synthetic.load("sprites", 50, 9, progress=lambda done, _: reported.append(done))
         assert np.array_equal(
             found.images, SCENES["sprites"].render(synthetic.draw(SCENES["sprites"], 9, 50))
         )
-        return bool(told)
+        return bool(reported)
 
     assert rendering()
     assert not rendering()
@@ -183,7 +183,7 @@ def test_a_set_is_rendered_once_and_again_if_what_was_kept_is_damaged() -> None:
     assert sorted(p.suffix for p in file.parent.glob("*seed9-50*")) == [".json", ".npy"]
 
 
-def test_where_nothing_can_be_kept_it_costs_time_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unwritable_cache_costs_time_only(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(Path("file").absolute()))
     scene = SCENES["sprites"]
@@ -193,7 +193,7 @@ def test_where_nothing_can_be_kept_it_costs_time_alone(monkeypatch: pytest.Monke
     )
 
 
-def test_what_is_asked_for_wrongly() -> None:
+def test_wrong_arguments() -> None:
     for name, count, seed, says in (
         ("faces", 9, 0, "name must be one of faces3d, chairs3d, sprites, not 'faces'"),
         ("sprites", 0, 0, "count must be 1 to 10,000,000, not 0"),
@@ -211,7 +211,7 @@ def test_the_smallest_set_has_a_test_image() -> None:
 
 
 @pytest.mark.parametrize("name", ["faces", "chairs", "sprites"])
-def test_they_are_what_their_experiments_train_on(name: str, few: int) -> None:
+def test_default_sets_of_experiments(name: str, few: int) -> None:
     source = open_image_set(None, experiments.get(name))
     assert len(source) == few
     assert source.name.startswith(str(experiments.EXPERIMENTS[name].data))
@@ -223,9 +223,9 @@ def test_faces_train_from_one_command(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(Path("cache").absolute()))
     assert main(["train", "faces", "--iterations", "2", "--out", "run", *QUICK]) == 0
-    told = capsys.readouterr()
-    assert "66 of 66" in told.err
-    assert "rendering" not in told.out
+    reported = capsys.readouterr()
+    assert "66 of 66" in reported.err
+    assert "rendering" not in reported.out
     assert json.loads(Path("run/config.json").read_text())["settings"]["augmentation"] == "none"
     assert main(["train", "--resume", "run", "--iterations", "3"]) == 0
     assert "rendering" not in capsys.readouterr().err

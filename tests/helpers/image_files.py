@@ -1,4 +1,4 @@
-"""A set of encoded pictures and who decodes them, as small as can be: each its own raw file."""
+"""A minimal encoded set, one raw file per image, and its decoder."""
 
 import time
 from collections.abc import Generator, Iterable
@@ -12,7 +12,7 @@ from fastinfogan.data.image_set import CropResize, EncodedImageSet, ImageFile, I
 
 
 def encoded(source: ImageSet, folder: str = "pictures") -> EncodedImageSet:
-    """Write a set's images to files of their own."""
+    """Write each image of a set to a file."""
     Path(folder).mkdir(exist_ok=True)
     pictures = []
     for i, image in enumerate(source.images):
@@ -28,9 +28,9 @@ class RawDecoder(Decoder):
     """Reads the files of `encoded`; one that is too short is bad.
 
     Attributes:
-        asked: numbers of the pictures decoded so far.
-        closed: how many iterators were closed before their end.
-        delay: seconds that a batch takes.
+        asked: indices of the images decoded so far.
+        closed: number of iterators closed before their end.
+        delay: seconds per batch.
     """
 
     name = "raw 1"

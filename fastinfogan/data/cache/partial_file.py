@@ -90,7 +90,7 @@ class FileCache(ImageCache):
         row = self._size // len(self.filled)
         for i, image in zip(index.tolist(), images, strict=True):
             _pwrite(self._file, image.tobytes(), i * row)
-            if i not in bad:  # whoever resumes this file must find the bad ones again
+            if i not in bad:  # the process that resumes this file must find the bad ones again
                 _pwrite(self._sums_file, _checksum(image).to_bytes(4, "little"), 4 * i)
 
     def finish(self, bad_images: BadImages) -> None:
