@@ -1,5 +1,6 @@
 """A new dataset format is one file with `detect`, `read` and a call of `register`."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,13 +25,14 @@ def recipe() -> str:
 @pytest.fixture
 def raw_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The file as it would be added to the folder of formats."""
+    registered = {each.name: each for each in formats.all_formats()}
     (tmp_path / "formats").mkdir()
     (tmp_path / "formats" / "raw_bytes.py").write_text(recipe())
     monkeypatch.setattr(formats, "__path__", [*formats.__path__, str(tmp_path / "formats")])
-    monkeypatch.setattr(formats, "_registered", dict(formats._registered))
+    monkeypatch.setattr(formats, "_registered", registered)
     formats._import_all.cache_clear()
     yield
-    formats._import_all.cache_clear()
+    sys.modules.pop("fastinfogan.data.formats.raw_bytes", None)
 
 
 @pytest.mark.usefixtures("raw_bytes")
