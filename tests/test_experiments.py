@@ -1,24 +1,17 @@
-"""The experiments: their published numbers, the variants, JSON, and how to add one."""
+"""The experiments: their published numbers, the variants and JSON."""
 
 import json
-from dataclasses import replace
 from itertools import combinations
-from pathlib import Path
 
 import pytest
 import torch
 
 from fastinfogan import experiments
-from fastinfogan.cli import main
 from fastinfogan.data.synthetic import SCENES
-from fastinfogan.engine import RunDirectory
 from fastinfogan.errors import InputError
-from fastinfogan.experiments import BlockSpec, Experiment
-from fastinfogan.experiments.variants import of_fields
+from fastinfogan.experiments import Experiment
 from fastinfogan.networks import InfoGAN
 from fastinfogan.reference import Reference
-from fastinfogan_kernels.latents import Categorical, LatentSpec, Noise
-from tests.helpers.training import QUICK
 
 # Parameters of (trunk + D head, Q head, generator), each with the digits that it is stated to.
 PARAMETERS = {
@@ -131,37 +124,6 @@ def test_faces_and_chairs_are_trained_as_their_authors_code_does(
     """Unless the paper's tables are asked for, or what contradicts that code."""
     assert set(experiments.to_train(name, asked)) == set(taken)
     experiments.get(name, taken)
-
-
-def test_a_new_experiment_is_one_entry(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    toy = Experiment(
-        name="toy",
-        height=64,
-        width=64,
-        channels=1,
-        latents=LatentSpec(Noise(3), (Categorical(3),)),
-        trunk=(BlockSpec("conv", 4, 4, 4, batch_norm=False), BlockSpec("linear", 8)),
-        q_head=(),
-        generator=(
-            BlockSpec("linear", 4, activation="relu", height=16, width=16),
-            BlockSpec("upconv", 1, 4, 4, batch_norm=False, activation="sigmoid"),
-        ),
-    )
-    slow = of_fields("rates", "a small learning rate", learning_rate_g=1e-5)
-    entry = experiments.Entry(toy, data="sprites", variants={"slow": slow})
-    monkeypatch.setitem(experiments.EXPERIMENTS, "toy", entry)
-    monkeypatch.setattr("fastinfogan.data.synthetic.COUNT", 200)
-    monkeypatch.chdir(tmp_path)
-    command = ["train", "toy", "--variant", "slow", "--iterations", "2", "--out", "run", *QUICK]
-    assert main(command) == 0
-    assert "toy in run: iterations 0 to 2" in capsys.readouterr().out
-    run = RunDirectory.open(Path("run"))
-    assert run.experiment == replace(experiments.get("toy", ["slow"]), batch_size=4)
-    assert run.read_checkpoint().iteration == 2
-    assert main(["info"]) == 0
-    assert "toy: --variant" in capsys.readouterr().out
 
 
 def test_default_data_exists() -> None:
