@@ -1,7 +1,8 @@
-"""A chain that is quick to interpret, its twin in plain torch, and how the two are compared."""
+"""A chain that is quick to interpret, its twin in plain torch, and a pass of either."""
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -9,22 +10,22 @@ from torch import Tensor, nn
 from fastinfogan.nn import Chain, ConvBlock, Images, LinearBlock, UpconvBlock
 
 
-def a_chain(images: int = 1) -> Chain:
+def a_chain(device: torch.device, channels: int = 1) -> Chain:
     """Every kind of block, at widths that are quick to interpret."""
     torch.manual_seed(3)
     chain = Chain(
-        ConvBlock(images, 4, 4, 2, batch_norm=False),
+        ConvBlock(channels, 4, 4, 2, batch_norm=False),
         ConvBlock(4, 5, 4, 2),
         LinearBlock(5 * 2 * 2, 6, activation="relu"),
         LinearBlock(6, 3 * 2 * 2, shape=(2, 2, 3), activation="relu"),
         UpconvBlock(3, 1, 4, 2, batch_norm=False, activation="sigmoid"),
         impl="triton",
     )
-    return varied(chain)
+    return varied(chain).to(device)
 
 
 def varied(chain: Chain) -> Chain:
-    """Weights and statistics that make every part count."""
+    """Scale weights and shift statistics so that every part matters."""
     with torch.no_grad():
         for name, tensor in (*chain.named_parameters(), *chain.named_buffers()):
             if name.endswith("layer.weight"):
@@ -35,8 +36,8 @@ def varied(chain: Chain) -> Chain:
 
 
 def twin_of(chain: Chain) -> Chain:
-    """The same in plain torch."""
-    twin = copy.deepcopy(chain)
+    """The same in plain torch, on the CPU."""
+    twin = copy.deepcopy(chain).cpu()
     twin.impl = "reference"
     return twin
 
@@ -51,23 +52,28 @@ def everything(
     run: Callable[..., Tensor] | None = None,
     groups: int = 1,
 ) -> dict[str, Tensor]:
+    """Output, gradients and buffers after one forward and backward on the module's device.
+
+    Returns:
+        By name, on the CPU; the input's gradient is "x".
+    """
     module.zero_grad()
-    if isinstance(x, Tensor):
-        x = x.detach().clone().requires_grad_()
+    device = next(module.parameters()).device
+    x = x.detach().clone().to(device).requires_grad_() if isinstance(x, Tensor) else on(x, device)
     run = module if run is None else run
     out = run(x, groups) if groups > 1 else run(x)
-    (out * torch.linspace(-1, 1, out.numel()).view(out.shape)).sum().backward()
+    weights = torch.linspace(-1, 1, out.numel()).view(out.shape).to(device)
+    (out * weights).sum().backward()
     found = {"out": out.detach()}
     if isinstance(x, Tensor):
         assert x.grad is not None
         found["x"] = x.grad
     found |= {k: p.grad.clone() for k, p in module.named_parameters() if p.grad is not None}
-    return found | {k: b.clone() for k, b in module.named_buffers()}
+    found |= {k: b.clone() for k, b in module.named_buffers()}
+    return {name: t.cpu() for name, t in found.items()}
 
 
-def assert_same(one: dict[str, Tensor], other: dict[str, Tensor], atol: float = 2e-5) -> None:
-    assert one.keys() == other.keys()
-    for name in one:
-        torch.testing.assert_close(
-            one[name], other[name], rtol=1e-4, atol=atol, msg=lambda m, name=name: f"{name}: {m}"
-        )
+def on(images: Images, device: torch.device | str) -> Images:
+    """The same images on a device."""
+    index = None if images.index is None else images.index.to(device)
+    return replace(images, data=images.data.to(device), index=index)

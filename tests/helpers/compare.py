@@ -29,10 +29,12 @@ def everything(module: nn.Module, run: Callable[[Tensor], Tensor], x: Tensor) ->
     return found  # type: ignore[return-value]
 
 
-def assert_same(one: dict[str, Tensor], other: dict[str, Tensor], atol: float = 1e-11) -> None:
+def assert_same(
+    one: dict[str, Tensor], other: dict[str, Tensor], atol: float = 1e-11, rtol: float = 1e-9
+) -> None:
     """The same names, and values that differ by rounding alone."""
     assert one.keys() == other.keys()
     for name in one:
         torch.testing.assert_close(
-            one[name], other[name], rtol=1e-9, atol=atol, msg=lambda m, name=name: f"{name}: {m}"
+            one[name], other[name], rtol=rtol, atol=atol, msg=lambda m, name=name: f"{name}: {m}"
         )

@@ -1,13 +1,13 @@
 """Chains and modules on CPU tensors by ATen's products and our epilogues in C++."""
 
 import copy
-from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from bench.accuracy import check_accuracy
 from fastinfogan.errors import InputError
 from fastinfogan.nn import Chain, ConvBlock, LinearBlock, UpconvBlock
 from fastinfogan.nn.forward import Implementation
@@ -17,55 +17,42 @@ from fastinfogan_kernels.conv_block.reference import reference_chain
 from fastinfogan_kernels.runtime.backend import native_available
 from tests.helpers.chain_cases import (
     Case,
-    assert_close,
     every_map,
     experiments_at_small_widths,
-    far,
     outcome,
 )
+from tests.helpers.compare import assert_same, everything
 
 CASES = {**every_map(), **experiments_at_small_widths()}
+
+FP32 = {"rtol": 1e-4, "atol": 1e-5}
 
 needs_native = pytest.mark.skipif(not native_available(), reason="_native not compiled")
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_a_chain_in_fp32(case: Case) -> None:
-    truth = outcome(reference_chain, case, torch.float64, torch.float64)
-    theirs = outcome(reference_chain, case, torch.float32, torch.float32)
-    ours = outcome(native_chain, case, torch.float32, torch.float32)
-    assert_close(ours, truth, theirs, 3e-6)
+def under_autocast(x: Tensor, *rest: object) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        return reference_chain(x, *rest)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_a_chain_in_fp64(case: Case) -> None:
-    """The same passes in plain torch, which any device and dtype can do."""
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_a_chain(case: Case, dtype: torch.dtype) -> None:
+    """fp64 runs the same passes in plain torch; bf16 has wide weights, as under autocast."""
+    wide = torch.promote_types(dtype, torch.float32)
     truth = outcome(reference_chain, case, torch.float64, torch.float64)
-    ours = outcome(native_chain, case, torch.float64, torch.float64)
-    assert max(far(ours, truth).values()) < 1e-12
-
-
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_a_chain_in_bf16_with_wide_weights(case: Case) -> None:
-    """Torch's way to the same: weights cast by autocast, gradients in fp32."""
-
-    def under_autocast(x: Tensor, *rest: object) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
-            return reference_chain(x, *rest)  # type: ignore[arg-type]
-
-    truth = outcome(reference_chain, case, torch.float64, torch.float64)
-    theirs = outcome(under_autocast, case, torch.bfloat16, torch.float32)
-    ours = outcome(native_chain, case, torch.bfloat16, torch.float32)
-    assert_close(ours, truth, theirs, 1e-2)
+    baseline = outcome(under_autocast if dtype != wide else reference_chain, case, dtype, wide)
+    actual = outcome(native_chain, case, dtype, wide)
+    check_accuracy(actual, baseline, truth, dtype, kinks=dtype != wide)
 
 
 @pytest.mark.parametrize("case", list(CASES.values())[:3], ids=list(CASES)[:3])
-def test_no_thread_changes_a_bit(case: Case) -> None:
+def test_no_thread_changes_more_than_atens_products(case: Case) -> None:
     runs = []
     for threads in (1, 2):
         torch.set_num_threads(threads)
         runs.append(outcome(native_chain, case, torch.float32, torch.float32))
-    assert max(far(*runs).values()) < 1e-6  # ATen's products may differ; ours must not grow it
+    check_accuracy(runs[1], runs[0], runs[0], torch.float32)
 
 
 def chain(impl: Implementation = "native") -> Chain:
@@ -93,35 +80,14 @@ def twins() -> tuple[Chain, Chain]:
     return ours, theirs
 
 
-def everything(
-    module: nn.Module, x: Tensor, run: Callable[[Tensor], Tensor] | None = None
-) -> dict[str, Tensor]:
-    """Output, gradients and buffers after one forward and backward."""
-    leaf = x.clone(memory_format=torch.preserve_format).requires_grad_()
-    out = (run or module)(leaf)
-    (out * draw(*out.shape, seed=9).to(out.dtype)).sum().backward()
-    found = {"out": out.detach(), "x": leaf.grad}
-    found |= {k: p.grad for k, p in module.named_parameters() if p.grad is not None}
-    found |= dict(module.named_buffers())
-    return found  # type: ignore[return-value]
-
-
-def assert_same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
-    assert ours.keys() == theirs.keys()
-    for name, value in theirs.items():
-        torch.testing.assert_close(
-            ours[name], value, rtol=1e-4, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}"
-        )
-
-
 @needs_native
 @pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("training", [True, False])
 def test_a_module(order: torch.memory_format, training: bool) -> None:
     ours, theirs = twins()
     x = draw(6, 2, 8, 8).contiguous(memory_format=order)
-    found = [everything(each.train(training), x) for each in (ours, theirs)]
-    assert_same(*found)
+    found = [everything(each.train(training), each, x) for each in (ours, theirs)]
+    assert_same(*found, **FP32)
     assert found[0]["out"].is_contiguous(memory_format=torch.channels_last)
 
 
@@ -141,7 +107,7 @@ def test_under_compile_with_no_break() -> None:
     torch._dynamo.reset()
     compiled = torch.compile(ours, fullgraph=True)
     x = draw(4, 2, 8, 8)
-    assert_same(everything(ours, x, compiled), everything(theirs, x))
+    assert_same(everything(ours, compiled, x), everything(theirs, theirs, x), **FP32)
 
 
 @needs_native
@@ -152,9 +118,9 @@ def test_checkpointing_computes_the_same_gradients() -> None:
     def again(x: Tensor) -> Tensor:
         return checkpoint(ours, x, use_reentrant=False)  # type: ignore[no-any-return]
 
-    found, wanted = everything(ours, x, again), everything(theirs, x)
-    gradients = [name for name in wanted if "running" not in name and "tracked" not in name]
-    assert_same({k: found[k] for k in gradients}, {k: wanted[k] for k in gradients})
+    found, expected = everything(ours, again, x), everything(theirs, theirs, x)
+    gradients = [name for name in expected if "running" not in name and "tracked" not in name]
+    assert_same(*({k: each[k] for k in gradients} for each in (found, expected)), **FP32)
 
 
 @needs_native
@@ -177,7 +143,7 @@ def test_frozen_parameters_get_no_gradient_and_change_no_other(trained: str) -> 
         for name, p in module.named_parameters():
             p.requires_grad_(name.startswith(trained) and p.requires_grad)
     x = draw(4, 2, 8, 8)
-    assert_same(everything(ours, x), everything(theirs, x))
+    assert_same(everything(ours, ours, x), everything(theirs, theirs, x), **FP32)
 
 
 @needs_native

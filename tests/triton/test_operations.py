@@ -1,4 +1,4 @@
-"""What a chain by the kernels launches and keeps, and what its operations promise."""
+"""What a chain by the kernels launches and saves, and opcheck of its operations."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,12 +46,12 @@ def operations(calls: list[Any] | None = None) -> Iterator[list[str]]:
         yield names
 
 
-def test_frozen_weights_cost_nothing() -> None:
+def test_frozen_weights_cost_nothing(device: torch.device) -> None:
     def count(*trained: str, needs_input: bool = False) -> tuple[int, int, int]:
-        chain = a_chain()
+        chain = a_chain(device)
         for name, p in chain.named_parameters():
             p.requires_grad_(name.startswith(trained))
-        out = chain(draw().requires_grad_(needs_input))
+        out = chain(draw().to(device).requires_grad_(needs_input))
         calls: list[Any] = []
         with operations(calls) as names:
             out.sum().backward()
@@ -74,11 +74,11 @@ def test_frozen_weights_cost_nothing() -> None:
     assert count(needs_input=True) == (0, 5, 3)
 
 
-def test_frozen_weights_launch_no_kernels() -> None:
-    chain = a_chain()
+def test_frozen_weights_launch_no_kernels(device: torch.device) -> None:
+    chain = a_chain(device)
     for p in chain[:4].parameters():
         p.requires_grad_(False)
-    out = chain(draw())
+    out = chain(draw().to(device))
     with recording(run=True) as launches:
         out.sum().backward()
     names = [launch.name for launch in launches]
@@ -86,34 +86,36 @@ def test_frozen_weights_launch_no_kernels() -> None:
     assert sum("weight_gradient" in name for name in names) == 1
 
 
-def test_frozen_weights_keep_no_maps() -> None:
-    chain = a_chain()
-    x = draw(16)
+def test_frozen_weights_save_no_feature_maps(device: torch.device) -> None:
+    chain = a_chain(device)
+    x = draw(16).to(device)
     with recording():
         whole = saved_bytes(lambda: chain(x), chain)
         chain[:4].requires_grad_(False)
-        kept = saved_bytes(lambda: chain(x), chain)
+        saved = saved_bytes(lambda: chain(x), chain)
     # The input, of which a second backward is made; what the last block reads; what it leaves.
     maps = x.nbytes + 16 * 4 * (12 + 16)
-    assert maps <= kept < maps + 256
-    assert kept < 0.6 * whole
+    assert maps <= saved < maps + 256
+    assert saved < 0.6 * whole
 
 
-def test_operations_keep_their_promises(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What opcheck says of every registered operation, with the maps that a chain hands it."""
-    # Epilogue a block without batch norm nobody reads a tile's second sum, and it is not written.
+def test_opcheck(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
+    """Of every registered operation, with the tensors that a chain gives it."""
+    # Without batch norm a tile's second sum is neither written nor read.
     empty = torch.empty
     monkeypatch.setattr(torch, "empty", lambda *size, **more: empty(*size, **more).zero_())
-    chain = a_chain()
+    chain = a_chain(device)
     calls: list[Any] = []
     pixels = torch.randint(0, 256, (5, 8, 8, 1), dtype=torch.uint8)
     with operations(calls):
         everything(chain, draw())
         wide = Chain(ConvBlock(8, 3, 4, 2), ConvBlock(3, 2, 1, batch_norm=False), impl="triton")
-        everything(varied(wide), draw(2, 8).contiguous(memory_format=torch.channels_last))
+        everything(
+            varied(wide).to(device), draw(2, 8).contiguous(memory_format=torch.channels_last)
+        )
         for norm in (True, False):
             first = Chain(ConvBlock(1, 3, 4, 2, batch_norm=norm), impl="triton")
-            everything(varied(first), Images(pixels, torch.tensor([4, 0, 3]), 0.1))
+            everything(varied(first).to(device), Images(pixels, torch.tensor([4, 0, 3]), 0.1))
     seen: dict[str, int] = {}
     for operation, arguments in calls:
         name = operation._schema.name
@@ -148,7 +150,5 @@ def test_bytes_saved_for_backward(name: str) -> None:
     x = torch.randn(4, experiment.channels, experiment.height, experiment.width)
     x = x.contiguous(memory_format=torch.channels_last)
     with recording():
-        ours = saved_bytes(lambda: trunk(x), trunk)
-    theirs = saved_bytes(lambda: eager(trunk)(x), trunk)
-    print(f"{name}: {ours} bytes, eager {theirs}, ratio {ours / theirs:.3f}")
-    assert ours <= 0.55 * theirs
+        fused = saved_bytes(lambda: trunk(x), trunk)
+    assert fused <= 0.55 * saved_bytes(lambda: eager(trunk)(x), trunk)
