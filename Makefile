@@ -73,7 +73,7 @@ docs: $(INSTALLED)
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/site
 
 # Kernels are interpreted in a process of their own: it cannot compile, and others cannot interpret.
-# The two run side by side, as neither fills two cores, and each is told when it is through.
+# The two run side by side, as neither fills two cores, and the output of each is printed when it ends.
 unit: $(INSTALLED)
 	+$(MAKE) --no-print-directory --jobs=2 --output-sync=target compiled interpreted
 

@@ -10,6 +10,6 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-# Run from a tree that nobody installed: the kernels' package lies one folder deeper.
+# Run from a tree that is not installed: the kernels' package lies one folder deeper.
 if find_spec("fastinfogan_kernels") is None:
     sys.path.insert(0, str(Path(__file__).parents[1] / "kernels"))

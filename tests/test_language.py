@@ -8,6 +8,8 @@ import pytest
 
 TREE = Path(__file__).parents[1]
 GLOSSARY = TREE / "docs" / "glossary.md"
+STORED = '"tally"'
+"""A tensor's name in checkpoints, which stays readable."""
 CHECKED = (".py", ".pyi", ".md", ".h", ".cpp", ".txt", ".toml", ".yml", "Makefile")
 
 
@@ -36,7 +38,7 @@ def files() -> list[Path]:
 
 def test_the_list_is_read_and_matches() -> None:
     assert len(phrases()) > 20
-    assert pattern().search("the gradient's way back")
+    assert all(pattern().search(f"the {phrase}: x") for phrase in phrases())
     assert not pattern().search("the backward pass")
 
 
@@ -47,6 +49,6 @@ def test_words_to_avoid() -> None:
         f"{file.relative_to(TREE)}:{number}: {match.group(1)}"
         for file in files()
         for number, line in enumerate(file.read_text().splitlines(), 1)
-        for match in avoided.finditer(line)
+        for match in avoided.finditer(line.replace(STORED, ""))
     ]
     assert not found, "\n".join(found)

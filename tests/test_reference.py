@@ -78,7 +78,7 @@ def test_losses_and_gradients_in_fp32(name: str) -> None:
         for adam in (one.d_adam, one.g_adam):
 
             def keep(optimizer: torch.optim.Optimizer, *_: object, to: list[Tensor] = side) -> None:
-                # Copies: G's way back adds to D's gradients.
+                # Copies: G's backward pass adds to D's gradients.
                 to += [p.grad.double().clone() for p in optimizer.param_groups[0]["params"]]
 
             adam.register_step_pre_hook(keep)

@@ -74,7 +74,7 @@ class Train:
         Literal["maximise", "observe"] | None, _open("{maximise,observe}", "maximise")
     ] = None
     """maximise is InfoGAN; observe is a GAN with Q observing (Figure 1): D and Q are trained as in
-    InfoGAN, the generator is not told what Q can read."""
+    InfoGAN, the generator gets no gradient of the bound."""
     execution: Literal["auto", "eager", "compiled", "graph"] = "auto"
     """Execution mode; all give the same numbers. auto replays CUDA graphs on a GPU and is eager on
     a CPU; compiled runs torch.compile's program."""
@@ -95,7 +95,7 @@ class Train:
         Literal["auto", "dali", "pillow"] | None,
         _open("{auto,dali,pillow}", "auto: DALI where it works"),
     ] = None
-    """Who decodes pictures."""
+    """Decoder of the pictures."""
     on_bad_image: Annotated[Literal["fail", "skip"] | None, _open("{fail,skip}", "fail")] = None
     """What to do about a picture that cannot be decoded: skip lists it in the run's
     bad_images.jsonl and puts the next one in its place; more than 1 % are an error."""

@@ -47,9 +47,9 @@ def test_fifty_iterations(
     data = ["--data", DATA[name]()] if name in DATA else []
     command = ["train", name, *data, "--iterations", "50", "--batch-size", "8", "--out", "run"]
     assert main(command) == 0
-    told = capsys.readouterr().out
-    assert "iterations 0 to 50" in told
-    assert "MI bound" in told
+    printed = capsys.readouterr().out
+    assert "iterations 0 to 50" in printed
+    assert "MI bound" in printed
     lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
     assert [line["iteration"] for line in lines] == [10, 20, 30, 40, 50]
     assert all(line["skipped"] == 0 for line in lines)

@@ -1,4 +1,4 @@
-"""Who drives the iteration: the same numbers whoever it is, and which one is chosen."""
+"""Execution modes: all give the same numbers; which one is chosen."""
 
 from typing import Any
 

@@ -66,7 +66,7 @@ def test_no_tensor_is_read_by_python(tiny: Experiment, monkeypatch: pytest.Monke
     iteration.run(1)
     assert not seen
     iteration.read()
-    assert seen["tolist"] == 2  # the tally and the sums
+    assert seen["tolist"] == 2  # the step counts and the sums
     one = torch.ones((), dtype=torch.int64)
     assert (one.item(), bool(one), float(one), int(one), [0, 1][one]) == (1, True, 1.0, 1, 1)
     assert one.cpu().numpy() == 1

@@ -280,10 +280,12 @@ def test_training_that_diverges_stops_and_saves_nothing_of_it(
                 next(trainer.networks.generator.parameters()).fill_(float("nan"))
         return False
 
-    with pytest.raises(TrainingError, match=r"run: training diverged by iteration (20|16)") as told:
+    with pytest.raises(
+        TrainingError, match=r"run: training diverged by iteration (20|16)"
+    ) as caught:
         trainer.train(40, Schedule(checkpoint_every=4, stop=poison))
-    assert "\n" not in str(told.value)
-    assert "its newest checkpoint is of iteration 12" in str(told.value)
+    assert "\n" not in str(caught.value)
+    assert "its newest checkpoint is of iteration 12" in str(caught.value)
     names = [folder.name for folder in checkpoint.all_in(Path("run/checkpoints"))]
     assert names == ["iteration-000004", "iteration-000008", "iteration-000012"]
     for line in RunDirectory.open(Path("run")).metrics():
@@ -331,9 +333,9 @@ def test_a_config_with_nonsense_in_it_is_refused(
 ) -> None:
     RunDirectory.create(Path("run"), tiny, train_config(made_up_images(tiny)))
     edit(part, field, value)
-    with pytest.raises(InputError, match=r"config\.json: not the (settings|description)") as told:
+    with pytest.raises(InputError, match=r"config\.json: not the (settings|description)") as caught:
         RunDirectory.open(Path("run"))
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_weights_of_other_shapes_are_refused_and_nothing_is_copied(tiny: Experiment) -> None:

@@ -1,4 +1,4 @@
-"""Tickets: who shares them, and with whom they are never shared."""
+"""Arrival counters: which launches share them, and which never do."""
 
 from types import SimpleNamespace
 from typing import Any

@@ -1,4 +1,4 @@
-"""How operations are registered: a GPU's, told by what a machine without one can see of it."""
+"""How operations are registered, a GPU's too, as far as it shows without a GPU."""
 
 import torch
 

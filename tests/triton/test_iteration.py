@@ -56,7 +56,7 @@ def test_an_iteration_is_the_references(name: str, precision: ComputedIn) -> Non
         for adam in (side.d_adam, side.g_adam):
 
             def keep(adam: torch.optim.Optimizer, *_: object, side: object = side) -> None:
-                # A copy: G's way back adds to D's gradients.
+                # A copy: G's backward pass adds to D's gradients.
                 seen[side] += [p.grad.double().clone() for p in adam.param_groups[0]["params"]]
 
             adam.register_step_pre_hook(keep)
