@@ -47,7 +47,7 @@ class Train:
     """Of weights, codes, data order and augmentation."""
     data: Annotated[Path | None, _open("PATH", "embedded digits, or rendered")] = None
     """MNIST IDX files, SVHN's train_32x32.mat, CelebA's img_align_celeba, rendered chairs,
-    dSprites, 3D Shapes, MPI3D, WebDataset tars, an .npz or a folder of pictures. Without it, mnist
+    dSprites, 3D Shapes, MPI3D, WebDataset tars, an .npz or a folder of images. Without it, mnist
     takes its 5,000 embedded digits; for faces, chairs and sprites, images are rendered."""
     out: Annotated[Path | None, _open("PATH", "a new folder in runs/")] = None
     """Where to keep the run."""
@@ -88,16 +88,15 @@ class Train:
         Literal["auto", "device", "host", "file", "off"] | None,
         _open("{auto,device,host,file,off}", "auto: by size"),
     ] = None
-    """Where pictures are kept once they are decoded: in GPU memory, in memory, in a file that later
-    runs map and never decode again, or not at all. auto takes GPU memory if it has room, and
-    leaves a file."""
+    """Where decoded images are cached: in GPU memory, in host memory, in a file that later runs
+    map, or not at all. auto takes GPU memory if they fit, and also writes the file."""
     decoder: Annotated[
         Literal["auto", "dali", "pillow"] | None,
         _open("{auto,dali,pillow}", "auto: DALI where it works"),
     ] = None
-    """Decoder of the pictures."""
+    """Decoder of image files."""
     on_bad_image: Annotated[Literal["fail", "skip"] | None, _open("{fail,skip}", "fail")] = None
-    """What to do about a picture that cannot be decoded: skip lists it in the run's
+    """What to do about an image that cannot be decoded: skip lists it in the run's
     bad_images.jsonl and puts the next one in its place; more than 1 % are an error."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes the GPU if there is one."""

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -108,6 +109,8 @@ class Loader(ABC):
         self.description = description
         self.pending_messages: list[str] = []
         self._filler = filler
+        self._prefetcher: Prefetcher[Any] | None = None
+        self._next_step = -1
         self._listed = 0
 
     @abstractmethod
@@ -152,8 +155,14 @@ class Loader(ABC):
 
     def close(self) -> None:
         """Stop decoding and release the cache."""
+        self._stop()
         if self._filler is not None:
             self._filler.cache.close()
+
+    def _stop(self) -> None:
+        if self._prefetcher is not None:
+            self._prefetcher.close()
+            self._prefetcher = None
 
 
 class ResidentLoader(Loader):
@@ -186,8 +195,6 @@ class DecodingLoader(Loader):
         self._present = self._cache.filled.copy()
         self._missing = int((~self._present).sum())  # counted, as a sum over the set takes time
         self._complete = self._missing == 0
-        self._next_step = -1
-        self._prefetcher: Prefetcher[DecodedBatch] | None = None
 
     def prepare(self, step: int, count: int, stop: Stop = _never) -> bool:
         """See the base class."""
@@ -212,8 +219,7 @@ class DecodingLoader(Loader):
 
     def _restart(self, step: int) -> None:
         """Decode from another iteration on; first take what was decoded and not delivered."""
-        if self._prefetcher is not None:
-            self._prefetcher.close()
+        self._stop()
         cache = self._cache
         if self._is_copy and isinstance(cache, FilledMask):
             cache.filled &= self._present  # the rest is decoded again
@@ -237,13 +243,6 @@ class DecodingLoader(Loader):
             self.images.index_copy_(0, index, rows)
         self._missing -= int((~self._present[batch.index]).sum())
         self._present[batch.index] = True
-
-    def close(self) -> None:
-        """See the base class."""
-        if self._prefetcher is not None:
-            self._prefetcher.close()
-            self._prefetcher = None
-        super().close()
 
 
 class StagedLoader(Loader):
@@ -281,8 +280,6 @@ class StagedLoader(Loader):
         if cuda:
             self._buffers = [buffer.pin_memory() for buffer in self._buffers]
         self._copied = [_event() if cuda else None for _ in self._buffers]
-        self._next_step = -1
-        self._prefetcher: Prefetcher[int] | None = None
 
     def prepare(self, step: int, count: int, stop: Stop = _never) -> bool:
         """See the base class."""
@@ -312,16 +309,6 @@ class StagedLoader(Loader):
                 event.synchronize()
             self._buffers[number].numpy()[:] = rows
             yield number
-
-    def _stop(self) -> None:
-        if self._prefetcher is not None:
-            self._prefetcher.close()
-            self._prefetcher = None
-
-    def close(self) -> None:
-        """See the base class."""
-        self._stop()
-        super().close()
 
 
 def _decoded_batches(filler: CacheFiller, step: int) -> Generator[NDArray[np.uint8]]:

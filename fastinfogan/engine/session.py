@@ -236,7 +236,7 @@ def open_images(
         if value != default:
             raise InputError(
                 f"`{name}={value!r}`: {images.name} holds images that are decoded already; "
-                "it is for pictures in files of their own"
+                "it applies to encoded images only"
             )
     return images
 

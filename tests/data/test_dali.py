@@ -1,6 +1,5 @@
 """DALI's decoder: the images of Pillow, and the same bad images."""
 
-import io
 import subprocess
 import sys
 import threading
@@ -19,6 +18,7 @@ from fastinfogan.data.decoders.pillow import PillowDecoder
 from fastinfogan.data.image_set import CropResize, EncodedImageSet, ImageFile, ImageShape
 from fastinfogan.errors import InputError
 from fastinfogan_kernels import shuffle
+from tests.helpers.image_files import bytes_of, exif_orientation
 
 pytest.importorskip("nvidia.dali", reason="DALI is not installed (the extras dali12 and dali13)")
 
@@ -41,18 +41,6 @@ def scene(seed: int, height: int, width: int) -> Image.Image:
     smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.int16)
     textured = smooth + random.integers(-10, 11, (height, width, 1), dtype=np.int16)
     return Image.fromarray(textured.clip(0, 255).astype(np.uint8))
-
-
-def bytes_of(picture: Image.Image, kind: str, **options: Any) -> bytes:  # noqa: ANN401
-    file = io.BytesIO()
-    picture.save(file, kind, **options)
-    return file.getvalue()
-
-
-def turned(tag: int) -> Image.Exif:
-    exif = Image.Exif()
-    exif[0x0112] = tag
-    return exif
 
 
 def stored(files: dict[str, bytes], recipe: CropResize) -> EncodedImageSet:
@@ -99,7 +87,9 @@ def kinds() -> dict[str, bytes]:
         "16bit.png": bytes_of(Image.fromarray(np.asarray(grey).astype(np.uint16) * 257), "PNG"),
     }
     for tag in range(1, 9):
-        found[f"turned {tag}.jpg"] = bytes_of(colour, "JPEG", quality=90, exif=turned(tag))
+        found[f"turned {tag}.jpg"] = bytes_of(
+            colour, "JPEG", quality=90, exif=exif_orientation(tag)
+        )
     for height, width in ((41, 47), (131, 43), (43, 131), (200, 201)):
         found[f"{height}x{width}.jpg"] = bytes_of(scene(height, height, width), "JPEG", quality=90)
     return found

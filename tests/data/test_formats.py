@@ -15,6 +15,7 @@ from fastinfogan import experiments
 from fastinfogan.data.formats.folder import read as read_folder
 from fastinfogan.data.image_set import ImageShape
 from fastinfogan.data.listing import FileListing
+from tests.helpers.image_files import bytes_of
 from tests.helpers.open_set import decoded, encoded, in_memory, message, names
 
 MNIST, SVHN, CELEBA, CHAIRS = (
@@ -185,9 +186,7 @@ def test_a_large_folder_is_listed_compactly(tmp_path: Path) -> None:
 
 
 def png(shade: int) -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (32, 32), (shade, 2 * shade, 7)).save(file, "PNG")
-    return file.getvalue()
+    return bytes_of(Image.new("RGB", (32, 32), (shade, 2 * shade, 7)), "PNG")
 
 
 def tar(path: Path, files: dict[str, bytes]) -> None:

@@ -17,6 +17,8 @@ from fastinfogan.data.decoders.base import DecodedBatch
 from fastinfogan.data.decoders.pillow import PillowDecoder
 from fastinfogan.data.image_set import EncodedImageSet
 from fastinfogan.errors import InputError
+from tests.helpers.image_files import exif_orientation
+from tests.helpers.open_set import message
 
 MNIST, SVHN = experiments.get("mnist"), experiments.get("svhn")
 RANDOM = np.random.default_rng(0)
@@ -41,13 +43,6 @@ def usual_four(folder: Path, suffix: str = "") -> None:
         labels = idx_bytes(LABELS[:count])
         (folder / f"{part}-images-idx3-ubyte{suffix}").write_bytes(pack(images))
         (folder / f"{part}-labels-idx1-ubyte{suffix}").write_bytes(pack(labels))
-
-
-def message(path: Path | None, experiment: experiments.Experiment = MNIST) -> str:
-    with pytest.raises(InputError) as caught:
-        open_image_set(path, experiment)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def decoded(path: Path, experiment: experiments.Experiment) -> DecodedBatch:
@@ -161,8 +156,9 @@ def test_folder_crops_resizes_and_greys(tmp_path: Path) -> None:
 
 
 def test_folder_follows_exif(tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was held sideways: rotate by 270 degrees to see it upright
+    exif = exif_orientation(
+        6
+    )  # the camera was held sideways: rotate by 270 degrees to see it upright
     Image.fromarray(COLOURS[0]).save(tmp_path / "side.png", exif=exif)
     assert np.array_equal(decoded(tmp_path, SVHN).images[0], np.rot90(COLOURS[0], 3))
 

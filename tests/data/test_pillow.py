@@ -1,6 +1,5 @@
 """Pillow's decoder: damaged, unusual and missing images."""
 
-import io
 import os
 import resource
 import shutil
@@ -22,6 +21,7 @@ from fastinfogan.data.decoders.pillow import MAX_PIXELS, PillowDecoder
 from fastinfogan.data.image_set import CropResize, EncodedImageSet, ImageShape
 from fastinfogan.data.listing import list_images
 from fastinfogan.errors import InputError
+from tests.helpers.image_files import bytes_of, exif_orientation
 
 SVHN = experiments.get("svhn")
 COLOUR, GREY = CropResize(ImageShape(32, 32, 3)), CropResize(ImageShape(32, 32, 1))
@@ -31,12 +31,6 @@ RANDOM = np.random.default_rng(0)
 def scene(height: int = 40, width: int = 60) -> Image.Image:
     coarse = Image.fromarray(RANDOM.integers(0, 256, (4, 6, 3), np.uint8))
     return coarse.resize((width, height), Image.Resampling.BICUBIC)
-
-
-def bytes_of(picture: Image.Image, kind: str, **options: object) -> bytes:
-    file = io.BytesIO()
-    picture.save(file, kind, **options)
-    return file.getvalue()
 
 
 def stored(files: dict[str, bytes], recipe: CropResize = COLOUR) -> EncodedImageSet:
@@ -86,8 +80,7 @@ def test_damaged_images_have_a_reason_and_others_are_decoded() -> None:
 
 
 def test_any_damage_is_a_bad_image_and_no_other_error() -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6
+    exif = exif_orientation(6)
     kinds = {
         "jpg": bytes_of(scene(), "JPEG", exif=exif),
         "progressive.jpg": bytes_of(scene(), "JPEG", progressive=True),
@@ -152,10 +145,8 @@ def test_images_are_upright(tag: int) -> None:
         7: sideways[::-1, ::-1],
         8: sideways[:, ::-1],
     }[tag]
-    exif = Image.Exif()
-    exif[0x0112] = tag
     picture = Image.fromarray(np.ascontiguousarray(held))
-    assert np.array_equal(image_of(bytes_of(picture, "PNG", exif=exif)), view)
+    assert np.array_equal(image_of(bytes_of(picture, "PNG", exif=exif_orientation(tag))), view)
 
 
 def test_one_pixel_and_one_row() -> None:

@@ -1,14 +1,30 @@
 """A minimal encoded set, one raw file per image, and its decoder."""
 
+import io
 import time
 from collections.abc import Generator, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from fastinfogan.data.decoders.base import BadImage, DecodedBatch, Decoder
 from fastinfogan.data.image_set import CropResize, EncodedImageSet, ImageFile, ImageSet, ImageShape
+
+
+def bytes_of(image: Image.Image, kind: str, **options: Any) -> bytes:  # noqa: ANN401
+    """Encode an image in a format of Pillow."""
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def exif_orientation(tag: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = tag
+    return exif
 
 
 def encoded(source: ImageSet, folder: str = "pictures") -> EncodedImageSet:

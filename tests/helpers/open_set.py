@@ -12,6 +12,8 @@ from fastinfogan.data.decoders.pillow import PillowDecoder
 from fastinfogan.data.image_set import EncodedImageSet
 from fastinfogan.errors import InputError
 
+MNIST = experiments.get("mnist")
+
 
 def encoded(path: Path, experiment: experiments.Experiment, **options: str) -> EncodedImageSet:
     source = open_image_set(path, experiment, **options)
@@ -25,7 +27,7 @@ def in_memory(path: Path, experiment: experiments.Experiment) -> ImageSet:
     return source
 
 
-def message(path: Path, experiment: experiments.Experiment) -> str:
+def message(path: Path | None, experiment: experiments.Experiment = MNIST) -> str:
     with pytest.raises(InputError) as caught:
         open_image_set(path, experiment)
     assert "\n" not in str(caught.value)
