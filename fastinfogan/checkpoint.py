@@ -18,8 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fastinfogan.atomic_io import sync
 from fastinfogan.errors import InputError
+from fastinfogan.files import sync
 
 _MANIFEST = "manifest.json"
 _STATE = "state.json"

@@ -1,19 +1,24 @@
-"""The errors that a user is meant to read, and a check of plain data that raises them."""
+"""The errors that a user is meant to read, and the checks that raise them."""
 
 import dataclasses
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
+from types import ModuleType
 from typing import Any, Literal, Union, get_args, get_origin
 
 from fastinfogan_kernels.errors import InputError, TrainingError
 
 __all__ = [
     "InputError",
+    "MissingPackageError",
     "OutOfMemoryError",
     "TrainingError",
     "check_fields",
+    "install",
     "reporting_out_of_memory",
+    "require",
 ]
 
 
@@ -73,3 +78,37 @@ def _is(value: object, kind: Any) -> bool:  # noqa: ANN401 - an annotation
         number = isinstance(value, int) or (kind is float and isinstance(value, float))
         return number and not isinstance(value, bool)
     return isinstance(value, kind)
+
+
+class MissingPackageError(InputError):
+    """An optional package is not installed, or cannot be imported."""
+
+
+def require(module: str, *, extra: str, purpose: str) -> ModuleType:
+    """Import a module of an optional package.
+
+    Args:
+        module: its import path, such as "sklearn.metrics".
+        extra: the extra of fastinfogan that installs it.
+        purpose: what needs it, the subject of the error's sentence.
+
+    Raises:
+        MissingPackageError: it cannot be imported.
+    """
+    package = module.partition(".")[0]
+    try:
+        return import_module(module)
+    except ImportError as error:
+        absent = (
+            isinstance(error, ModuleNotFoundError)
+            and (error.name or "").partition(".")[0] == package
+        )
+        why = "is not installed" if absent else f"cannot be imported ({error})"
+        raise MissingPackageError(
+            f"{purpose} needs {package}, which {why}; {install(extra)}"
+        ) from error
+
+
+def install(extra: str) -> str:
+    """Return the command that installs an extra."""
+    return f"pip install 'fastinfogan[{extra}]'"

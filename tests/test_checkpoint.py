@@ -57,7 +57,7 @@ def test_a_full_disk_leaves_the_older_checkpoint(monkeypatch: pytest.MonkeyPatch
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("fastinfogan.atomic_io.os.fsync", full)
+        patched.setattr("fastinfogan.files.os.fsync", full)
         with pytest.raises(OSError, match="No space left"):
             checkpoint.save(Path("c"), 8, small(2.0))
     assert [folder.name for folder in Path("c").iterdir()] == ["iteration-000007"]

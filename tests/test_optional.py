@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fastinfogan.cli import main
-from fastinfogan.optional import MissingPackageError, require
+from fastinfogan.errors import MissingPackageError, require
 from tests.helpers.training import QUICK
 
 INSTALL_EVAL = "pip install 'fastinfogan[eval]'"

@@ -8,7 +8,7 @@ The embedded digits need packages of their own; images are made up.
 
 import sys
 
-from fastinfogan.paths import set_compile_caches
+from fastinfogan.files import set_compile_caches
 
 set_compile_caches()
 

@@ -21,7 +21,7 @@ from bench.compare.times import CaseError, WorkerError, progress, time_all
 from bench.compare.trees import add_native, git, resolve, worktree
 from bench.counting.committed import FILE, compare_with, count_all
 from fastinfogan.errors import InputError
-from fastinfogan.paths import set_compile_caches
+from fastinfogan.files import set_compile_caches
 
 ROOT = Path(__file__).parents[2]
 

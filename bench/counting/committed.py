@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from bench.timing.rows import RESULTS
 from fastinfogan.errors import InputError
-from fastinfogan.paths import set_compile_caches
+from fastinfogan.files import set_compile_caches
 
 FILE: Final = RESULTS / "counts.json"
 COMMAND: Final = "python -m bench.counting.committed --write"

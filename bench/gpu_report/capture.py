@@ -15,7 +15,7 @@ from bench.accuracy import check_same_bits
 from bench.gpu_report.context import Context, FailedError
 from bench.gpu_report.workload import FIVE, config, experiment
 from bench.gpu_report.workload import iteration as make_iteration
-from fastinfogan.data.formats.digits import embedded_digits
+from fastinfogan.data.open import embedded_digits
 from fastinfogan.engine import Iteration, RunDirectory, Schedule, Trainer
 from fastinfogan.engine.execution import (
     CompiledExecution,

@@ -10,7 +10,7 @@ from typing import Any
 
 from bench.gpu_report.report import GpuReport, StageResult
 from bench.gpu_report.stages import PICTURE
-from fastinfogan.atomic_io import write_text
+from fastinfogan.files import write_text
 
 NAME = "report.html"
 _ROWS = 400

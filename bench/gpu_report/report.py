@@ -10,8 +10,8 @@ from typing import Any
 from bench.gpu_report.journal import NO_FAILURE, Item, Journal
 from bench.gpu_report.stages import Stage
 from bench.gpu_report.supervise import Ended
-from fastinfogan.atomic_io import write_json
 from fastinfogan.errors import InputError
+from fastinfogan.files import write_json
 
 NAME = "report.json"
 _WIDE = 118

@@ -8,7 +8,7 @@ from typing import Any
 from bench.gpu_report.context import Context
 from bench.gpu_report.stages import PICTURE
 from bench.gpu_report.workload import config, experiment
-from fastinfogan.data.formats.digits import embedded_digits
+from fastinfogan.data.open import embedded_digits
 from fastinfogan.engine import RunDirectory, Schedule, Trainer, choose_precision
 from fastinfogan.errors import InputError
 from fastinfogan.evaluation import classify

@@ -36,7 +36,7 @@ from bench.gpu_report.workload import as_trained, experiment, names
 from bench.timing.clock import Clock, clock_for
 from bench.timing.interleaved import Interleaved
 from bench.training import images_for
-from fastinfogan.atomic_io import write_json
+from fastinfogan.files import write_json
 from fastinfogan_kernels.conv_block.launch_table import TABLE, Choice, read_table, using_table
 from fastinfogan_kernels.runtime.launch import Launch, recording
 from fastinfogan_kernels.runtime.machine import MACHINES

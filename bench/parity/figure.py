@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fastinfogan.atomic_io import replacing
+from fastinfogan.files import replacing
 
 _COLOURS = ("#c65a11", "#1f5fa8")
 _COLUMNS = 2

@@ -13,9 +13,9 @@ from bench.parity.figure import Panel, draw_parity
 from bench.parity.statistics import Analysis, Values, analyse
 from bench.parity.trajectories import PICTURE, REPORT, Folder, Progress, read_saved
 from fastinfogan import experiments
-from fastinfogan.atomic_io import write_json
 from fastinfogan.engine.config import versions
 from fastinfogan.errors import InputError
+from fastinfogan.files import write_json
 from fastinfogan_kernels.latents import Categorical, LatentSpec
 
 _EARLY: Final[tuple[tuple[Config, Config], ...]] = (

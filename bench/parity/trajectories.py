@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.parity.configs import Config, Setup, trajectory
-from fastinfogan.atomic_io import sync
 from fastinfogan.checkpoint import difference
 from fastinfogan.data.formats.npz import UNREADABLE
 from fastinfogan.engine.config import hardware
 from fastinfogan.errors import InputError
+from fastinfogan.files import sync
 
 CONFIGS: Final[tuple[Config, ...]] = get_args(Config)
 REPORT, PICTURE = "parity.json", "parity.png"

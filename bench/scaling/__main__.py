@@ -15,9 +15,9 @@ from bench.scaling.fits import exponent
 from bench.scaling.model import Speeds, predict
 from bench.timing.rows import RESULTS, machine_key
 from fastinfogan import experiments
-from fastinfogan.atomic_io import write_json
 from fastinfogan.engine import choose_precision
 from fastinfogan.engine.config import hardware, versions
+from fastinfogan.files import write_json
 
 COUNTED, TIMED = "mnist", "mnist"
 CLUSTERS = ((1, 128), (8, 16), (8, 128), (800, 64))

@@ -11,9 +11,9 @@ import torch
 
 from bench.timing.interleaved import Spread
 from bench.timing.roofline import Roofline
-from fastinfogan.atomic_io import write_json
 from fastinfogan.engine.config import hardware, versions
 from fastinfogan.errors import InputError
+from fastinfogan.files import write_json
 
 FASTINFOGAN = "fastinfogan"
 RESULTS = Path(__file__).parents[1] / "results"

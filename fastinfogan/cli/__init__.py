@@ -22,7 +22,7 @@ from fastinfogan.cli.sample import Sample
 from fastinfogan.cli.train import Train
 from fastinfogan.cli.traverse import Traverse
 from fastinfogan.errors import InputError, TrainingError
-from fastinfogan.paths import set_compile_caches
+from fastinfogan.files import set_compile_caches
 
 Command = (
     Annotated[Train, tyro.conf.subcommand("train")]

@@ -22,7 +22,7 @@ class Info:
         from fastinfogan.data.cache.storage import cache_folder
         from fastinfogan.engine import choose_execution, choose_precision, config
         from fastinfogan.experiments import EXPERIMENTS
-        from fastinfogan.paths import cache_directory, compiled_folders
+        from fastinfogan.files import cache_directory, compiled_folders
         from fastinfogan_kernels.runtime.backend import choose
 
         device = config.choose_device("auto")

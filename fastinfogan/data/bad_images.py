@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Literal
 
-from fastinfogan import atomic_io
+from fastinfogan import files
 from fastinfogan.data.decoders.base import BadImage
 from fastinfogan.errors import InputError
 
@@ -78,4 +78,4 @@ class BadImages:
             OSError: it cannot be written.
         """
         text = "".join(json.dumps(record) + "\n" for record in self.records())
-        atomic_io.write_text(folder / FILE, text)
+        files.write_text(folder / FILE, text)

@@ -2,13 +2,16 @@
 
 from pathlib import Path
 
+import numpy as np
+
 from fastinfogan.data import synthetic
 from fastinfogan.data.bad_images import OnBadImage
 from fastinfogan.data.formats import describe_formats, read_path
-from fastinfogan.data.formats.digits import embedded_digits
 from fastinfogan.data.image_set import EncodedImageSet, ImageSet, ImageShape
 from fastinfogan.errors import InputError
 from fastinfogan.experiments import EXPERIMENTS, Experiment
+
+_DIGITS = Path(__file__).with_name("digits-5000.npz")
 
 
 def open_image_set(
@@ -48,3 +51,14 @@ def open_image_set(
         if isinstance(part, ImageSet):
             part.require(shape)
     return images
+
+
+def embedded_digits() -> ImageSet:
+    """Read 5,000 images of MNIST, 500 a class and sorted by class, with their labels.
+
+    Source and licence: digits-5000.txt beside the file.
+    """
+    with np.load(_DIGITS) as arrays:
+        return ImageSet(
+            "the embedded MNIST digits", arrays["images"], arrays["labels"].astype(np.int64)
+        )

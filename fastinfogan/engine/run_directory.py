@@ -16,12 +16,11 @@ from typing import Any
 from torch import Tensor
 
 from fastinfogan import checkpoint
-from fastinfogan.atomic_io import write_json, write_text
 from fastinfogan.checkpoint import Checkpoint
 from fastinfogan.engine.config import RunOptions, TrainConfig, hardware, versions
-from fastinfogan.errors import InputError
+from fastinfogan.errors import InputError, MissingPackageError, require
 from fastinfogan.experiments import Experiment
-from fastinfogan.optional import MissingPackageError, require
+from fastinfogan.files import write_json, write_text
 
 _FORMAT = 4
 

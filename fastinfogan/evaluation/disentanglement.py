@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from fastinfogan.data import ImageSet
 from fastinfogan.data.image_set import Factors
 from fastinfogan.data.subset import subset_indices
+from fastinfogan.errors import require
 from fastinfogan.model import Model
-from fastinfogan.optional import require
 
 BINS: Final = 20
 MAX_IMAGES: Final = 10_000

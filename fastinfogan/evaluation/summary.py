@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from fastinfogan.data import ImageSet
+from fastinfogan.errors import MissingPackageError
 from fastinfogan.evaluation.classification import CodeAsClassifier, classify, why_unclassified
 from fastinfogan.evaluation.disentanglement import Disentanglement, measure_disentanglement
 from fastinfogan.model import Model
 from fastinfogan.objective import information_bounds
-from fastinfogan.optional import MissingPackageError
 from fastinfogan_kernels.inputs.draw import draw_codes
 from fastinfogan_kernels.philox import Stream
 

@@ -1,8 +1,7 @@
 """The paper's five experiments and sprites; where published sources disagree, their variants."""
 
-from fastinfogan.experiments.spec import Activation, BlockSpec, Experiment
+from fastinfogan.experiments.spec import Activation, BlockSpec, Entry, Experiment, Variant
 from fastinfogan.experiments.tables import EXPERIMENTS, get, to_train
-from fastinfogan.experiments.variants import Entry, Variant
 
 __all__ = [
     "EXPERIMENTS",

@@ -7,13 +7,15 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from fastinfogan.errors import InputError
-from fastinfogan.experiments.spec import Activation, BlockSpec, Experiment
-from fastinfogan.experiments.variants import (
+from fastinfogan.experiments.spec import (
     DEVIATION,
     NOISE,
     RESEARCH,
     SLOPE,
+    Activation,
+    BlockSpec,
     Entry,
+    Experiment,
     Variant,
     of_codes,
     of_fields,

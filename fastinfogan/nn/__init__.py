@@ -4,9 +4,15 @@
 layers of an existing one, `fnn.QHeadLikelihood(fnn.LatentSpec(...))` computes log Q(c|x).
 """
 
-from fastinfogan.nn.batch_norm import frozen_statistics, synchronise
-from fastinfogan.nn.blocks import Block, Chain, ConvBlock, LinearBlock, UpconvBlock
-from fastinfogan.nn.fuse import FusionReport, fuse, unfuse
+from fastinfogan.nn.blocks import (
+    Block,
+    Chain,
+    ConvBlock,
+    LinearBlock,
+    UpconvBlock,
+    frozen_statistics,
+)
+from fastinfogan.nn.fuse import FusionReport, fuse, synchronise, unfuse
 from fastinfogan.nn.likelihood import QHeadLikelihood
 from fastinfogan_kernels.conv_block.layers import Images
 from fastinfogan_kernels.latents import Categorical, Continuous, LatentSpec, Noise

@@ -10,10 +10,13 @@ compiled, torch otherwise. Results, weights and their names are the same.
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastinfogan.errors import InputError
 from fastinfogan.nn.forward import (
@@ -319,3 +322,17 @@ class Chain(nn.Sequential):
         if not blocks:
             raise InputError("a Chain without blocks computes nothing")
         return blocks
+
+
+@contextmanager
+def frozen_statistics(*modules: nn.Module) -> Iterator[None]:
+    """Normalise with batch statistics in these modules, without updating the running ones."""
+    norms = [m for module in modules for m in module.modules() if isinstance(m, _BatchNorm)]
+    before = [norm.track_running_stats for norm in norms]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm, track in zip(norms, before, strict=True):
+            norm.track_running_stats = track

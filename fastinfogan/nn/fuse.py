@@ -11,10 +11,11 @@ left as they are, and the report says why.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from torch import nn
 
-from fastinfogan.nn.blocks import Block
+from fastinfogan.nn.blocks import Block, Chain
 from fastinfogan.nn.call_order import ModelSource, call_sequences
 from fastinfogan.nn.forward import Implementation
 from fastinfogan.nn.fused_layers import (
@@ -26,6 +27,9 @@ from fastinfogan.nn.fused_layers import (
     LayerGroup,
     unsupported,
 )
+from fastinfogan_kernels.conv_block.sync_batch_norm import ProcessGroup
+
+_Model = TypeVar("_Model", bound=nn.Module)
 
 
 @dataclass
@@ -176,3 +180,25 @@ def _norm_mismatch(layer: nn.Module, following: nn.Module) -> str:
 
 def _join(prefix: str, name: str) -> str:
     return f"{prefix}.{name}" if prefix else name
+
+
+def synchronise(model: _Model, process_group: ProcessGroup = "world") -> _Model:
+    """Share batch-norm statistics across ranks in every block, chain and fused layer of a model.
+
+    It takes the place of torch's convert_sync_batchnorm, whose SyncBatchNorm layers cannot be part
+    of a block, and which makes fused layers compute one by one.
+
+    Args:
+        model: changed in place.
+        process_group: "world", a torch.distributed group, or None to stop sharing. Every rank must
+            pass batches of the same size.
+
+    Returns:
+        The model.
+    """
+    for module in model.modules():
+        if isinstance(module, Block | Chain):
+            module.process_group = process_group
+        if isinstance(module, FusedLayer) and module.fused_chain is not None:
+            module.fused_chain.process_group = process_group
+    return model

@@ -15,7 +15,7 @@ from fastinfogan.data.synthetic import SCENES, stored
 from fastinfogan.data.synthetic.__main__ import sheet
 from fastinfogan.data.synthetic.scene import Float32, Scene, cos_sin
 from fastinfogan.errors import InputError
-from fastinfogan.paths import cache_directory
+from fastinfogan.files import cache_directory
 from tests.helpers.training import QUICK, fails
 
 # SHA-256 of the first 40 images of seed 7. Where one changes, stored.VERSION must increase.

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from fastinfogan.atomic_io import replacing, sync
 from fastinfogan.data.bad_images import BadImages
 from fastinfogan.data.cache.storage import (
     FORMAT_VERSION,
@@ -30,6 +29,7 @@ from fastinfogan.data.cache.storage import (
     remove,
 )
 from fastinfogan.data.decoders.base import BadImage
+from fastinfogan.files import replacing, sync
 
 IN_MEMORY = "decoded images stay in memory, and the next run decodes them again"
 _ABANDONED = 24 * 3600  # seconds after which files of other sets' dead processes are removed

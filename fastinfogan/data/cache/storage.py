@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from fastinfogan.data.bad_images import BadImages
 from fastinfogan.data.decoders.base import BadImage, Decoder
-from fastinfogan.paths import cache_directory
+from fastinfogan.files import cache_directory
 
 FORMAT_VERSION = 2
 _CHUNK = 1 << 22  # bytes per checksum of a finished file

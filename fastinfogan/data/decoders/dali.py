@@ -22,8 +22,7 @@ from fastinfogan.data.decoders.base import BadImage, DecodedBatch, Decoder
 from fastinfogan.data.decoders.headers import upright_size
 from fastinfogan.data.decoders.pillow import LARGE, PillowDecoder, read_bytes
 from fastinfogan.data.image_set import CropResize, EncodedImageSet, ImageFile
-from fastinfogan.errors import InputError
-from fastinfogan.optional import install
+from fastinfogan.errors import InputError, install
 
 _PREFETCH = 3  # batches that are read before DALI asks for them
 _DEPTH = 2  # batches inside the pipeline

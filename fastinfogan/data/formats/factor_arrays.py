@@ -28,8 +28,7 @@ from fastinfogan.data.image_set import (
     as_labels,
 )
 from fastinfogan.data.transforms import Images, read_chunks
-from fastinfogan.errors import InputError
-from fastinfogan.optional import require
+from fastinfogan.errors import InputError, require
 
 _HDF5_SUFFIXES: Final = (".h5", ".hdf5")
 GRIDS: Final = [(6, 6, 2, 3, 3, 40, 40), (4, 4, 2, 3, 3, 40, 40)]

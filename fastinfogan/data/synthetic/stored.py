@@ -7,10 +7,9 @@ from typing import Final
 
 import numpy as np
 
-from fastinfogan.atomic_io import replacing, write_json
 from fastinfogan.data.image_set import Fingerprint, ImageSet
 from fastinfogan.data.synthetic.scene import Pixels, Scene
-from fastinfogan.paths import cache_directory
+from fastinfogan.files import cache_directory, replacing, write_json
 
 VERSION: Final = 1
 """Of the scenes' appearance: to be increased with every change, so that no old set is read."""
