@@ -1,13 +1,13 @@
-"""The errors that a user is meant to read: one line, without a traceback on the command line."""
+"""Errors for users: one line, without a traceback on the command line."""
 
 
 class InputError(ValueError):
-    """Something handed to fastinfogan was wrong: one line saying what, where, and what to do.
+    """An argument or a file was wrong: one line saying what, where, and what to do.
 
     The command line prints it without a traceback and exits with code 2.
 
     Args:
-        message: line breaks in it, as other libraries' messages have them, become spaces.
+        message: its line breaks become spaces.
     """
 
     def __init__(self, message: str) -> None:

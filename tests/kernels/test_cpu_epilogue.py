@@ -1,12 +1,11 @@
 """The CPU's block epilogue in C++: batch norm and activation, against fp64 and against torch."""
 
-from dataclasses import dataclass
-
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bench.accuracy import check_accuracy, check_same_bits
 from fastinfogan_kernels.conv_block import cpu_epilogue
 from fastinfogan_kernels.conv_block.deferred import ACTIVATIONS
 
@@ -20,17 +19,7 @@ SHAPES = {
 BEHIND = (("leaky_relu", 0.1), ("leaky_relu", 0.0), ("none", 1.0), ("sigmoid", 1.0), ("tanh", 1.0))
 
 
-@dataclass
-class Found:
-    """What one run leaves, in fp64, by name."""
-
-    values: dict[str, Tensor]
-
-    def errors(self, truth: "Found") -> dict[str, float]:
-        return {
-            name: ((self.values[name] - true).norm() / true.norm().clamp(min=1e-12)).item()
-            for name, true in truth.values.items()
-        }
+Found = dict[str, Tensor]
 
 
 def made(shape: tuple[int, ...], seed: int, scale: float = 1.0, shift: float = 0.0) -> Tensor:
@@ -58,7 +47,7 @@ def by_torch(y: Tensor, groups: int, activation: str, slope: float) -> Found:
     return found(out, leaf.grad, gamma.grad, beta.grad, *running)
 
 
-def by_us(y: Tensor, groups: int, activation: str, slope: float) -> Found:
+def by_epilogue(y: Tensor, groups: int, activation: str, slope: float) -> Found:
     wide = torch.promote_types(y.dtype, torch.float32)
     gamma, beta, *running = (t.detach() for t in parameters(y.shape[3], wide))
     out, params = cpu_epilogue.norm_activation(
@@ -83,7 +72,7 @@ def parameters(features: int, dtype: torch.dtype) -> list[Tensor]:
 def found(*values: Tensor | None) -> Found:
     names = ("out", "dy", "dgamma", "dbeta", "running mean", "running var")
     pairs = zip(names, values, strict=True)
-    return Found({name: value.detach().double() for name, value in pairs if value is not None})
+    return {name: value.detach() for name, value in pairs if value is not None}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -94,10 +83,8 @@ def test_norm_activation_against_fp64(
     dtype: torch.dtype, shape: tuple[int, ...], groups: int, activation: str, slope: float
 ) -> None:
     y = made(shape, 0, 2.0, 0.5).to(dtype)
-    truth = by_torch(y.double(), groups, activation, slope)
-    theirs = by_torch(y, groups, activation, slope).errors(truth)
-    for name, error in by_us(y, groups, activation, slope).errors(truth).items():
-        assert error <= 2 * theirs[name] + 2e-6, (name, error, theirs[name])
+    actual, baseline = (run(y, groups, activation, slope) for run in (by_epilogue, by_torch))
+    check_accuracy(actual, baseline, by_torch(y.double(), groups, activation, slope), dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -108,28 +95,30 @@ def test_activation_alone(
 ) -> None:
     y, dout = made(shape, 0, 3.0).to(dtype), made(shape, 1).to(dtype)
     results = []
-    for drawn, given in ((y.double(), dout.double()), (y, dout)):
+    for drawn, given in ((y, dout), (y.double(), dout.double())):
         leaf = drawn.clone().requires_grad_()
         out = act(leaf, name, slope)
         out.backward(given)
         assert leaf.grad is not None
-        results.append([out, leaf.grad, leaf.grad.double().sum((0, 1, 2))])
+        dbias = leaf.grad.double().sum((0, 1, 2))
+        results.append({"out": out.detach(), "dy": leaf.grad, "dbias": dbias})
     out = y.clone()
     cpu_epilogue.activation_(out, name, slope)
-    bias = torch.zeros(shape[3])
-    results.append([out, *cpu_epilogue.activation_gradient(dout, out, name, slope, bias)])
-    for truth, theirs, ours in zip(*results, strict=True):
-        error, allowed = ((t.double() - truth).norm() for t in (ours, theirs))
-        assert error <= 2 * allowed + 3e-6 * truth.norm()
+    wide = torch.promote_types(dtype, torch.float32)
+    dy, dbias = cpu_epilogue.activation_gradient(
+        dout, out, name, slope, torch.zeros(shape[3], dtype=wide)
+    )
+    check_accuracy({"out": out, "dy": dy, "dbias": dbias}, *results, dtype)
     assert cpu_epilogue.activation_gradient(dout, out, name, slope, None)[1].numel() == 0
 
 
 @pytest.mark.parametrize("mean", [300.0, -300.0])
 def test_a_mean_300_times_the_deviation(mean: float) -> None:
     y = made((8, 16, 16, 20), 0, 1.0, mean).float()
-    errors = by_us(y, 2, "leaky_relu", 0.1).errors(by_torch(y.double(), 2, "leaky_relu", 0.1))
-    assert errors["running var"] < 1e-5
-    assert errors["out"] < 1e-4  # y has 24 bits, 8 of which the mean takes
+    actual, truth = by_epilogue(y, 2, "leaky_relu", 0.1), by_torch(y.double(), 2, "leaky_relu", 0.1)
+    # y has 24 bits, 8 of which the mean takes
+    for name, tolerance in (("running var", 1e-5), ("out", 1e-4)):
+        assert (actual[name] - truth[name]).norm() < tolerance * truth[name].norm()
 
 
 def test_a_constant_channel_gives_beta_and_no_gradient() -> None:
@@ -161,10 +150,9 @@ def test_threads_change_no_bit() -> None:
     runs = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        runs.append(by_us(y, 2, "leaky_relu", 0.1).values)
-    for other in runs[1:]:
-        for name, value in runs[0].items():
-            assert torch.equal(value, other[name]), name
+        runs.append(by_epilogue(y, 2, "leaky_relu", 0.1))
+    check_same_bits(runs[1], runs[0])
+    check_same_bits(runs[2], runs[0])
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)

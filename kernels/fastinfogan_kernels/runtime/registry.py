@@ -1,14 +1,13 @@
 """Register operations, so that torch.compile and meta tensors see each as one call."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from fastinfogan_kernels.runtime.launch import is_recording, recording
 
-P = ParamSpec("P")
 R = TypeVar("R")
 
 _library: Any = torch.library.Library("fastinfogan", "DEF")  # type: ignore[no-untyped-call]
@@ -20,7 +19,9 @@ def first_tensor(arguments: Sequence[Any]) -> Tensor:
     return found[0] if isinstance(found, list | tuple) else found  # type: ignore[no-any-return]
 
 
-def register(name: str, function: Any = None, *, mutates_args: Iterable[str] = ()) -> Any:
+def register(
+    name: str, *, mutates_args: Iterable[str] = ()
+) -> Callable[[Callable[..., R]], Callable[..., R]]:
     """Define the operation torch.ops.fastinfogan.<name>; its schema is the function's signature.
 
     The decorated function computes it on CUDA tensors and, under Triton's interpreter or natively,
@@ -29,19 +30,16 @@ def register(name: str, function: Any = None, *, mutates_args: Iterable[str] = (
 
     Args:
         name: of the operation.
-        function: registered at once, with `name` holding the whole schema.
         mutates_args: names of the arguments that are written in place.
 
     Returns:
         A decorator, which returns the operation.
     """
-    if function is not None:  # the schema written out
-        return _define(name.partition("(")[0], name, function)
 
-    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+    def decorate(function: Callable[..., R]) -> Callable[..., R]:
         schema = torch.library.infer_schema(function, op_name=name, mutates_args=mutates_args)
         # infer_schema makes each int symbolic; grids and constexpr arguments need its value.
-        operation: Callable[P, R] = _define(name, schema.replace("SymInt", "int"), function)
+        operation: Callable[..., R] = _define(name, schema.replace("SymInt", "int"), function)
         return operation
 
     return decorate

@@ -1,9 +1,9 @@
-"""The memory of a fixed program: made at its first run, used again at every other.
+"""The memory of a fixed program: allocated in its first run, reused in every other.
 
 A program that asks for the same tensors in the same order at every run gets the same ones each
-time, so that it allocates nothing after the first. Tensors whose lives do not overlap share memory,
-as they do under a caching allocator: which ones those are is seen at the first run. Without a
-workspace the functions here are torch's.
+time, so that it allocates nothing after the first. Tensors whose lifetimes do not overlap share
+memory, as under a caching allocator; the first run records the lifetimes. Without a workspace the
+functions here are torch's.
 """
 
 from bisect import bisect_left
@@ -17,12 +17,12 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 _ALIGNED = 64
-"""Bytes, of which every tensor's memory is a multiple: vectors load whole lines."""
+"""Every tensor's memory is a multiple of these bytes: vectors load whole cache lines."""
 
 
 @dataclass(frozen=True)
 class _Request:
-    """What is asked for: dense in memory, in the order of the strides."""
+    """A requested tensor: dense in memory, in the order of the strides."""
 
     shape: tuple[int, ...]
     strides: tuple[int, ...]
@@ -35,67 +35,74 @@ class _Request:
         return -(-prod(self.shape) * self.dtype.itemsize // _ALIGNED) * _ALIGNED
 
     def make(self) -> Tensor:
-        """A tensor of its own."""
+        """Allocate the tensor."""
         made = torch.empty_strided(self.shape, self.strides, dtype=self.dtype, device=self.device)
         return made.zero_() if self.zeroed else made
 
     def at(self, memory: Tensor) -> Tensor:
-        """The tensor in this memory, bytes."""
+        """Place the tensor in this memory, bytes."""
         made = memory.view(self.dtype).as_strided(self.shape, self.strides)
         return made.zero_() if self.zeroed else made
 
 
 @dataclass
 class _Recording:
-    """Who shares memory with whom, as it is seen at a run that makes every tensor anew."""
+    """Which requests share a block of memory; recorded in a run that allocates every tensor.
+
+    Attributes:
+        requests: in order.
+        blocks: index of each request's block.
+        sizes: bytes of each block.
+        alive: storages that hold a block.
+        free: blocks that none holds, by size.
+    """
 
     requests: list[_Request] = field(default_factory=list)
-    places: list[int] = field(default_factory=list)
+    blocks: list[int] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
     alive: list[tuple[StorageWeakRef, int]] = field(default_factory=list)
     free: list[tuple[int, int]] = field(default_factory=list)
 
     def make(self, request: _Request) -> Tensor:
-        """A tensor of its own; and where it will lie."""
+        """Allocate a tensor, and record which block it will use."""
         if not request.zeroed:  # what is zeroed once must stay zero
             self._collect()
         self.requests.append(request)
         size = request.nbytes
         found = len(self.free) if request.zeroed else bisect_left(self.free, (size, -1))
-        # A few numbers are not to take a map's place.
+        # Small tensors do not use a feature map's block.
         if found < len(self.free) and self.free[found][0] <= 2 * size:
-            _, place = self.free.pop(found)
+            _, block = self.free.pop(found)
         else:
-            place = len(self.sizes)
+            block = len(self.sizes)
             self.sizes.append(size)
-        self.places.append(place)
+        self.blocks.append(block)
         made = request.make()
         if not request.zeroed:
             storage = StorageWeakRef(made.untyped_storage())  # type: ignore[no-untyped-call]
-            self.alive.append((storage, place))
+            self.alive.append((storage, block))
         return made
 
     def _collect(self) -> None:
-        """Give back the places of tensors that nobody holds any more."""
-        gone = {place for storage, place in self.alive if storage.expired()}  # type: ignore[no-untyped-call]
+        """Free the blocks of tensors that are no longer referenced."""
+        gone = {block for storage, block in self.alive if storage.expired()}  # type: ignore[no-untyped-call]
         self.alive = [each for each in self.alive if each[1] not in gone]
-        self.free = sorted([*self.free, *((self.sizes[place], place) for place in gone)])
+        self.free = sorted([*self.free, *((self.sizes[block], block) for block in gone)])
 
     def tensors(self) -> list[Tensor]:
-        """All that was asked for, in memory that is shared."""
+        """Allocate all blocks, and place each request's tensor in its block."""
         if not self.requests:
             return []
         (device,) = {request.device for request in self.requests}
         memory = [torch.empty(n, dtype=torch.uint8, device=device) for n in self.sizes]
-        pairs = zip(self.requests, self.places, strict=True)
-        return [request.at(memory[place]) for request, place in pairs]
+        pairs = zip(self.requests, self.blocks, strict=True)
+        return [request.at(memory[block]) for request, block in pairs]
 
 
 class Workspace:
-    """A program's tensors, on one device. Each run is a `with` block of its own.
+    """A program's tensors, on one device. Each run is a `with` block.
 
-    A run that asks for other tensors than the first did gets new ones, and the next one is taken
-    for the first.
+    A run whose requests differ from the recorded ones gets new tensors, and the next run records.
     """
 
     def __init__(self) -> None:
@@ -121,7 +128,7 @@ class Workspace:
         self._recording = None
 
     def take(self, request: _Request) -> Tensor:
-        """The tensor that this request gets at every run."""
+        """Return the tensor that this request gets at every run."""
         if self._recording is not None:
             return self._recording.make(request)
         here, self._at = self._at, self._at + 1
@@ -135,12 +142,12 @@ _active: ContextVar[Workspace | None] = ContextVar("workspace", default=None)
 
 
 def _in_use() -> Workspace | None:
-    """The running program's; none for torch.compile, which plans its own memory."""
+    """The running program's workspace; none for torch.compile, which plans its own memory."""
     return None if torch.compiler.is_compiling() else _active.get()
 
 
 def empty(shape: int | tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> Tensor:
-    """A tensor of any content, contiguous."""
+    """Return an uninitialized, contiguous tensor."""
     sizes = (shape,) if isinstance(shape, int) else shape
     active = _in_use()
     if active is None:
@@ -150,7 +157,7 @@ def empty(shape: int | tuple[int, ...], dtype: torch.dtype, device: torch.device
 
 
 def zeros(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """As many zeros; whoever writes into them puts them back to 0."""
+    """Return `count` zeros; a kernel that writes to them must reset them to 0."""
     active = _in_use()
     if active is None:
         return torch.zeros(count, dtype=dtype, device=device)
@@ -158,7 +165,7 @@ def zeros(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 def empty_like(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """A tensor of any content, of a dense tensor's shape and strides."""
+    """Return an uninitialized tensor of a dense tensor's shape and strides."""
     active = _in_use()
     if active is None:
         return torch.empty_like(x, dtype=dtype)
@@ -166,7 +173,7 @@ def empty_like(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 
 
 def zeros_like(x: Tensor) -> Tensor:
-    """Zeros of a dense tensor's shape and strides, not to be written to."""
+    """Return zeros of a dense tensor's shape and strides; read-only."""
     active = _in_use()
     if active is None:
         return torch.zeros_like(x)
