@@ -15,12 +15,12 @@ Run = Callable[..., Tensor]
 def conv(
     side: int, kernel: int = 4, stride: int = 2, pad: tuple[int, int] = (1, 1)
 ) -> ConvGeometry:
-    """A convolution's geometry on a square map."""
+    """A convolution's geometry on a square feature map."""
     return ConvGeometry(Window(side, side, kernel, stride, *pad), False)
 
 
 def upconv(side: int, kernel: int = 4, stride: int = 2) -> ConvGeometry:
-    """A transposed convolution's geometry on a square map."""
+    """A transposed convolution's geometry on a square feature map."""
     total = kernel - stride
     big = side * stride
     return ConvGeometry(Window(big, big, kernel, stride, total // 2, total - total // 2), True)
@@ -32,8 +32,8 @@ class Case:
 
     Attributes:
         layers: the chain.
-        channels: of the input, then behind each layer.
-        side: of the input map; 0 for rows.
+        channels: of the input, then of each layer's output.
+        side: of the input; 0 for rows.
         batch: images.
         groups: statistics groups.
     """
@@ -142,8 +142,8 @@ def outcome(
     return {name: t.detach().double().cpu() for name, t in found.items() if t is not None}
 
 
-def every_map() -> dict[str, Case]:
-    """One block of every window, behind another block, with two groups and odd channels."""
+def every_window() -> dict[str, Case]:
+    """One block of every window, after another block, with two groups and odd channels."""
     windows = {
         "4x4 stride 2": conv(8),
         "4x4 stride 1 same": conv(6, 4, 1, (1, 2)),

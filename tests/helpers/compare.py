@@ -17,7 +17,7 @@ def everything(module: nn.Module, run: Callable[[Tensor], Tensor], x: Tensor) ->
     Args:
         module: whose parameters and buffers.
         run: the module, or what calls it.
-        x: the input, whose memory format is kept.
+        x: the input; its memory format is preserved.
     """
     module.zero_grad()
     x = x.clone(memory_format=torch.preserve_format).requires_grad_()

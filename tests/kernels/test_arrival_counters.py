@@ -86,7 +86,7 @@ def test_captured_launches_share_with_nobody(machine: Machine) -> None:
     machine.capturing = False
     assert arrival_counters(5, GPU) is eager
     assert len(module._pool[GPU.device]) == 256, "replenished outside of the capture"
-    assert pool == module._pools[0].data_ptr(), "and kept, for the graph has its address"
+    assert pool == module._pools[0].data_ptr(), "and stays, for the graph has its address"
 
 
 def test_a_capture_before_anything_ran_has_its_own(machine: Machine) -> None:
@@ -99,11 +99,11 @@ def test_a_capture_before_anything_ran_has_its_own(machine: Machine) -> None:
 
 
 def test_recorded_launches_keep_nothing() -> None:
-    kept = dict(module._of_stream)
+    before = dict(module._of_stream)
     with recording():
         meta = arrival_counters(9, torch.empty(1, device="meta"))
         fresh = arrival_counters(9, torch.empty(1))
     assert meta.device.type == "meta"
     assert len(meta) == len(fresh) == 9
     assert not fresh.any()
-    assert module._of_stream == kept
+    assert module._of_stream == before

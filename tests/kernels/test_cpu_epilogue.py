@@ -11,12 +11,18 @@ from fastinfogan_kernels.conv_block.deferred import ACTIVATIONS
 
 DTYPES = (torch.float64, *cpu_epilogue.NATIVE_DTYPES)
 SHAPES = {
-    "map": (6, 5, 3, 37),
+    "feature map": (6, 5, 3, 37),
     "row": (10, 1, 1, 133),
     "5 channels": (8, 1, 2, 5),
     "wide": (4, 9, 9, 64),
 }
-BEHIND = (("leaky_relu", 0.1), ("leaky_relu", 0.0), ("none", 1.0), ("sigmoid", 1.0), ("tanh", 1.0))
+ACTIVATED = (
+    ("leaky_relu", 0.1),
+    ("leaky_relu", 0.0),
+    ("none", 1.0),
+    ("sigmoid", 1.0),
+    ("tanh", 1.0),
+)
 
 
 Found = dict[str, Tensor]
@@ -78,7 +84,7 @@ def found(*values: Tensor | None) -> Found:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("groups", [1, 2])
-@pytest.mark.parametrize(("activation", "slope"), BEHIND)
+@pytest.mark.parametrize(("activation", "slope"), ACTIVATED)
 def test_norm_activation_against_fp64(
     dtype: torch.dtype, shape: tuple[int, ...], groups: int, activation: str, slope: float
 ) -> None:
@@ -88,7 +94,7 @@ def test_norm_activation_against_fp64(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("name", "slope"), BEHIND)
+@pytest.mark.parametrize(("name", "slope"), ACTIVATED)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_activation_alone(
     dtype: torch.dtype, name: str, slope: float, shape: tuple[int, ...]

@@ -17,13 +17,13 @@ from fastinfogan_kernels.conv_block.reference import reference_chain
 from fastinfogan_kernels.runtime.backend import native_available
 from tests.helpers.chain_cases import (
     Case,
-    every_map,
+    every_window,
     experiments_at_small_widths,
     outcome,
 )
 from tests.helpers.compare import assert_same, everything
 
-CASES = {**every_map(), **experiments_at_small_widths()}
+CASES = {**every_window(), **experiments_at_small_widths()}
 
 FP32 = {"rtol": 1e-4, "atol": 1e-5}
 
@@ -71,22 +71,22 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 
 def twins() -> tuple[Chain, Chain]:
     torch.manual_seed(4)
-    ours = chain()
+    native = chain()
     with torch.no_grad():
-        for i, p in enumerate(ours.parameters()):
+        for i, p in enumerate(native.parameters()):
             p.add_(0.2 * draw(*p.shape, seed=i))
-    theirs = copy.deepcopy(ours)
-    theirs.impl = "reference"
-    return ours, theirs
+    reference = copy.deepcopy(native)
+    reference.impl = "reference"
+    return native, reference
 
 
 @needs_native
 @pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("training", [True, False])
 def test_a_module(order: torch.memory_format, training: bool) -> None:
-    ours, theirs = twins()
+    native, reference = twins()
     x = draw(6, 2, 8, 8).contiguous(memory_format=order)
-    found = [everything(each.train(training), each, x) for each in (ours, theirs)]
+    found = [everything(each.train(training), each, x) for each in (native, reference)]
     assert_same(*found, **FP32)
     assert found[0]["out"].is_contiguous(memory_format=torch.channels_last)
 
@@ -94,31 +94,31 @@ def test_a_module(order: torch.memory_format, training: bool) -> None:
 @needs_native
 def test_auto_on_cpu_tensors_is_native() -> None:
     x = draw(6, 2, 8, 8)
-    ours, _ = twins()
-    auto = copy.deepcopy(ours)
+    native, _ = twins()
+    auto = copy.deepcopy(native)
     auto.impl = "auto"
-    assert torch.equal(auto(x), ours(x))
+    assert torch.equal(auto(x), native(x))
     assert "Chain" in type(auto(x.requires_grad_()).grad_fn.next_functions[0][0]).__name__
 
 
 @needs_native
 def test_under_compile_with_no_break() -> None:
-    ours, theirs = twins()
+    native, reference = twins()
     torch._dynamo.reset()
-    compiled = torch.compile(ours, fullgraph=True)
+    compiled = torch.compile(native, fullgraph=True)
     x = draw(4, 2, 8, 8)
-    assert_same(everything(ours, compiled, x), everything(theirs, theirs, x), **FP32)
+    assert_same(everything(native, compiled, x), everything(reference, reference, x), **FP32)
 
 
 @needs_native
 def test_checkpointing_computes_the_same_gradients() -> None:
-    ours, theirs = twins()
+    native, reference = twins()
     x = draw(4, 2, 8, 8)
 
     def again(x: Tensor) -> Tensor:
-        return checkpoint(ours, x, use_reentrant=False)  # type: ignore[no-any-return]
+        return checkpoint(native, x, use_reentrant=False)  # type: ignore[no-any-return]
 
-    found, expected = everything(ours, again, x), everything(theirs, theirs, x)
+    found, expected = everything(native, again, x), everything(reference, reference, x)
     gradients = [name for name in expected if "running" not in name and "tracked" not in name]
     assert_same(*({k: each[k] for k in gradients} for each in (found, expected)), **FP32)
 
@@ -131,29 +131,29 @@ def test_gradient_penalties() -> None:
         weights = [block.layer.weight for block in module]
         return list(torch.autograd.grad(first.square().sum(), weights))
 
-    for ours, theirs in zip(*map(penalty, twins()), strict=True):
-        assert (ours - theirs).norm() <= 1e-3 * theirs.norm()
+    for native, reference in zip(*map(penalty, twins()), strict=True):
+        assert (native - reference).norm() <= 1e-3 * reference.norm()
 
 
 @needs_native
 @pytest.mark.parametrize("trained", ["0.", "1.norm", "2.layer.weight", "x"])
 def test_frozen_parameters_get_no_gradient_and_change_no_other(trained: str) -> None:
-    ours, theirs = twins()
-    for module in (ours, theirs):
+    native, reference = twins()
+    for module in (native, reference):
         for name, p in module.named_parameters():
             p.requires_grad_(name.startswith(trained) and p.requires_grad)
     x = draw(4, 2, 8, 8)
-    assert_same(everything(ours, ours, x), everything(theirs, theirs, x), **FP32)
+    assert_same(everything(native, native, x), everything(reference, reference, x), **FP32)
 
 
 @needs_native
 def test_images_are_read_as_the_kernels_read_them() -> None:
     pixels = torch.randint(0, 256, (5, 8, 8, 2), dtype=torch.uint8)
     index = torch.tensor([4, 0, 3])
-    ours, theirs = twins()
+    native, reference = twins()
     scaled = pixels[index].permute(0, 3, 1, 2).float() / 255 * 2 - 1
     torch.testing.assert_close(
-        ours(Images(pixels, index, 2 / 255, -1.0)), theirs(scaled), rtol=1e-4, atol=1e-5
+        native(Images(pixels, index, 2 / 255, -1.0)), reference(scaled), rtol=1e-4, atol=1e-5
     )
 
 

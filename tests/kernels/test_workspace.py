@@ -15,12 +15,12 @@ CPU = torch.device("cpu")
 
 
 def chain(rows: int = 8) -> list[Tensor]:
-    """Three maps, of which two live at a time, a few numbers, and what is returned."""
+    """Three feature maps, of which two live at a time, a small tensor, and what is returned."""
     numbers = empty(3, torch.float32, CPU)
-    map_ = empty((rows, 100), torch.float32, CPU)
+    features = empty((rows, 100), torch.float32, CPU)
     for _ in range(3):
-        map_ = empty_like(map_)
-    return [map_, numbers, zeros_like(numbers), empty_like(map_.t(), torch.bfloat16)]
+        features = empty_like(features)
+    return [features, numbers, zeros_like(numbers), empty_like(features.t(), torch.bfloat16)]
 
 
 def test_the_same_tensors_at_every_run() -> None:
@@ -42,11 +42,11 @@ def test_lives_that_do_not_overlap_share_memory_and_others_do_not() -> None:
     for _ in range(2):
         with memory:
             found = chain()
-    places = {t.data_ptr() for t in memory._tensors}
-    # Four maps in two places, of which the narrow one takes that which is free; numbers and zeros
+    blocks = {t.data_ptr() for t in memory._tensors}
+    # Four feature maps in two blocks, of which the 16-bit one takes a free one; numbers and zeros
     # have one each.
     assert len(memory._tensors) == 7
-    assert len(places) == 4
+    assert len(blocks) == 4
     for i, tensor in enumerate(found):
         tensor.fill_(i)
     assert [t.float().unique().tolist() for t in found] == [[0.0], [1.0], [2.0], [3.0]]

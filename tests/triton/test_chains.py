@@ -17,14 +17,14 @@ from tests.helpers.chain_cases import (
     LINEAR,
     Case,
     conv,
-    every_map,
+    every_window,
     experiments_at_small_widths,
     outcome,
     upconv,
 )
 
 FP32 = (torch.float32, torch.float32)
-CASES = {**every_map(), **experiments_at_small_widths()}
+CASES = {**every_window(), **experiments_at_small_widths()}
 SMALL = {
     "conv": Case((Layer(conv(4, 1, 1, (0, 0)), True), Layer(conv(4, 4, 1, (1, 2)), True)),
                  (5, 17, 19), 4, 4, 2),

@@ -28,7 +28,7 @@ from tests.helpers.chain_cases import LINEAR, Case, conv, outcome, upconv
 Draw = Callable[..., Tensor]
 FP32 = (torch.float32, torch.float32)
 SMALL = GemmTile(16, 16, 16, splits=3)
-"""Several tiles and splits even of small maps."""
+"""Several tiles and splits even of small feature maps."""
 CASES = {
     "two groups, odd sizes": Case(
         (Layer(conv(5, 1, 1, (0, 0)), True, slope=0.2), Layer(conv(5, 3, 2), True)),
@@ -40,7 +40,7 @@ CASES = {
     "biases once for each pixel": Case(
         (Layer(conv(8), False), Layer(LINEAR, False, "tanh")), (3, 16, 20), 8, 10, 2
     ),
-    "rows become maps": Case(
+    "rows become feature maps": Case(
         (
             Layer(LINEAR, True, slope=0.0, shape=(2, 2, 18)),
             Layer(upconv(2), True, slope=0.0),

@@ -164,8 +164,8 @@ def test_autocast(half: torch.dtype, device: torch.device) -> None:
         out.float().square().sum().backward()
         assert {p.grad.dtype for p in module.parameters() if p.grad is not None} == {torch.float32}
         of_norm = {"1.layer.bias", "2.layer.bias", "3.layer.bias"}  # zero but for rounding
-        kept = {k: v for k, v in gradients(module).items() if k not in of_norm}
-        found.append({"out": out.detach().cpu(), **kept})
+        of_rest = {k: v for k, v in gradients(module).items() if k not in of_norm}
+        found.append({"out": out.detach().cpu(), **of_rest})
     check_accuracy(*found, half, kinks=True)
     x = draw().to(device).requires_grad_()
     with torch.autocast(device.type, half):

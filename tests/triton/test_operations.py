@@ -94,8 +94,8 @@ def test_frozen_weights_save_no_feature_maps(device: torch.device) -> None:
         chain[:4].requires_grad_(False)
         saved = saved_bytes(lambda: chain(x), chain)
     # The input, of which a second backward is made; what the last block reads; what it leaves.
-    maps = x.nbytes + 16 * 4 * (12 + 16)
-    assert maps <= saved < maps + 256
+    needed = x.nbytes + 16 * 4 * (12 + 16)
+    assert needed <= saved < needed + 256
     assert saved < 0.6 * whole
 
 
