@@ -1,9 +1,9 @@
-"""Types of the C++ part (kernels/native); absent where no compiler was at hand.
+"""Types of the C++ part (kernels/native); missing where there was no compiler.
 
-Tensors are on the CPU and contiguous unless said otherwise, and those written into do not require
-grad. All are used in place, without a copy and without telling autograd. "Floating" is float32,
-bfloat16 or float16; arithmetic is float32 whatever the tensors are. Results do not depend on the
-number of threads. A wrong argument raises ValueError or TypeError, in one line that names it.
+Tensors are on the CPU and contiguous unless stated otherwise, and those written into do not require
+grad. All are used in place, without a copy and outside of autograd. "Floating" is float32, bfloat16
+or float16; arithmetic is in float32 for all of them. Results do not depend on the number of
+threads. A wrong argument raises ValueError or TypeError with one line that names it.
 """
 
 from collections.abc import Sequence
@@ -13,20 +13,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 def instruction_sets() -> list[str]:
-    """Of "plain", "avx2" and "avx512" those that this processor can run, best last."""
+    """Return those of "plain", "avx2" and "avx512" that this processor can run, best last."""
 
 def instruction_set() -> str:
-    """The one in use: at first the best."""
+    """Return the one in use; by default the best."""
 
 def use_instruction_set(name: str) -> None:
-    """Change it, for the whole process.
+    """Use another one in the whole process.
 
     Raises:
         ValueError: this processor cannot run it.
     """
 
 def threads() -> int:
-    """How many threads large operations use: torch.get_num_threads(), or 1 without OpenMP."""
+    """Return the threads of large operations: torch.get_num_threads(), or 1 without OpenMP."""
 
 def encrypt(
     counter: Sequence[int], k0: int, k1: int, rounds: int = 10
@@ -49,14 +49,14 @@ def draw_codes(
     classes: Tensor,
     continuous: Tensor,
 ) -> None:
-    """LatentSpec.draw and generator_input, bit for bit; narrower types rounded to nearest even.
+    """LatentSpec.draw and generator_input, bit for bit, rounded to nearest even.
 
     Args:
-        seed: see philox.words, as are step, stream and first_row.
-        step: see there.
-        stream: see there.
-        first_row: see there.
-        noise_size: how many noise numbers a row begins with.
+        seed: as in philox.words.
+        step: as in philox.words.
+        stream: as in philox.words.
+        first_row: as in philox.words.
+        noise_size: number of noise dimensions, the first columns.
         normal: noise from N(0, 1), else from U(-1, 1).
         class_counts: the number of classes of each categorical code.
         generator_input: written, floating (B, noise_size + sum(class_counts) + continuous codes).
@@ -74,7 +74,7 @@ def q_head_log_likelihood(
     rows: Tensor | None,
     values: Tensor,
     gradient: Tensor,
-    problems: Tensor,
+    counters: Tensor,
 ) -> None:
     """Log-likelihood of the codes under Q, in nats, and its gradient.
 
@@ -82,34 +82,14 @@ def q_head_log_likelihood(
         output: floating (B, W), Q's raw output.
         classes: int64 (B, categorical codes).
         continuous: float32 (B, continuous codes).
-        table: int32 (n, 4), where each code stands; see kernels/code_table.py.
+        table: int32 (n, 4), where each code is; see objective/code_layout.py.
         bounds: float32 (n, 2), the clip of each log-deviation.
-        scales: float32 (n,), what each code's gradient is multiplied by.
+        scales: float32 (n,), the factor of each code's gradient.
         rows: written, float32 (B, n), every row's log-likelihood; or None.
         values: written, float32 (n,), the means over the rows.
         gradient: written, as output: scales * d(row's log-likelihood) / d(output).
-        problems: added to, int32 (2,): classes out of range (NaN as value and gradient), rows of
-            output that are not finite.
-    """
-
-def adversarial_losses(
-    logits: Tensor,
-    targets: Tensor,
-    scale: float,
-    losses: Tensor,
-    gradient: Tensor,
-    problems: Tensor,
-) -> None:
-    """D's losses from its logits, of groups of equally many rows, and their gradient.
-
-    Args:
-        logits: floating (R,).
-        targets: int32 (groups,): 1 to be called real, so softplus(-logit); 0 to be called
-            generated, so softplus(logit).
-        scale: what the gradient is multiplied by.
-        losses: written, float32 (groups,), means over the group's rows.
-        gradient: written, as logits: scale * d(loss of the group) / d(logit).
-        problems: added to, int32 (1,): logits that are not finite.
+        counters: added to, int32 (2,): classes out of range (their value and gradient are NaN),
+            non-finite rows of output.
     """
 
 def d_head_objective(
@@ -121,20 +101,21 @@ def d_head_objective(
     logits: Tensor,
     losses: Tensor,
     gradient: Tensor,
-    problems: Tensor,
+    counters: Tensor,
 ) -> None:
-    """D's last layer, features @ weight + bias, and adversarial_losses of it.
+    """D's last layer, features @ weight + bias, its losses of groups of equal size, their gradient.
 
     Args:
         features: floating (R, K).
         weight: (K,), of the features' type or float32.
         bias: float32 (1,) or None.
-        targets: see adversarial_losses, as are the others.
-        scale: see there.
+        targets: int32 (groups,): 1 for real, so softplus(-logit); 0 for generated, so
+            softplus(logit).
+        scale: factor of the gradient.
         logits: written, float32 (R,).
-        losses: see there.
-        gradient: written, float32 (R,), with respect to the logits.
-        problems: see there.
+        losses: written, float32 (groups,), means over the group's rows.
+        gradient: written, float32 (R,): scale * d(loss of the group) / d(logit).
+        counters: added to, int32 (1,): non-finite logits.
     """
 
 def adam(
@@ -142,7 +123,7 @@ def adam(
     gradients: list[Tensor],
     exp_avgs: list[Tensor],
     exp_avg_sqs: list[Tensor],
-    copies: list[Tensor | None],
+    working_copies: list[Tensor | None],
     lr: float,
     beta1: float,
     beta2: float,
@@ -150,16 +131,16 @@ def adam(
     step: float,
     grad_scale: float,
 ) -> None:
-    """One step of torch.optim.Adam, and the parameters' narrow copies in the same pass.
+    """One step of torch.optim.Adam, and the parameters' working copies in the same pass.
 
-    Tensors of one parameter have one shape and one order in memory, any without gaps.
+    The tensors of a parameter have the same shape and strides, any without gaps.
 
     Args:
         parameters: updated, float32.
         gradients: floating.
         exp_avgs: updated, float32.
         exp_avg_sqs: updated, float32.
-        copies: written, the updated parameters as bfloat16 or float16; or None.
+        working_copies: written, the updated parameters as bfloat16 or float16; or None.
         lr: learning rate.
         beta1: decay of exp_avgs, from 0 to less than 1.
         beta2: decay of exp_avg_sqs, from 0 to less than 1.
@@ -196,8 +177,8 @@ def norm_apply(
         y: floating (images, pixels, channels).
         scale: float32 (groups, channels) or None.
         shift: as scale.
-        activation: 0 none, 1 rectifier, 2 sigmoid, 3 tanh.
-        slope: of the rectifier below 0; 0 for ReLU.
+        activation: 0 none, 1 ReLU or leaky ReLU, 2 sigmoid, 3 tanh.
+        slope: of the leaky ReLU; 0 for ReLU.
         out: written, as y; may be y.
     """
 
@@ -227,7 +208,7 @@ def norm_gradient(
         gamma: float32 (channels,).
         activation: see norm_apply.
         slope: see norm_apply.
-        dy: written, as dout; or None where only dgamma and dbeta are wanted.
+        dy: written, as dout; or None if only dgamma and dbeta are needed.
         dgamma: written, float32 (channels,).
         dbeta: written, as dgamma.
     """
@@ -246,7 +227,7 @@ def activation_gradient(
     Args:
         dout: floating (images, pixels, channels).
         out_or_z: as dout: act(z) if from_output, else z.
-        from_output: which of them; a rectifier's slope must then be 0 or more.
+        from_output: which of them; the slope of a leaky ReLU must then be 0 or more.
         activation: see norm_apply.
         slope: see norm_apply.
         dz: written, as dout; may be dout.

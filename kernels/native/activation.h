@@ -1,11 +1,11 @@
-// act(z) and its derivative, alone: for layers without batch norm.
+// act(z) and its derivative, for layers without batch norm.
 #pragma once
 
 #include "simd.h"
 
 namespace fastinfogan::FASTINFOGAN_ISA {
 
-// The rectifier without a slope is a case of its own: 0 times an infinity is not 0.
+// ReLU is apart from the leaky one: 0 times an infinity is not 0.
 enum class Act { none, relu, leaky, sigmoid, tanh };
 
 template <Act act>
@@ -17,7 +17,7 @@ inline Floats activate(Floats z, float slope) {
   return z;
 }
 
-// dout * act'(z), from act(z). A rectifier's output has its input's sign.
+// dout * act'(z), from act(z). The output of (leaky) ReLU has its input's sign.
 template <Act act>
 inline Floats backward_from_output(Floats dout, Floats out, float slope) {
   if constexpr (act == Act::relu) return out > 0.0f ? dout : Floats{};
@@ -39,12 +39,12 @@ struct ActConstant {
   static constexpr Act value = a;
 };
 
-// Calls function(ActConstant<...>) for the activation that a task names.
+// Calls function(ActConstant<...>) for a task's activation.
 template <typename Function>
 inline void by_activation(Activation activation, float slope, Function function) {
   switch (activation) {
     case Activation::none: return function(ActConstant<Act::none>{});
-    case Activation::rectifier:
+    case Activation::leaky_relu:
       return slope == 0.0f ? function(ActConstant<Act::relu>{})
                            : function(ActConstant<Act::leaky>{});
     case Activation::sigmoid: return function(ActConstant<Act::sigmoid>{});

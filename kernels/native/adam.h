@@ -1,20 +1,21 @@
 // Adam (Kingma and Ba 2015, algorithm 1, eps outside the corrected root as in torch.optim.Adam):
 //   m += (1 - b1) (g - m);  v = b2 v + (1 - b2) g^2
 //   p -= lr / (1 - b1^t) m / (sqrt(v) / sqrt(1 - b2^t) + eps)
-// One pass: with bfloat16 gradients and copies, 14 bytes read and 14 written per parameter.
+// One pass: with bfloat16 gradients and working copies, 14 bytes read and 14 written per parameter.
 #pragma once
 
 #include "simd.h"
 
 namespace fastinfogan::FASTINFOGAN_ISA {
 
-constexpr Index kAhead = 512;  // elements: the five streams outrun the processor's own prefetching
+// In elements; by itself, the hardware does not prefetch five streams far enough.
+constexpr Index kPrefetchDistance = 512;
 
-// Elements first .. last - 1. C: what the copy is made of; float where there is none.
+// Elements first .. last - 1. C: type of the working copy; float where there is none.
 template <typename G, typename C>
 inline void adam_elements(const AdamTask& task, const AdamStep& step, Index first, Index last) {
   const G* gradients = static_cast<const G*>(task.gradient);
-  C* copy = static_cast<C*>(task.copy);
+  C* copy = static_cast<C*>(task.working_copy);
   const auto update = [&](Index i, auto n) {
     Floats g = load(gradients + i, n);
     if (step.gradient_divisor != 1.0f) g = g / step.gradient_divisor;
@@ -32,10 +33,10 @@ inline void adam_elements(const AdamTask& task, const AdamStep& step, Index firs
   if constexpr (sizeof(C) == 2) streaming = step.stream_copies && can_stream(copy + first);
   Index i = first;
   for (; i + kLanes <= last; i += kLanes) {
-    __builtin_prefetch(task.parameter + i + kAhead);
-    __builtin_prefetch(task.exp_avg + i + kAhead);
-    __builtin_prefetch(task.exp_avg_sq + i + kAhead);
-    __builtin_prefetch(gradients + i + kAhead);
+    __builtin_prefetch(task.parameter + i + kPrefetchDistance);
+    __builtin_prefetch(task.exp_avg + i + kPrefetchDistance);
+    __builtin_prefetch(task.exp_avg_sq + i + kPrefetchDistance);
+    __builtin_prefetch(gradients + i + kPrefetchDistance);
     const Floats p = update(i, Fixed<kLanes>{});
     if constexpr (sizeof(C) == 2) {
       if (streaming) {

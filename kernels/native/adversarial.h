@@ -26,21 +26,18 @@ inline void head_rows(const HeadTask& task, Index first, Index last) {
 
 // Rows first .. last - 1, all of one group; returns the sum of their losses.
 // d softplus(-l)/dl = -sigmoid(-l) and d softplus(l)/dl = sigmoid(l).
-template <typename T>
 inline double adversarial_rows(const AdversarialTask& task, Index first, Index last, bool real,
-                               float factor, std::int32_t* problems) {
-  const T* logits = static_cast<const T*>(task.logits);
-  T* gradient = static_cast<T*>(task.gradient);
+                               float factor, std::int32_t* counters) {
   double total = 0.0;
   for (Index row = first; row < last; row += kLanes) {
     const Index n = last - row < kLanes ? last - row : kLanes;
-    const Floats logit = load(logits + row, n);
+    const Floats logit = load(task.logits + row, n);
     const Softplus loss = softplus(real ? -logit : logit);
-    store(gradient + row, loss.derivative * (real ? -factor : factor), n);
+    store(task.gradient + row, loss.derivative * (real ? -factor : factor), n);
     const Floats zero_if_finite = logit * 0.0f;
     for (Index i = 0; i < n; ++i) {
       total += static_cast<double>(loss.value[i]);
-      *problems += zero_if_finite[i] != 0.0f;
+      *counters += zero_if_finite[i] != 0.0f;
     }
   }
   return total;

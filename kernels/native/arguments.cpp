@@ -8,7 +8,7 @@ namespace fastinfogan {
 namespace {
 
 // DLPack's table of C functions (dlpack.h 1.2, DLPackExchangeAPI), which torch offers since 2.10:
-// thirty times faster than a call of Tensor.__dlpack__, which matters where an operation takes
+// thirty times faster than a call of Tensor.__dlpack__, which counts where an operation takes
 // microseconds. Only the head of the structure and the one function used are declared here.
 struct ExchangeApi {
   struct {
@@ -22,7 +22,7 @@ struct ExchangeApi {
 };
 
 // The table of a type that defines one itself. Subclasses inherit the attribute, but a fake tensor
-// among them has no memory to share, so they go the slow way, which asks the object.
+// among them has no memory to share: for subclasses, __dlpack__ of the object is called.
 const ExchangeApi* exchange_api(PyTypeObject* type) {
   static PyTypeObject* known = nullptr;  // torch.Tensor, which outlives every call
   static const ExchangeApi* api = nullptr;
@@ -94,10 +94,10 @@ Dtype Tensor::dtype() const {
   return type == kBFloat16 ? Dtype::bfloat16 : type == kFloat16 ? Dtype::float16 : Dtype::float32;
 }
 
-void Arguments::wrong(const std::string& message) const {
+void Arguments::value_error(const std::string& message) const {
   throw nb::value_error((std::string(function_) + ": " + message).c_str());
 }
-void Arguments::wrong_type(const std::string& message) const {
+void Arguments::type_error(const std::string& message) const {
   throw nb::type_error((std::string(function_) + ": " + message).c_str());
 }
 
@@ -106,18 +106,18 @@ Tensor Arguments::read(nb::handle object, const std::string& name, unsigned type
   Tensor tensor;
   nb::dlpack::dltensor view;
   if (written && nb::getattr(object, "requires_grad", nb::none()).is(nb::handle(Py_True))) {
-    wrong_type(name + " is written into and must not require grad: detach it");
+    type_error(name + " is written into and must not require grad: detach it");
   }
   if (const ExchangeApi* api = exchange_api(Py_TYPE(object.ptr()))) {
     if (api->tensor_from_object(object.ptr(), &view) != 0) {
       PyErr_Clear();
-      wrong_type(name + " has no memory that can be shared");
+      type_error(name + " has no memory that can be shared");
     }
   } else {
     nb::ndarray<nb::ro> shared;
     nb::ndarray<> writable;
     if (!(written ? nb::try_cast(object, writable, false) : nb::try_cast(object, shared, false))) {
-      wrong_type(name + " must be a CPU tensor" + (written ? " to write into" : "") + ", not " +
+      type_error(name + " must be a CPU tensor" + (written ? " to write into" : "") + ", not " +
                  class_of(object));
     }
     if (written) shared = nb::ndarray<nb::ro>(writable);
@@ -130,10 +130,10 @@ Tensor Arguments::read(nb::handle object, const std::string& name, unsigned type
     view.byte_offset = 0;
     owners_.push_back(std::move(shared));
   }
-  if (view.device.device_type != nb::device::cpu::value) wrong(name + " must be on the CPU");
+  if (view.device.device_type != nb::device::cpu::value) value_error(name + " must be on the CPU");
   tensor.type = type_of(view.dtype);
   if (!(tensor.type & types)) {
-    wrong_type(name + " must be " + names_of(types) + ", not " + name_of(view.dtype));
+    type_error(name + " must be " + names_of(types) + ", not " + name_of(view.dtype));
   }
   tensor.shape.assign(view.shape, view.shape + view.ndim);
   if (view.strides) {
@@ -145,7 +145,7 @@ Tensor Arguments::read(nb::handle object, const std::string& name, unsigned type
     }
   }
   tensor.data = static_cast<char*>(view.data) + view.byte_offset;
-  if (!view.data && tensor.size() > 0) wrong(name + " has no memory");
+  if (!view.data && tensor.size() > 0) value_error(name + " has no memory");
   return tensor;
 }
 
@@ -154,14 +154,16 @@ Tensor Arguments::contiguous(nb::handle object, const std::string& name, unsigne
   Tensor tensor = read(object, name, types, written);
   const bool fits = shape.size() == tensor.shape.size() &&
                     std::equal(shape.begin(), shape.end(), tensor.shape.begin(),
-                               [](Index want, Index have) { return want == kAny || want == have; });
+                               [](Index expected, Index actual) {
+                                 return expected == kAny || expected == actual;
+                               });
   if (!fits) {
-    wrong(name + " must be of shape " + text_of(shape) + ", not " + text_of(tensor.shape));
+    value_error(name + " must be of shape " + text_of(shape) + ", not " + text_of(tensor.shape));
   }
   Index expected = 1;
   for (std::size_t i = tensor.shape.size(); i-- > 0;) {
     if (tensor.shape[i] != 1 && tensor.strides[i] != expected && tensor.size() > 0) {
-      wrong(name + " must be contiguous");
+      value_error(name + " must be contiguous");
     }
     expected *= tensor.shape[i];
   }
@@ -188,7 +190,7 @@ Tensor Arguments::dense(nb::handle object, const std::string& name, unsigned typ
   for (std::size_t i : order) {
     if (tensor.shape[i] == 1) continue;
     if (tensor.strides[i] != expected && tensor.size() > 0) {
-      wrong(name + " must fill its memory without gaps");
+      value_error(name + " must fill its memory without gaps");
     }
     expected *= tensor.shape[i];
   }
@@ -197,7 +199,7 @@ Tensor Arguments::dense(nb::handle object, const std::string& name, unsigned typ
 
 std::vector<nb::handle> Arguments::list(nb::handle object, const char* name) const {
   if (!nb::isinstance<nb::list>(object) && !nb::isinstance<nb::tuple>(object)) {
-    wrong_type(std::string(name) + " must be a list, not " + class_of(object));
+    type_error(std::string(name) + " must be a list, not " + class_of(object));
   }
   std::vector<nb::handle> items;
   for (nb::handle item : object) items.push_back(item);
@@ -208,37 +210,37 @@ std::int64_t Arguments::integer(nb::handle object, const char* name, std::int64_
                                 std::int64_t high) const {
   std::int64_t value;
   if (!PyLong_Check(object.ptr())) {
-    wrong_type(std::string(name) + " must be an int, not " + class_of(object));
+    type_error(std::string(name) + " must be an int, not " + class_of(object));
   }
   if (!nb::try_cast(object, value) || value < low || value > high) {
-    wrong(std::string(name) + " must be from " + std::to_string(low) + " to " +
-          std::to_string(high));
+    value_error(std::string(name) + " must be from " + std::to_string(low) + " to " +
+                std::to_string(high));
   }
   return value;
 }
 
-std::uint32_t Arguments::word(nb::handle object, const char* name) const {
+std::uint32_t Arguments::uint32(nb::handle object, const char* name) const {
   return static_cast<std::uint32_t>(integer(object, name, 0, 0xFFFFFFFF));
 }
 
 std::uint64_t Arguments::seed(nb::handle object) const {
   std::uint64_t value;
-  if (!PyLong_Check(object.ptr())) wrong_type("seed must be an int, not " + class_of(object));
-  if (!nb::try_cast(object, value)) wrong("seed must be 0 or more and below 2^64");
+  if (!PyLong_Check(object.ptr())) type_error("seed must be an int, not " + class_of(object));
+  if (!nb::try_cast(object, value)) value_error("seed must be 0 or more and below 2^64");
   return value;
 }
 
 double Arguments::number(nb::handle object, const char* name) const {
   double value;
   if (!nb::try_cast(object, value)) {
-    wrong_type(std::string(name) + " must be a number, not " + class_of(object));
+    type_error(std::string(name) + " must be a number, not " + class_of(object));
   }
   return value;
 }
 
 bool Arguments::flag(nb::handle object, const char* name) const {
   if (!PyBool_Check(object.ptr())) {
-    wrong_type(std::string(name) + " must be True or False, not " + class_of(object));
+    type_error(std::string(name) + " must be True or False, not " + class_of(object));
   }
   return object.is(nb::handle(Py_True));
 }

@@ -1,5 +1,5 @@
-// Reading and checking what Python passes: every complaint is one line that names the function and
-// the argument. Numbers are read here too, since nanobind's own complaint is the whole signature.
+// Reads and checks the arguments of a binding: an error is one line that names the function and the
+// argument. Numbers are read here, too, since nanobind's own error is the whole signature.
 #pragma once
 
 #include <nanobind/nanobind.h>
@@ -14,6 +14,7 @@
 namespace fastinfogan {
 
 namespace nb = nanobind;
+using namespace nb::literals;
 
 enum : unsigned {
   kFloat32 = 1,
@@ -50,20 +51,20 @@ class Arguments {
   // The same, to be written into.
   Tensor output(nb::handle object, const std::string& name, unsigned types,
                 std::initializer_list<Index> shape) const;
-  // A CPU tensor of any shape whose elements fill a stretch of memory, whatever their order.
+  // A CPU tensor of any shape whose elements fill its memory without gaps, in any order.
   Tensor dense(nb::handle object, const std::string& name, unsigned types, bool written) const;
 
   std::vector<nb::handle> list(nb::handle object, const char* name) const;
   std::int64_t integer(nb::handle object, const char* name, std::int64_t low,
                        std::int64_t high) const;
-  std::uint32_t word(nb::handle object, const char* name) const;
+  std::uint32_t uint32(nb::handle object, const char* name) const;
   std::uint64_t seed(nb::handle object) const;
   double number(nb::handle object, const char* name) const;
   bool flag(nb::handle object, const char* name) const;
   Activation activation(nb::handle object) const;
 
-  [[noreturn]] void wrong(const std::string& message) const;       // ValueError
-  [[noreturn]] void wrong_type(const std::string& message) const;  // TypeError
+  [[noreturn]] void value_error(const std::string& message) const;
+  [[noreturn]] void type_error(const std::string& message) const;
 
  private:
   Tensor read(nb::handle object, const std::string& name, unsigned types, bool written) const;
@@ -73,5 +74,21 @@ class Arguments {
   const char* function_;
   mutable std::vector<nb::ndarray<nb::ro>> owners_;  // of what came by __dlpack__ or as a buffer
 };
+
+// An argument that may be None as far as nanobind is concerned: Arguments has the better error.
+inline auto operator""_any(const char* name, std::size_t) { return nb::arg(name).none(); }
+
+template <typename Operation>
+void without_gil(Operation operation) {
+  nb::gil_scoped_release released;
+  operation();
+}
+
+// The bindings, one file for each part: a function checks its arguments, fills in a task with them
+// and runs the operation on it without the GIL.
+void bind_random(nb::module_&);
+void bind_objective(nb::module_&);
+void bind_adam(nb::module_&);
+void bind_norm(nb::module_&);
 
 }  // namespace fastinfogan

@@ -1,38 +1,38 @@
-// Binding of the optimizer.
+// Binding of Adam.
 #include <cmath>
 
 #include "arguments.h"
-#include "bindings.h"
 #include "operations.h"
 
 namespace fastinfogan {
 namespace {
 
-void bind_adam(nb::handle parameters, nb::handle gradients, nb::handle exp_avgs,
-               nb::handle exp_avg_sqs, nb::handle copies, nb::handle lr, nb::handle beta1,
-               nb::handle beta2, nb::handle eps, nb::handle step, nb::handle grad_scale) {
+void run_adam(nb::handle parameters, nb::handle gradients, nb::handle exp_avgs,
+              nb::handle exp_avg_sqs, nb::handle working_copies, nb::handle lr, nb::handle beta1,
+              nb::handle beta2, nb::handle eps, nb::handle step, nb::handle grad_scale) {
   const Arguments check("adam");
   const auto p = check.list(parameters, "parameters"), g = check.list(gradients, "gradients"),
              m = check.list(exp_avgs, "exp_avgs"), v = check.list(exp_avg_sqs, "exp_avg_sqs"),
-             c = check.list(copies, "copies");
+             c = check.list(working_copies, "working_copies");
   if (g.size() != p.size() || m.size() != p.size() || v.size() != p.size() ||
       c.size() != p.size()) {
-    check.wrong("parameters, gradients, exp_avgs, exp_avg_sqs and copies must be of equal length");
+    check.value_error(
+        "parameters, gradients, exp_avgs, exp_avg_sqs and working_copies must be of equal length");
   }
   const double b1 = check.number(beta1, "beta1"), b2 = check.number(beta2, "beta2"),
                t = check.number(step, "step"), divisor = check.number(grad_scale, "grad_scale");
-  if (!(b1 >= 0 && b1 < 1)) check.wrong("beta1 must be from 0 to less than 1");
-  if (!(b2 >= 0 && b2 < 1)) check.wrong("beta2 must be from 0 to less than 1");
-  if (!(t >= 1)) check.wrong("step must be 1 or more");
-  if (divisor == 0) check.wrong("grad_scale must not be 0");
-  const AdamStep how{static_cast<float>(check.number(lr, "lr") / (1 - std::pow(b1, t))),
-                     static_cast<float>(1 - b1),
-                     static_cast<float>(1 - b2),
-                     static_cast<float>(b2),
-                     static_cast<float>(1 / std::sqrt(1 - std::pow(b2, t))),
-                     static_cast<float>(check.number(eps, "eps")),
-                     static_cast<float>(divisor),
-                     false};
+  if (!(b1 >= 0 && b1 < 1)) check.value_error("beta1 must be from 0 to less than 1");
+  if (!(b2 >= 0 && b2 < 1)) check.value_error("beta2 must be from 0 to less than 1");
+  if (!(t >= 1)) check.value_error("step must be 1 or more");
+  if (divisor == 0) check.value_error("grad_scale must not be 0");
+  const AdamStep update{static_cast<float>(check.number(lr, "lr") / (1 - std::pow(b1, t))),
+                        static_cast<float>(1 - b1),
+                        static_cast<float>(1 - b2),
+                        static_cast<float>(b2),
+                        static_cast<float>(1 / std::sqrt(1 - std::pow(b2, t))),
+                        static_cast<float>(check.number(eps, "eps")),
+                        static_cast<float>(divisor),
+                        false};
   std::vector<AdamTask> tasks;
   for (std::size_t i = 0; i < p.size(); ++i) {
     const std::string index = "[" + std::to_string(i) + "]";
@@ -45,7 +45,7 @@ void bind_adam(nb::handle parameters, nb::handle gradients, nb::handle exp_avgs,
         same = other.shape[d] == 1 || other.strides[d] == parameter.strides[d];
       }
       if (!same) {
-        check.wrong(name + index + " must have the shape and strides of parameters" + index);
+        check.value_error(name + index + " must have the shape and strides of parameters" + index);
       }
       return other;
     };
@@ -59,20 +59,21 @@ void bind_adam(nb::handle parameters, nb::handle gradients, nb::handle exp_avgs,
                   nullptr,
                   Dtype::float32};
     if (!c[i].is_none()) {
-      const Tensor copy = like(c[i], "copies", kBFloat16 | kFloat16, true);
-      task.copy = copy.data;
+      const Tensor copy = like(c[i], "working_copies", kBFloat16 | kFloat16, true);
+      task.working_copy = copy.data;
       task.copy_dtype = copy.dtype();
     }
     tasks.push_back(task);
   }
-  without_gil([&] { adam(tasks, how); });
+  without_gil([&] { adam(tasks, update); });
 }
 
 }  // namespace
 
-void bind_optimizer(nb::module_& m) {
-  m.def("adam", &bind_adam, "parameters"_any, "gradients"_any, "exp_avgs"_any, "exp_avg_sqs"_any,
-        "copies"_any, "lr"_any, "beta1"_any, "beta2"_any, "eps"_any, "step"_any, "grad_scale"_any);
+void bind_adam(nb::module_& m) {
+  m.def("adam", &run_adam, "parameters"_any, "gradients"_any, "exp_avgs"_any, "exp_avg_sqs"_any,
+        "working_copies"_any, "lr"_any, "beta1"_any, "beta2"_any, "eps"_any, "step"_any,
+        "grad_scale"_any);
 }
 
 }  // namespace fastinfogan

@@ -1,14 +1,13 @@
 // Bindings of the codes and of the objective.
 #include "arguments.h"
-#include "bindings.h"
 #include "operations.h"
 
 namespace fastinfogan {
 namespace {
 
-void bind_draw_codes(nb::handle seed, nb::handle step, nb::handle stream, nb::handle first_row,
-                     nb::handle noise_size, nb::handle normal, nb::handle class_counts,
-                     nb::handle generator_input, nb::handle classes, nb::handle continuous) {
+void run_draw_codes(nb::handle seed, nb::handle step, nb::handle stream, nb::handle first_row,
+                    nb::handle noise_size, nb::handle normal, nb::handle class_counts,
+                    nb::handle generator_input, nb::handle classes, nb::handle continuous) {
   const Arguments check("draw_codes");
   std::vector<std::uint32_t> counts;
   Index width = 0;
@@ -24,9 +23,9 @@ void bind_draw_codes(nb::handle seed, nb::handle step, nb::handle stream, nb::ha
       check.output(generator_input, "generator_input", kFloating, {codes.shape[0], width});
   const Tensor targets = check.output(classes, "classes", kInt64, {codes.shape[0], categorical});
   const CodesTask task{check.seed(seed),
-                       check.word(step, "step"),
-                       check.word(stream, "stream"),
-                       check.word(first_row, "first_row"),
+                       check.uint32(step, "step"),
+                       check.uint32(stream, "stream"),
+                       check.uint32(first_row, "first_row"),
                        codes.shape[0],
                        noise,
                        check.flag(normal, "normal"),
@@ -41,13 +40,13 @@ void bind_draw_codes(nb::handle seed, nb::handle step, nb::handle stream, nb::ha
   without_gil([&] { draw_codes(task); });
 }
 
-void bind_likelihood(nb::handle output, nb::handle classes, nb::handle continuous, nb::handle table,
-                     nb::handle bounds, nb::handle scales, nb::handle rows, nb::handle values,
-                     nb::handle gradient, nb::handle problems) {
+void run_likelihood(nb::handle output, nb::handle classes, nb::handle continuous, nb::handle table,
+                    nb::handle bounds, nb::handle scales, nb::handle rows, nb::handle values,
+                    nb::handle gradient, nb::handle counters) {
   const Arguments check("q_head_log_likelihood");
   const Tensor x = check.input(output, "output", kFloating, {kAny, kAny});
   const Index batch = x.shape[0], width = x.shape[1];
-  if (batch == 0) check.wrong("output must have one row or more");
+  if (batch == 0) check.value_error("output must have one row or more");
   const Tensor k = check.input(classes, "classes", kInt64, {batch, kAny});
   const Tensor c = check.input(continuous, "continuous", kFloat32, {batch, kAny});
   const Tensor codes = check.input(table, "table", kInt32, {kAny, 4});
@@ -58,7 +57,7 @@ void bind_likelihood(nb::handle output, nb::handle classes, nb::handle continuou
   if (!rows.is_none()) row_values = check.output(rows, "rows", kFloat32, {batch, n});
   const Tensor means = check.output(values, "values", kFloat32, {n});
   const Tensor g = check.output(gradient, "gradient", x.type, {batch, width});
-  const Tensor counts = check.output(problems, "problems", kInt32, {2});
+  const Tensor counts = check.output(counters, "counters", kInt32, {2});
   static_assert(sizeof(Code) == 16, "a row of the table");
   for (Index i = 0; i < n; ++i) {
     const Code& code = codes.as<Code>()[i];
@@ -68,8 +67,8 @@ void bind_likelihood(nb::handle output, nb::handle classes, nb::handle continuou
     if (code.kind < 0 || code.kind > 2 || code.column < 0 || code.column >= width ||
         code.width < (categorical ? 1 : 0) || code.width > width - (categorical ? 0 : 1) ||
         last > width || code.index < 0 || code.index >= columns) {
-      check.wrong("table's row " + std::to_string(i) +
-                  " does not fit output, classes and continuous");
+      check.value_error("table's row " + std::to_string(i) +
+                        " does not fit output, classes and continuous");
     }
   }
   const LikelihoodTask task{batch,
@@ -91,67 +90,48 @@ void bind_likelihood(nb::handle output, nb::handle classes, nb::handle continuou
   without_gil([&] { q_head_log_likelihood(task); });
 }
 
-// What both of D's objectives take. The logits' rows are equal parts, one per target.
-AdversarialTask adversarial_task(const Arguments& check, const Tensor& logits, nb::handle targets,
-                                 nb::handle scale, nb::handle losses, nb::handle gradient,
-                                 nb::handle problems) {
-  const Index rows = logits.shape[0];
-  const Tensor wanted = check.input(targets, "targets", kInt32, {kAny});
-  const Index groups = wanted.shape[0];
-  if (groups == 0 || rows == 0 || rows % groups != 0) {
-    check.wrong("targets must have a length that divides the " + std::to_string(rows) + " rows");
-  }
-  for (Index i = 0; i < groups; ++i) {
-    if ((wanted.as<std::int32_t>()[i] & ~1) != 0) check.wrong("targets must be 0 or 1");
-  }
-  return {rows,
-          groups,
-          logits.data,
-          check.output(gradient, "gradient", logits.type, {rows}).data,
-          logits.dtype(),
-          wanted.as<std::int32_t>(),
-          static_cast<float>(check.number(scale, "scale")),
-          check.output(losses, "losses", kFloat32, {groups}).as<float>(),
-          check.output(problems, "problems", kInt32, {1}).as<std::int32_t>()};
-}
-
-void bind_adversarial(nb::handle logits, nb::handle targets, nb::handle scale, nb::handle losses,
-                      nb::handle gradient, nb::handle problems) {
-  const Arguments check("adversarial_losses");
-  const Tensor x = check.input(logits, "logits", kFloating, {kAny});
-  const AdversarialTask task =
-      adversarial_task(check, x, targets, scale, losses, gradient, problems);
-  without_gil([&] { adversarial_losses(task); });
-}
-
-void bind_d_head(nb::handle features, nb::handle weight, nb::handle bias, nb::handle targets,
-                 nb::handle scale, nb::handle logits, nb::handle losses, nb::handle gradient,
-                 nb::handle problems) {
+void run_d_head(nb::handle features, nb::handle weight, nb::handle bias, nb::handle targets,
+                nb::handle scale, nb::handle logits, nb::handle losses, nb::handle gradient,
+                nb::handle counters) {
   const Arguments check("d_head_objective");
   const Tensor x = check.input(features, "features", kFloating, {kAny, kAny});
+  const Index rows = x.shape[0];
   const Tensor w = check.input(weight, "weight", x.type | kFloat32, {x.shape[1]});
   const float b = bias.is_none() ? 0.0f : *check.input(bias, "bias", kFloat32, {1}).as<float>();
-  const Tensor out = check.output(logits, "logits", kFloat32, {x.shape[0]});
-  const AdversarialTask task =
-      adversarial_task(check, out, targets, scale, losses, gradient, problems);
-  const HeadTask head{x.shape[0], x.shape[1], x.data, x.dtype(),
-                      w.data,     w.dtype(),  b,      out.as<float>()};
-  without_gil([&] { d_head_objective(head, task); });
+  const Tensor out = check.output(logits, "logits", kFloat32, {rows});
+  const Tensor target = check.input(targets, "targets", kInt32, {kAny});
+  const Index groups = target.shape[0];
+  if (groups == 0 || rows == 0 || rows % groups != 0) {
+    check.value_error("targets must have a length that divides the " + std::to_string(rows) +
+                      " rows");
+  }
+  for (Index i = 0; i < groups; ++i) {
+    if ((target.as<std::int32_t>()[i] & ~1) != 0) check.value_error("targets must be 0 or 1");
+  }
+  const HeadTask head{rows, x.shape[1], x.data, x.dtype(), w.data, w.dtype(), b, out.as<float>()};
+  const AdversarialTask adversarial{
+      rows,
+      groups,
+      out.as<float>(),
+      check.output(gradient, "gradient", kFloat32, {rows}).as<float>(),
+      target.as<std::int32_t>(),
+      static_cast<float>(check.number(scale, "scale")),
+      check.output(losses, "losses", kFloat32, {groups}).as<float>(),
+      check.output(counters, "counters", kInt32, {1}).as<std::int32_t>()};
+  without_gil([&] { d_head_objective(head, adversarial); });
 }
 
 }  // namespace
 
 void bind_objective(nb::module_& m) {
-  m.def("draw_codes", &bind_draw_codes, "seed"_any, "step"_any, "stream"_any, "first_row"_any,
+  m.def("draw_codes", &run_draw_codes, "seed"_any, "step"_any, "stream"_any, "first_row"_any,
         "noise_size"_any, "normal"_any, "class_counts"_any, "generator_input"_any, "classes"_any,
         "continuous"_any);
-  m.def("q_head_log_likelihood", &bind_likelihood, "output"_any, "classes"_any, "continuous"_any,
+  m.def("q_head_log_likelihood", &run_likelihood, "output"_any, "classes"_any, "continuous"_any,
         "table"_any, "bounds"_any, "scales"_any, "rows"_any, "values"_any, "gradient"_any,
-        "problems"_any);
-  m.def("adversarial_losses", &bind_adversarial, "logits"_any, "targets"_any, "scale"_any,
-        "losses"_any, "gradient"_any, "problems"_any);
-  m.def("d_head_objective", &bind_d_head, "features"_any, "weight"_any, "bias"_any, "targets"_any,
-        "scale"_any, "logits"_any, "losses"_any, "gradient"_any, "problems"_any);
+        "counters"_any);
+  m.def("d_head_objective", &run_d_head, "features"_any, "weight"_any, "bias"_any, "targets"_any,
+        "scale"_any, "logits"_any, "losses"_any, "gradient"_any, "counters"_any);
 }
 
 }  // namespace fastinfogan

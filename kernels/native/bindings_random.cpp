@@ -5,7 +5,6 @@
 #include <utility>
 
 #include "arguments.h"
-#include "bindings.h"
 #include "instruction_sets.h"
 #include "operations.h"
 
@@ -34,12 +33,12 @@ Array<T> map(const Words& drawn, Function function) {
   return own(std::move(values), drawn.ndim(), shape);
 }
 
-Array<std::uint32_t> bind_words(nb::handle seed, nb::handle step, nb::handle stream,
-                                nb::handle rows, nb::handle columns, nb::handle first_row) {
+Array<std::uint32_t> run_words(nb::handle seed, nb::handle step, nb::handle stream, nb::handle rows,
+                               nb::handle columns, nb::handle first_row) {
   const Arguments check("words");
   const std::uint64_t key = check.seed(seed);
-  const std::uint32_t t = check.word(step, "step"), s = check.word(stream, "stream"),
-                      first = check.word(first_row, "first_row");
+  const std::uint32_t t = check.uint32(step, "step"), s = check.uint32(stream, "stream"),
+                      first = check.uint32(first_row, "first_row");
   const Index r = check.integer(rows, "rows", 0, 0xFFFFFFFF);
   const Index c = check.integer(columns, "columns", 0, 0x7FFFFFFF);
   std::unique_ptr<std::uint32_t[]> values(
@@ -58,16 +57,16 @@ void bind_random(nb::module_& m) {
         return encrypt(counter, k0, k1, rounds);
       },
       "counter"_a, "k0"_a, "k1"_a, "rounds"_a = 10);
-  m.def("words", &bind_words, "seed"_any, "step"_any, "stream"_any, "rows"_any, "columns"_any,
+  m.def("words", &run_words, "seed"_any, "step"_any, "stream"_any, "rows"_any, "columns"_any,
         "first_row"_a = 0);
-  m.def("uniform", [](Words drawn) { return map<float>(drawn, leaves().uniform); }, "drawn"_a);
-  m.def("normal", [](Words drawn) { return map<float>(drawn, leaves().normal); }, "drawn"_a);
+  m.def("uniform", [](Words drawn) { return map<float>(drawn, kernels().uniform); }, "drawn"_a);
+  m.def("normal", [](Words drawn) { return map<float>(drawn, kernels().normal); }, "drawn"_a);
   m.def(
       "below",
       [](Words drawn, std::uint32_t bound) {
         return map<std::int64_t>(drawn,
                                  [bound](const std::uint32_t* in, Index size, std::int64_t* out) {
-                                   leaves().below(in, size, bound, out);
+                                   kernels().below(in, size, bound, out);
                                  });
       },
       "drawn"_a, "bound"_a);

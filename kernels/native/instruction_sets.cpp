@@ -16,24 +16,24 @@ bool has_f16c() {
 }
 #endif
 
-std::vector<const Leaves*> runnable() {
-  std::vector<const Leaves*> tables{&plain::leaves};
+std::vector<const Kernels*> runnable() {
+  std::vector<const Kernels*> tables{&plain::kernels};
 #if FASTINFOGAN_X86
-  // __builtin_cpu_supports asks the operating system, too, whether it saves the registers.
+  // __builtin_cpu_supports checks, too, that the operating system saves the registers.
   if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !has_f16c()) {
     return tables;
   }
-  tables.push_back(&avx2::leaves);
+  tables.push_back(&avx2::kernels);
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-    tables.push_back(&avx512::leaves);
+    tables.push_back(&avx512::kernels);
   }
 #endif
   return tables;
 }
 
-std::atomic<const Leaves*>& chosen() {
-  static std::atomic<const Leaves*> table{runnable().back()};
+std::atomic<const Kernels*>& selected() {
+  static std::atomic<const Kernels*> table{runnable().back()};
   return table;
 }
 
@@ -41,20 +41,20 @@ std::atomic<const Leaves*>& chosen() {
 
 std::vector<std::string> instruction_sets() {
   std::vector<std::string> names;
-  for (const Leaves* table : runnable()) names.emplace_back(table->name);
+  for (const Kernels* table : runnable()) names.emplace_back(table->name);
   return names;
 }
 
 bool use_instruction_set(const std::string& name) {
-  for (const Leaves* table : runnable()) {
+  for (const Kernels* table : runnable()) {
     if (name == table->name) {
-      chosen() = table;
+      selected() = table;
       return true;
     }
   }
   return false;
 }
 
-const Leaves& leaves() { return *chosen(); }
+const Kernels& kernels() { return *selected(); }
 
 }  // namespace fastinfogan

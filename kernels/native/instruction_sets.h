@@ -1,10 +1,10 @@
-// Which table of leaves computes: the best that this processor can run, or the one asked for.
+// The table of kernels in use: the best that this processor can run, or the one selected.
 #pragma once
 
 #include <string>
 #include <vector>
 
-#include "leaves.h"
+#include "kernels.h"
 
 namespace fastinfogan {
 
@@ -14,6 +14,6 @@ std::vector<std::string> instruction_sets();
 // False if this processor cannot run it or it is unknown.
 bool use_instruction_set(const std::string& name);
 
-const Leaves& leaves();
+const Kernels& kernels();
 
 }  // namespace fastinfogan

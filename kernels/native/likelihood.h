@@ -1,4 +1,4 @@
-// Q-head log-likelihood and its gradient: kLanes rows side by side, one lane each.
+// Log-likelihood of the codes under Q and its gradient: kLanes rows at once, one lane each.
 //
 //   categorical: l = x_k - ln sum_j e^x_j                      dl/dx_j = [j = k] - softmax_j
 //   continuous:  l = -ln(2 pi)/2 - s - d^2/2, d = (c - mean) e^-s, s = clip(raw)
@@ -11,7 +11,7 @@ namespace fastinfogan::FASTINFOGAN_ISA {
 
 inline Floats categorical_log_likelihood(const Code& code, const LikelihoodTask& task, Index row,
                                          int rows, float scale, const float* x, float* gradient,
-                                         std::int32_t* problems) {
+                                         std::int32_t* counters) {
   x += code.column * kLanes;
   gradient += code.column * kLanes;
   Floats largest = load(x);
@@ -19,7 +19,7 @@ inline Floats categorical_log_likelihood(const Code& code, const LikelihoodTask&
     const Floats logit = load(x + j * kLanes);
     largest = logit > largest ? logit : largest;
   }
-  // In runs of 32, so that a thousand classes cost the sum no accuracy.
+  // In runs of 32, so that the sum of a thousand classes stays accurate.
   Floats total{};
   for (int first = 0; first < code.width; first += 32) {
     Floats run{};
@@ -36,7 +36,7 @@ inline Floats categorical_log_likelihood(const Code& code, const LikelihoodTask&
   for (int i = 0; i < kLanes; ++i) {
     k[i] = i < rows ? task.classes[(row + i) * task.categorical + code.index] : 0;
     if (k[i] < 0 || k[i] >= code.width) {
-      ++problems[0];
+      ++counters[0];
       k[i] = 0;
       chosen[i] = __builtin_nanf("");
       factor[i] = __builtin_nanf("");
@@ -79,7 +79,7 @@ inline Floats continuous_log_likelihood(const Code& code, const LikelihoodTask& 
 // Rows first .. last - 1; sums: (codes,), added to. scratch: (3 * width + 1) * kLanes floats.
 template <typename T>
 inline void likelihood_rows(const LikelihoodTask& task, Index first, Index last, float* scratch,
-                            double* sums, std::int32_t* problems) {
+                            double* sums, std::int32_t* counters) {
   const Index width = task.width;
   float* x = scratch;                       // (width, kLanes)
   float* gradient = x + width * kLanes;     // (width, kLanes)
@@ -98,15 +98,15 @@ inline void likelihood_rows(const LikelihoodTask& task, Index first, Index last,
     __builtin_memset(gradient, 0, static_cast<std::size_t>(width) * 4 * kLanes);
     Floats zero_if_finite{};
     for (Index c = 0; c < width; ++c) zero_if_finite += load(x + c * kLanes) * 0.0f;
-    for (int i = 0; i < kLanes; ++i) problems[1] += zero_if_finite[i] != 0.0f;
+    for (int i = 0; i < kLanes; ++i) counters[1] += zero_if_finite[i] != 0.0f;
 
     for (Index code = 0; code < task.codes; ++code) {
-      const Code& place = task.table[code];
+      const Code& layout = task.table[code];
       const float scale = task.scales[code];
       const Floats value =
-          place.kind == Code::categorical
-              ? categorical_log_likelihood(place, task, row, rows, scale, x, gradient, problems)
-              : continuous_log_likelihood(place, task, row, rows, task.bounds[2 * code],
+          layout.kind == Code::categorical
+              ? categorical_log_likelihood(layout, task, row, rows, scale, x, gradient, counters)
+              : continuous_log_likelihood(layout, task, row, rows, task.bounds[2 * code],
                                           task.bounds[2 * code + 1], scale, x, gradient);
       for (int i = 0; i < rows; ++i) {
         sums[code] += static_cast<double>(value[i]);

@@ -1,11 +1,32 @@
-// Batch norm with the activation behind it, on tiles of (rows, channels): statistics, application,
+// Batch norm and the activation after it, on tiles of (rows, channels): statistics, application,
 // and the two passes of the gradient. Formulas in tasks.h and above each function.
 #pragma once
 
 #include "activation.h"
-#include "tile.h"
 
 namespace fastinfogan::FASTINFOGAN_ISA {
+
+// A tile is computed in strips of kStrip rows, a vector of channels at a time: per-channel numbers
+// are loaded once for kStrip rows, and memory is read in runs as long as the tile is wide.
+constexpr int kStrip = 8;
+
+// Calls function(row, rows, column, columns), with Fixed sizes except at the edges.
+template <typename Function>
+inline void for_strips(const Tile& tile, Function function) {
+  Index row = 0;
+  for (; row + kStrip <= tile.rows; row += kStrip) {
+    Index column = 0;
+    for (; column + kLanes <= tile.channels; column += kLanes) {
+      function(row, Fixed<kStrip>{}, column, Fixed<kLanes>{});
+    }
+    if (column < tile.channels) function(row, Fixed<kStrip>{}, column, tile.channels - column);
+  }
+  if (row == tile.rows) return;
+  for (Index column = 0; column < tile.channels; column += kLanes) {
+    const Index left = tile.channels - column;
+    function(row, tile.rows - row, column, left < kLanes ? left : kLanes);
+  }
+}
 
 // mean and M2 = sum (y - mean)^2 of a tile of at most kTileRows rows and kTileChannels channels.
 // Sums of y less the tile's first row: exact differences where the mean is large and the deviation

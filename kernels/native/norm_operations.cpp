@@ -1,5 +1,5 @@
-// Batch norm and activations. Sums over a map are float32 within a tile of kTileRows rows and
-// float64 across tiles.
+// Batch norm and activations. Sums over a feature map are float32 within a tile of kTileRows rows
+// and float64 across tiles.
 #include <algorithm>
 #include <cmath>
 #include <vector>
@@ -11,7 +11,7 @@
 namespace fastinfogan {
 namespace {
 
-// The tiles of a map (groups * rows, channels); a chunk is a tile's rows, of one group.
+// The tiles of a feature map (groups * rows, channels); a chunk is a tile's rows, of one group.
 struct Tiles {
   Index groups, rows, channels;
   Index row_chunks = pieces_of(rows, kTileRows);
@@ -30,13 +30,23 @@ struct Tiles {
     return {group,   group * rows + (c % row_chunks) * kTileRows,        rows_of(c),
             channel, std::min<Index>(kTileChannels, channels - channel), channels};
   }
-  // Where tile i leaves its sums in (chunks, channels).
-  Index place(const Tile& tile, Index i) const { return chunk(i) * channels + tile.first_channel; }
+  // Where tile i has its sums in (chunks, channels).
+  Index offset(const Tile& tile, Index i) const { return chunk(i) * channels + tile.first_channel; }
 };
+
+// Calls function(tile, offset) for each tile; offset: of its sums.
+template <typename Function>
+void for_tiles(const Tiles& tiles, Order order, Function function) {
+  const auto call = [&](Index i) {
+    const Tile tile = tiles[i];
+    function(tile, tiles.offset(tile, i));
+  };
+  for_pieces(tiles.count(), tiles.elements(), call, order);
+}
 
 // Calls function(first, last) for ranges of channels.
 template <typename Function>
-void by_channels(const Tiles& tiles, Function function) {
+void for_channels(const Tiles& tiles, Function function) {
   for_pieces(tiles.channel_tiles, tiles.chunks() * tiles.channels, [&](Index i) {
     function(i * kTileChannels, std::min(tiles.channels, (i + 1) * kTileChannels));
   });
@@ -47,11 +57,11 @@ void accumulate(const float* __restrict values, double weight, Index n, double* 
   for (Index c = 0; c < n; ++c) sums[c] += weight * static_cast<double>(values[c]);
 }
 
-template <typename Leaf, typename Task>
-void by_elements(Leaf leaf, const Task& task, Index size) {
+template <typename Kernel, typename Task>
+void for_elements(Kernel kernel, const Task& task, Index size) {
   constexpr Index piece = 16384;  // a multiple of every vector width
   for_pieces(pieces_of(size, piece), size,
-             [&](Index i) { leaf(task, i * piece, std::min(size, (i + 1) * piece)); });
+             [&](Index i) { kernel(task, i * piece, std::min(size, (i + 1) * piece)); });
 }
 
 }  // namespace
@@ -60,15 +70,12 @@ void by_elements(Leaf leaf, const Task& task, Index size) {
 void norm_statistics(const StatisticsTask& task) {
   const Tiles tiles{task.groups, task.rows, task.channels};
   std::vector<float> means(tiles.chunks() * task.channels), m2s(tiles.chunks() * task.channels);
-  const Leaves& table = leaves();
-  const auto sum = [&](Index i) {
-    const Tile tile = tiles[i];
-    const Index place = tiles.place(tile, i);
-    table.statistics(task, tile, means.data() + place, m2s.data() + place);
-  };
-  for_pieces(tiles.count(), tiles.elements(), sum, Order::down);
+  const Kernels& table = kernels();
+  for_tiles(tiles, Order::descending, [&](const Tile& tile, Index offset) {
+    table.statistics(task, tile, means.data() + offset, m2s.data() + offset);
+  });
   const auto count = static_cast<double>(task.rows);
-  by_channels(tiles, [&](Index first, Index last) {
+  for_channels(tiles, [&](Index first, Index last) {
     const Index n = last - first;
     for (Index group = 0; group < task.groups; ++group) {
       double mean[kTileChannels] = {}, m2[kTileChannels] = {};
@@ -98,10 +105,10 @@ void norm_statistics(const StatisticsTask& task) {
 }
 
 void norm_apply(const ApplyTask& task) {
-  const Leaves& table = leaves();
+  const Kernels& table = kernels();
   const Tiles tiles{task.groups, task.rows, task.channels};
-  if (!task.scale) return by_elements(table.activation, task, tiles.elements());
-  for_pieces(tiles.count(), tiles.elements(), [&](Index i) { table.apply(task, tiles[i]); });
+  if (!task.scale) return for_elements(table.activation, task, tiles.elements());
+  for_tiles(tiles, Order::ascending, [&](const Tile& tile, Index) { table.apply(task, tile); });
 }
 
 void norm_gradient(const NormGradientTask& task) {
@@ -110,15 +117,12 @@ void norm_gradient(const NormGradientTask& task) {
   std::vector<float> sums_g(tiles.chunks() * task.channels),
       sums_gy(tiles.chunks() * task.channels);
   std::vector<float> factors(3 * plane);  // factor, offset, slant: see norm.h
-  const Leaves& table = leaves();
-  const auto sum = [&](Index i) {
-    const Tile tile = tiles[i];
-    const Index place = tiles.place(tile, i);
-    table.gradient_sums(task, tile, sums_g.data() + place, sums_gy.data() + place);
-  };
-  for_pieces(tiles.count(), tiles.elements(), sum, Order::down);
+  const Kernels& table = kernels();
+  for_tiles(tiles, Order::descending, [&](const Tile& tile, Index offset) {
+    table.gradient_sums(task, tile, sums_g.data() + offset, sums_gy.data() + offset);
+  });
   const auto count = static_cast<double>(task.rows);
-  by_channels(tiles, [&](Index first, Index last) {
+  for_channels(tiles, [&](Index first, Index last) {
     const Index n = last - first;
     double dgamma[kTileChannels] = {}, dbeta[kTileChannels] = {};
     for (Index group = 0; group < task.groups; ++group) {
@@ -145,30 +149,30 @@ void norm_gradient(const NormGradientTask& task) {
     }
   });
   if (!task.dy) return;
-  for_pieces(tiles.count(), tiles.elements(),
-             [&](Index i) { table.gradient(task, factors.data(), tiles[i]); });
+  for_tiles(tiles, Order::ascending,
+            [&](const Tile& tile, Index) { table.gradient(task, factors.data(), tile); });
 }
 
 void activation_gradient(const ActivationGradientTask& task) {
-  const Leaves& table = leaves();
-  if (!task.dbias) return by_elements(table.activation_gradient, task, task.rows * task.channels);
-  // Few channels would leave most lanes idle: `fold` rows side by side are one row of a wider map.
+  const Kernels& table = kernels();
+  if (!task.dbias) return for_elements(table.activation_gradient, task, task.rows * task.channels);
+  // Few channels would leave most lanes idle: `fold` rows side by side are one row of a wider
+  // matrix.
   Index fold = 1;
   while (task.channels * fold < kTileChannels / 2) fold *= 2;
   const Index wide = task.channels * fold, wide_rows = task.rows / fold;
   const Tiles body{1, wide_rows, wide};
   const Tiles rest{1, task.rows % fold, task.channels};
   std::vector<float> sums(body.chunks() * wide + rest.chunks() * task.channels);
-  for_pieces(body.count(), body.elements(), [&](Index i) {
-    const Tile tile = body[i];
-    table.bias_gradient(task, tile, sums.data() + body.place(tile, i));
+  for_tiles(body, Order::ascending, [&](const Tile& tile, Index offset) {
+    table.bias_gradient(task, tile, sums.data() + offset);
   });
   float* rest_sums = sums.data() + body.chunks() * wide;
   for (Index i = 0; i < rest.count(); ++i) {
     Tile tile = rest[i];
-    const Index place = rest.place(tile, i);
+    const Index offset = rest.offset(tile, i);
     tile.first_row += wide_rows * fold;
-    table.bias_gradient(task, tile, rest_sums + place);
+    table.bias_gradient(task, tile, rest_sums + offset);
   }
   std::vector<double> total(task.channels);
   for (Index k = 0; k < body.chunks() * fold; ++k) {

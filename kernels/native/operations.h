@@ -1,6 +1,6 @@
-// The operations: each cuts its task (tasks.h) into pieces of fixed size, has leaves compute them
-// in threads, and merges what they leave in a fixed order. Results do not depend on the number of
-// threads. Tasks are trusted: module.cpp checks what comes from Python. All may throw
+// The operations: each cuts its task (tasks.h) into pieces of fixed size, runs a kernel on each in
+// several threads, and merges partial results in a fixed order, so that results do not depend on
+// the number of threads. Tasks are trusted: the bindings check what Python passes. All may throw
 // std::bad_alloc.
 #pragma once
 

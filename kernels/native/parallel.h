@@ -1,5 +1,6 @@
-// Threads: torch's OpenMP pool where OpenMP was found, else this thread alone. Who computes what
-// never matters to a result: pieces are cut by fixed sizes, and merged in their order.
+// Threads: torch's OpenMP pool where OpenMP was found, else the calling thread alone. Results do
+// not depend on which thread computes a piece: pieces have fixed sizes and are merged in their
+// order.
 #pragma once
 
 #include "tasks.h"
@@ -10,10 +11,10 @@
 
 namespace fastinfogan {
 
-// How many elements make waking the other threads worth its time.
-constexpr Index kWorthThreads = 32768;
+// Below this number of elements, starting the other threads costs more than they save.
+constexpr Index kMinParallelElements = 32768;
 
-inline int threads() {
+inline int max_threads() {
 #ifdef _OPENMP
   return omp_get_max_threads();
 #else
@@ -21,7 +22,7 @@ inline int threads() {
 #endif
 }
 
-inline int thread() {
+inline int thread_index() {
 #ifdef _OPENMP
   return omp_get_thread_num();
 #else
@@ -31,18 +32,18 @@ inline int thread() {
 
 constexpr Index pieces_of(Index size, Index piece) { return (size + piece - 1) / piece; }
 
-enum class Order { up, down };
+enum class Order { ascending, descending };
 
-// Calls function(i) for i from 0 to pieces - 1; every thread takes a run of them, upwards or
-// downwards. Of two passes over the same memory the first goes down and the second up: so each
-// begins with what the one before (a product, too, writes upwards) has left in the thread's cache.
-// `elements` is the whole work. The function must not throw: it runs in threads that have no one to
-// catch.
+// Calls function(i) for i from 0 to pieces - 1; each thread takes consecutive ones, in ascending or
+// descending order. Of two passes over the same memory the first descends and the second ascends:
+// so each begins with what the one before (a matrix product, too, ascends) left in the thread's
+// cache. `elements` is the size of the whole. The function must not throw: an exception cannot
+// leave a parallel region.
 template <typename Function>
-void for_pieces(Index pieces, Index elements, Function function, Order order = Order::up) {
+void for_pieces(Index pieces, Index elements, Function function, Order order = Order::ascending) {
 #ifdef _OPENMP
-  const bool worth = pieces > 1 && elements >= kWorthThreads;
-#pragma omp parallel if (worth)
+  const bool parallel = pieces > 1 && elements >= kMinParallelElements;
+#pragma omp parallel if (parallel)
   {
     const Index team = omp_get_num_threads(), self = omp_get_thread_num();
     const Index first = pieces * self / team, last = pieces * (self + 1) / team;
@@ -51,7 +52,8 @@ void for_pieces(Index pieces, Index elements, Function function, Order order = O
     (void)elements;
     const Index first = 0, last = pieces;
 #endif
-    for (Index i = first; i < last; ++i) function(order == Order::up ? i : first + last - 1 - i);
+    for (Index i = first; i < last; ++i)
+      function(order == Order::ascending ? i : first + last - 1 - i);
   }
 }
 

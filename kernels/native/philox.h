@@ -1,7 +1,7 @@
-// Philox4x32-10 and the three shapes its words take: the C++ twin of fastinfogan/philox.py, where
-// the layout of key and counter is told. Both agree bit for bit, so every operation here stands in
-// the order of the NumPy one, and all C++ of this project is compiled without contraction of a * b
-// + c.
+// Philox4x32-10 and the three kinds of numbers made of its words: fastinfogan_kernels/philox.py in
+// C++, where the layout of key and counter is described. Both give the same bits: operations are in
+// the order of the NumPy ones, and all C++ of this project is compiled without contraction of
+// a * b + c.
 #pragma once
 
 #include "simd.h"
@@ -53,8 +53,8 @@ inline Block encrypt(Block c, std::uint32_t k0, std::uint32_t k1, int rounds = 1
   return c;
 }
 
-// Which of kLanes consecutive counters stands in each lane: the order in which store_blocks()
-// leaves their words in the order of the counters.
+// Which of kLanes consecutive counters is in each lane, such that store_blocks() writes the words
+// in the order of the counters.
 struct CounterOfLane {
   std::uint32_t at[kLanes];
   constexpr CounterOfLane() : at() {
@@ -93,7 +93,7 @@ inline void store_blocks(const Block& block, std::uint32_t* out) {
 }
 
 // The words of `blocks` counters per row, of rows first_row .. first_row + rows - 1.
-// out: uint32 (rows, 4 * blocks) and room for 4 * kLanes more.
+// out: uint32 (rows, 4 * blocks) and space for 4 * kLanes more.
 inline void fill(std::uint64_t seed, std::uint32_t step, std::uint32_t stream,
                  std::uint32_t first_row, Index rows, Index blocks, std::uint32_t* out) {
   const auto low = static_cast<std::uint32_t>(seed);

@@ -1,9 +1,9 @@
-// Vectors as wide as the instruction set this file is compiled for, and float32 functions on them.
-// Everything lives in a namespace named after the instruction set, and nothing here may call a
-// function template or an inline function of the standard library: the linker would keep one of
-// several copies, perhaps the one that this processor cannot run.
+// Vectors as wide as the instruction set that this file is compiled for, and float32 functions on
+// them. Everything is in a namespace named after the instruction set. Nothing here may call a
+// function template or an inline function of the standard library: of their copies the linker keeps
+// one, perhaps one that this processor cannot run.
 //
-// Errors, found by trying float32 of the whole range against float64 (test/simd.cpp): exp is
+// Errors, measured on float32 of the whole range against float64 (test/simd.cpp): exp is
 // within 1.1 units in the last place, log, log1p_unit and tanh within 2, softplus and sigmoid
 // within 3.
 #pragma once
@@ -17,7 +17,7 @@
 #endif
 
 #ifndef FASTINFOGAN_ISA
-#error "FASTINFOGAN_ISA names the namespace; CMakeLists.txt compiles leaves.cpp once for each"
+#error "FASTINFOGAN_ISA names the namespace; CMakeLists.txt compiles kernels.cpp once for each"
 #endif
 
 namespace fastinfogan::FASTINFOGAN_ISA {
@@ -35,7 +35,7 @@ typedef std::int32_t Ints __attribute__((vector_size(4 * kLanes)));
 typedef std::uint32_t Words __attribute__((vector_size(4 * kLanes)));
 typedef std::uint16_t Halves __attribute__((vector_size(2 * kLanes)));
 
-// A size known when compiling, so that loops over it are unrolled and whole vectors need no tests.
+// A size known at compile time: loops over it are unrolled, and whole vectors need no checks.
 template <int size>
 struct Fixed {
   constexpr operator Index() const { return size; }
@@ -55,7 +55,7 @@ inline void write(T* p, V v) {
   __builtin_memcpy(p, &v, sizeof v);
 }
 
-// a * b + c, rounded once where the processor has it. Never in what must equal NumPy's bits.
+// a * b + c, rounded once where the processor has it. Not for results that must have NumPy's bits.
 inline Floats fma(Floats a, Floats b, Floats c) {
 #if defined(__AVX512F__)
   return _mm512_fmadd_ps(a, b, c);
@@ -145,7 +145,7 @@ inline Halves rounded(Float16, Floats x) {
   const Words sign = ((Words)x >> 16) & 0x8000u;
   const Words bits = (Words)x & 0x7FFFFFFFu;
   const Words normal = (bits + 0xFFFu + ((bits >> 13) & 1u) - (112u << 23)) >> 13;
-  // Next to 0.5 the spacing of float32 is that of float16's subnormals: the sum rounds for us.
+  // Next to 0.5 the spacing of float32 is that of float16's subnormals: the sum rounds.
   const Words subnormal = (Words)((Floats)bits + 0.5f) - 0x3F000000u;
   const Words finite = bits < 0x38800000u ? subnormal : normal;
   const Words special = bits > 0x7F800000u ? broadcast(0x7E00u) : broadcast(0x7C00u);
@@ -155,8 +155,8 @@ inline Halves rounded(Float16, Floats x) {
 inline void store(BFloat16* p, Floats x) { write(p, rounded(BFloat16{}, x)); }
 inline void store(Float16* p, Floats x) { write(p, rounded(Float16{}, x)); }
 
-// Past the caches, for what nobody reads soon; the pointer stands at a multiple of the vector's
-// size. Whoever streamed calls end_stream() before others may read.
+// Writes past the caches, for what is not read soon, to a multiple of the vector's size. To be
+// followed by end_stream() before other threads may read.
 template <typename T>
 inline void stream(T* p, Floats x) {
 #if defined(__AVX512F__)

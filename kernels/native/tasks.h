@@ -1,5 +1,5 @@
-// What each operation works on: plain pointers and sizes, checked by whoever fills them in
-// (module.cpp). An operation (operations.h) cuts its task into fixed pieces, and a leaf (leaves.h)
+// The arguments of each operation: plain pointers and sizes, which the bindings have checked. An
+// operation (operations.h) cuts its task into pieces of fixed size, and a kernel (kernels.h)
 // computes one piece.
 #pragma once
 
@@ -19,8 +19,8 @@ enum class Dtype { float32, bfloat16, float16 };
 
 constexpr Index size_of(Dtype dtype) { return dtype == Dtype::float32 ? 4 : 2; }
 
-// act(z) and the numbers by which Python names it. `rectifier` is ReLU where the slope is 0.
-enum class Activation { none = 0, rectifier = 1, sigmoid = 2, tanh = 3 };
+// act(z), with the numbers that Python passes. ReLU is `leaky_relu` with slope 0.
+enum class Activation { none = 0, leaky_relu = 1, sigmoid = 2, tanh = 3 };
 
 // One batch of noise and codes (fastinfogan.latents.LatentSpec.draw and .generator_input).
 struct CodesTask {
@@ -37,7 +37,7 @@ struct CodesTask {
   float* continuous_codes;  // (rows, continuous)
 };
 
-// How one code stands in Q's output; the rows of Python's table (kernels/code_table.py).
+// Where one code is in Q's output: a row of the table that objective/code_layout.py makes.
 struct Code {
   enum Kind : std::int32_t { categorical = 0, continuous = 1, unit_deviation = 2 };
   std::int32_t kind;
@@ -60,20 +60,18 @@ struct LikelihoodTask {
   float* row_values;       // (rows, codes) or null
   float* values;           // (codes,): means over the rows
   void* gradient;          // (rows, width) of dtype
-  std::int32_t* problems;  // (2,): classes out of range, rows that are not finite
+  std::int32_t* counters;  // (2,), added to: classes out of range, non-finite rows
 };
 
-// D's two losses from logits: softplus(-logit) where the target is 1, softplus(logit) where it is
-// 0.
+// D's losses from logits: softplus(-logit) where the target is 1, softplus(logit) where it is 0.
 struct AdversarialTask {
   Index rows, groups;
-  const void* logits;  // (rows,) of dtype
-  void* gradient;      // (rows,) of dtype
-  Dtype dtype;
+  const float* logits;          // (rows,)
+  float* gradient;              // (rows,)
   const std::int32_t* targets;  // (groups,)
   float scale;
   float* losses;           // (groups,): means over the group's rows
-  std::int32_t* problems;  // (1,): logits that are not finite
+  std::int32_t* counters;  // (1,), added to: non-finite logits
 };
 
 // logits = features @ weight + bias
@@ -94,7 +92,7 @@ struct AdamTask {
   const void* gradient;
   Dtype gradient_dtype;
   float *exp_avg, *exp_avg_sq;
-  void* copy;  // or null
+  void* working_copy;  // or null
   Dtype copy_dtype;
 };
 struct AdamStep {
@@ -104,10 +102,10 @@ struct AdamStep {
   float root_correction;  // 1 / sqrt(1 - beta2^t)
   float eps;
   float gradient_divisor;  // 1: none
-  bool stream_copies;      // write the copies past the caches
+  bool stream_copies;      // write the working copies past the caches
 };
 
-// A map y of (groups * rows, channels): rows are the pixels of the images of one statistics group.
+// A feature map y of (groups * rows, channels): the rows of a group are the pixels of its images.
 struct StatisticsTask {
   Index groups, rows, channels;
   const void* y;

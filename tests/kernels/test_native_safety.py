@@ -1,4 +1,4 @@
-"""The C++ kernels and wrong arguments; their own test under the sanitizers; what is linked."""
+"""The C++ kernels given wrong arguments; the C++ test under the sanitizers; what is linked."""
 
 import math
 import os
@@ -40,21 +40,17 @@ RIGHT: dict[str, Callable[[], dict[str, Any]]] = {
         "output": zeros(5, 6), "classes": zeros(5, 1, dtype=I64), "continuous": zeros(5, 1),
         "table": torch.tensor([[0, 0, 4, 0], [1, 4, 5, 0]], dtype=I32),
         "bounds": torch.tensor([[-math.inf, math.inf]] * 2), "scales": torch.ones(2), "rows": None,
-        "values": zeros(2), "gradient": zeros(5, 6), "problems": zeros(2, dtype=I32),
-    },
-    "adversarial_losses": lambda: {
-        "logits": zeros(6), "targets": torch.tensor([1, 0], dtype=I32), "scale": 1.0,
-        "losses": zeros(2), "gradient": zeros(6), "problems": zeros(1, dtype=I32),
+        "values": zeros(2), "gradient": zeros(5, 6), "counters": zeros(2, dtype=I32),
     },
     "d_head_objective": lambda: {
         "features": zeros(6, 3), "weight": zeros(3), "bias": None,
         "targets": torch.tensor([1, 0], dtype=I32), "scale": 1.0, "logits": zeros(6),
-        "losses": zeros(2), "gradient": zeros(6), "problems": zeros(1, dtype=I32),
+        "losses": zeros(2), "gradient": zeros(6), "counters": zeros(1, dtype=I32),
     },
     "adam": lambda: {
         "parameters": [zeros(4, 3)], "gradients": [zeros(4, 3)], "exp_avgs": [zeros(4, 3)],
-        "exp_avg_sqs": [zeros(4, 3)], "copies": [None], "lr": 1e-3, "beta1": 0.5, "beta2": 0.9,
-        "eps": 1e-8, "step": 1.0, "grad_scale": 1.0,
+        "exp_avg_sqs": [zeros(4, 3)], "working_copies": [None],
+        "lr": 1e-3, "beta1": 0.5, "beta2": 0.9, "eps": 1e-8, "step": 1.0, "grad_scale": 1.0,
     },
     "norm_statistics": lambda: {
         "y": zeros(4, 9, 3), "groups": 2, "mean": zeros(2, 3), "rstd": zeros(2, 3),
@@ -103,16 +99,17 @@ WRONG: list[tuple[str, str, object, str]] = [
     ("q_head_log_likelihood", "table", torch.tensor([[3, 0, 4, 0]] * 2, dtype=I32), "row 0"),
     ("q_head_log_likelihood", "table", torch.tensor([[0, -1, 4, 0]] * 2, dtype=I32), "row 0"),
     ("q_head_log_likelihood", "table", torch.full((2, 4), 2**31 - 1, dtype=I32), "row 0"),
-    ("q_head_log_likelihood", "problems", zeros(1, dtype=I32), "problems must be of shape"),
-    ("adversarial_losses", "logits", zeros(5), "targets must have a length that divides the 5"),
-    ("adversarial_losses", "targets", zeros(0, dtype=I32), "targets must have a length"),
-    ("adversarial_losses", "targets", torch.tensor([2, 0], dtype=I32), "targets must be 0 or 1"),
-    ("adversarial_losses", "scale", "1", "scale must be a number, not str"),
-    ("adversarial_losses", "logits", None, "logits must be a CPU tensor, not NoneType"),
-    ("adversarial_losses", "losses", torch.nn.Parameter(zeros(2)), "losses is written into"),
-    ("adversarial_losses", "gradient", zeros(6).requires_grad_(),
+    ("q_head_log_likelihood", "counters", zeros(1, dtype=I32), "counters must be of shape"),
+    ("d_head_objective", "targets", torch.ones(5, dtype=I32),
+     "targets must have a length that divides the 6 rows"),
+    ("d_head_objective", "targets", zeros(0, dtype=I32), "targets must have a length"),
+    ("d_head_objective", "targets", torch.tensor([2, 0], dtype=I32), "targets must be 0 or 1"),
+    ("d_head_objective", "scale", "1", "scale must be a number, not str"),
+    ("d_head_objective", "features", None, "features must be a CPU tensor, not NoneType"),
+    ("d_head_objective", "losses", torch.nn.Parameter(zeros(2)), "losses is written into"),
+    ("d_head_objective", "gradient", zeros(6).requires_grad_(),
      "gradient is written into and must not require grad: detach it"),
-    ("adversarial_losses", "logits", torch.zeros(6, device="meta"), "logits "),
+    ("d_head_objective", "features", torch.zeros(6, 3, device="meta"), "features "),
     ("d_head_objective", "weight", zeros(4), r"weight must be of shape \(3,\), not \(4,\)"),
     ("d_head_objective", "weight", zeros(3, dtype=torch.half),
      "weight must be float32, not float16"),
@@ -124,7 +121,8 @@ WRONG: list[tuple[str, str, object, str]] = [
     ("adam", "exp_avgs", [zeros(3, 4).T], r"exp_avgs\[0\] must have the shape and strides of"),
     ("adam", "parameters", [zeros(4, 6)[:, :3]], r"parameters\[0\] must fill its memory"),
     ("adam", "parameters", [zeros(1, 3).expand(4, 3)], r"parameters\[0\] must fill its memory"),
-    ("adam", "copies", [zeros(4, 3)], r"copies\[0\] must be bfloat16 or float16, not float32"),
+    ("adam", "working_copies", [zeros(4, 3)],
+     r"working_copies\[0\] must be bfloat16 or float16, not float32"),
     ("adam", "step", 0.0, "step must be 1 or more"),
     ("adam", "step", math.nan, "step must be 1 or more"),
     ("adam", "beta2", 1.0, "beta2 must be from 0 to less than 1"),
@@ -194,6 +192,7 @@ def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build
 
 
+@pytest.mark.slow
 def test_the_cpp_test_passes_under_the_sanitizers(sanitized: Path) -> None:
     ctest = Path(sys.executable).parent / "ctest"
     done = subprocess.run(
@@ -206,11 +205,12 @@ def test_the_cpp_test_passes_under_the_sanitizers(sanitized: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_instruction_sets_share_no_functions(sanitized: Path) -> None:
     """Of functions of one name the linker keeps one, perhaps one that this processor cannot run."""
     if not shutil.which("nm"):
         pytest.skip("no nm")
-    objects = sorted(sanitized.glob("CMakeFiles/*_*.dir/**/leaves.cpp.o"))
+    objects = sorted(sanitized.glob("CMakeFiles/*_*.dir/**/kernels.cpp.o"))
     assert objects
     for path in objects:
         name = path.relative_to(sanitized / "CMakeFiles").parts[0][

@@ -11,16 +11,16 @@ TEST(adam_follows_its_formula) {
         Random random(5);
         const Index sizes[] = {1, 15, 16, 17, 33000};
         std::vector<std::vector<float>> p, m, v;
-        std::vector<std::vector<double>> truth_p, truth_m, truth_v;
+        std::vector<std::vector<double>> expected_p, expected_m, expected_v;
         std::vector<Tensor> copy;
         for (Index size : sizes) {
           p.emplace_back(size);
           for (float& x : p.back()) x = random.normal();
           m.emplace_back(size);
           v.emplace_back(size);
-          truth_p.emplace_back(p.back().begin(), p.back().end());
-          truth_m.emplace_back(size);
-          truth_v.emplace_back(size);
+          expected_p.emplace_back(p.back().begin(), p.back().end());
+          expected_m.emplace_back(size);
+          expected_v.emplace_back(size);
           copy.emplace_back(copies == 2 ? Dtype::float16 : Dtype::bfloat16, size);
         }
         for (int t = 1; t <= 3; ++t) {
@@ -45,10 +45,10 @@ TEST(adam_follows_its_formula) {
           for (std::size_t i = 0; i < p.size(); ++i) {
             for (Index k = 0; k < sizes[i]; ++k) {
               const double x = g[i][k] / divisor;
-              double &tm = truth_m[i][k], &tv = truth_v[i][k];
+              double &tm = expected_m[i][k], &tv = expected_v[i][k];
               tm = b1 * tm + (1 - b1) * x;
               tv = b2 * tv + (1 - b2) * x * x;
-              truth_p[i][k] -= step_size * tm / (std::sqrt(tv) / root + eps);
+              expected_p[i][k] -= step_size * tm / (std::sqrt(tv) / root + eps);
             }
           }
         }
@@ -58,13 +58,13 @@ TEST(adam_follows_its_formula) {
           same_bits(name + std::to_string(i), p[i]);
           same_bits(name + std::to_string(i) + "v", v[i]);
           for (Index k = 0; k < sizes[i]; ++k) {
-            CLOSE(p[i][k], truth_p[i][k], 1e-6);
-            CLOSE(m[i][k], truth_m[i][k], 1e-7);
-            CLOSE(v[i][k], truth_v[i][k], 1e-7);
+            CLOSE(p[i][k], expected_p[i][k], 1e-6);
+            CLOSE(m[i][k], expected_m[i][k], 1e-7);
+            CLOSE(v[i][k], expected_v[i][k], 1e-7);
             if (!copies) continue;
-            const double want = copies == 2 ? round_to(p[i][k], 11, -13, 65504)
-                                            : round_to(p[i][k], 8, -125, INFINITY);
-            CHECK(copy[i][k] == want);
+            const double expected = copies == 2 ? round_to(p[i][k], 11, -13, 65504)
+                                                : round_to(p[i][k], 8, -125, INFINITY);
+            CHECK(copy[i][k] == expected);
           }
         }
       }
@@ -72,7 +72,7 @@ TEST(adam_follows_its_formula) {
   }
 }
 
-// Large networks write their copies past the caches, where they are aligned.
+// Large networks write their working copies past the caches, where they are aligned.
 TEST(streamed_copies_are_the_same) {
   const Index size = (Index{1} << 20) + 5;
   std::vector<float> p(size, 1.0f), m(size), v(size), g(size);

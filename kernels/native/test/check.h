@@ -1,7 +1,7 @@
 // The test's harness. Each TEST runs for every instruction set with 1 and with 3 threads, and what
-// it gives to same_bits() must not change with the number of threads; TEST_ONE_THREAD is for what
-// has no threads. Truth is always a plain formula in double precision, written in the tests and not
-// shared with the kernels.
+// it passes to same_bits() must not depend on the number of threads; TEST_ONE_THREAD is for
+// functions without threads. Expected values are plain formulas in double precision, not shared
+// with the kernels.
 #pragma once
 
 #include <cmath>
@@ -19,10 +19,11 @@ void fail(const char* file, int line, const std::string& what);
 #define CHECK(condition) \
   if (!(condition)) ::fastinfogan::test::fail(__FILE__, __LINE__, #condition)
 
-// |got - want| <= tolerance * max(1, |want|), or both NaN.
-void close(const char* file, int line, const char* what, double got, double want, double tolerance);
-#define CLOSE(got, want, tolerance) \
-  ::fastinfogan::test::close(__FILE__, __LINE__, #got, got, want, tolerance)
+// |actual - expected| <= tolerance * max(1, |expected|), or both NaN.
+void close(const char* file, int line, const char* what, double actual, double expected,
+           double tolerance);
+#define CLOSE(actual, expected, tolerance) \
+  ::fastinfogan::test::close(__FILE__, __LINE__, #actual, actual, expected, tolerance)
 
 void same_bits(const std::string& name, const void* data, std::size_t bytes);
 template <typename T>
@@ -40,12 +41,12 @@ struct Registration {
 #define TEST(name) TEST_WITH(name, 3)
 #define TEST_ONE_THREAD(name) TEST_WITH(name, 1)
 
-// Every how many float32 the accuracy test tries: the program's argument.
+// The accuracy test takes every float_step()-th float32: the program's argument.
 std::uint64_t float_step();
 
 // ---- Numbers
 
-// Cheap ones: numbers with a bell's shape, by the sum of four uniform ones.
+// Random numbers; normal: approximately, the sum of four uniform ones.
 class Random {
  public:
   explicit Random(std::uint64_t seed) : state_(seed * 2 + 1) {}
@@ -64,11 +65,11 @@ class Random {
   std::uint64_t state_;
 };
 
-// To the nearest even, as defined by the formats and not by bit tricks: every float of the format
-// has `digits` significant bits, and its exponent is `lowest` or more.
+// Rounds to nearest even in a format of `digits` significant bits, exponents of `lowest` or more,
+// and the largest finite number.
 double round_to(double x, int digits, int lowest, double largest);
 
-// A tensor of one of the three types, kept with the double of every element.
+// A tensor of one of the three types; its elements are read as double.
 class Tensor {
  public:
   Tensor(Dtype dtype, std::size_t size) : dtype_(dtype), bytes_(size * size_of(dtype)) {}
@@ -77,7 +78,7 @@ class Tensor {
   Dtype dtype() const { return dtype_; }
   double operator[](std::size_t i) const;
   const std::vector<char>& bytes() const { return bytes_; }
-  // Half a unit in the last place relative to a number of this type, and what float32 adds to it.
+  // Half a unit in the last place relative to a number of this type, or the error of float32.
   double tolerance() const;
 
  private:
@@ -86,7 +87,7 @@ class Tensor {
 };
 constexpr Dtype kDtypes[] = {Dtype::float32, Dtype::bfloat16, Dtype::float16};
 
-// The simd.h of one instruction set, behind pointers; per_instruction_set.cpp fills it in.
+// The functions of simd.h for one instruction set; per_instruction_set.cpp defines them.
 using Function = void (*)(const float* in, Index size, float* out);
 struct Functions {
   const char* name;

@@ -48,7 +48,7 @@ TEST_ONE_THREAD(philox_gives_the_published_vectors) {
          Block{0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1}));
 }
 
-TEST_ONE_THREAD(words_stand_where_the_counter_says) {
+TEST_ONE_THREAD(words_are_in_the_counters_order) {
   for (Index columns : {0, 1, 3, 4, 5, 64, 65, 131}) {
     const Index rows = 7;
     std::vector<std::uint32_t> drawn(rows * columns);
@@ -66,9 +66,9 @@ TEST_ONE_THREAD(normals_are_the_inverse_distribution) {
   for (std::uint64_t w = 0; w < (1ull << 32); w += 20000003) drawn.push_back(w);
   for (std::uint32_t w : {0u, 255u, 0x7FFFFFFFu, 0x80000000u, ~0u}) drawn.push_back(w);
   std::vector<float> out(drawn.size());
-  leaves().normal(drawn.data(), static_cast<Index>(drawn.size()), out.data());
+  kernels().normal(drawn.data(), static_cast<Index>(drawn.size()), out.data());
   for (std::size_t i = 0; i < drawn.size(); ++i) CLOSE(out[i], normal(uniform(drawn[i])), 2e-6);
-  leaves().uniform(drawn.data(), static_cast<Index>(drawn.size()), out.data());
+  kernels().uniform(drawn.data(), static_cast<Index>(drawn.size()), out.data());
   for (std::size_t i = 0; i < drawn.size(); ++i) CHECK(out[i] == uniform(drawn[i]));
 }
 

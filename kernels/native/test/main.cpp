@@ -1,5 +1,5 @@
 // native_test [N]: all tests for every instruction set, with 1 and with 3 threads. The accuracy of
-// exp and its kin is tried on every Nth float32 (default 20011; 1 takes minutes).
+// exp, log and so on is measured on every Nth float32 (default 20011; 1 takes minutes).
 #include <cstdio>
 #include <cstdlib>
 #include <map>
@@ -33,7 +33,7 @@ std::vector<Named>& registered() {
   return tests;
 }
 
-std::string place;  // instruction set, threads and test
+std::string context;  // instruction set, threads and test
 std::string instruction_set;
 std::map<std::string, std::vector<char>> first_results;
 int failures = 0;
@@ -47,17 +47,17 @@ Registration::Registration(const char* name, int most_threads, void (*run)()) {
 
 void fail(const char* file, int line, const std::string& what) {
   if (++failures <= 50) {
-    std::printf("%s:%d: [%s] %s\n", file, line, place.c_str(), what.c_str());
+    std::printf("%s:%d: [%s] %s\n", file, line, context.c_str(), what.c_str());
   }
 }
 
-void close(const char* file, int line, const char* what, double got, double want,
+void close(const char* file, int line, const char* what, double actual, double expected,
            double tolerance) {
-  if (std::isnan(got) && std::isnan(want)) return;
-  if (got == want) return;
-  if (std::abs(got - want) <= tolerance * std::max(1.0, std::abs(want))) return;
+  if (std::isnan(actual) && std::isnan(expected)) return;
+  if (actual == expected) return;
+  if (std::abs(actual - expected) <= tolerance * std::max(1.0, std::abs(expected))) return;
   char text[200];
-  std::snprintf(text, sizeof text, "%s is %.9g, not %.9g (tolerance %.2g)", what, got, want,
+  std::snprintf(text, sizeof text, "%s is %.9g, not %.9g (tolerance %.2g)", what, actual, expected,
                 tolerance);
   fail(file, line, text);
 }
@@ -158,13 +158,13 @@ int main(int count, char** arguments) {
   for (const std::string& name : instruction_sets()) {
     test::instruction_set = name;
     use_instruction_set(name);
-    for (int team : {1, 3}) {
+    for (int threads : {1, 3}) {
 #ifdef _OPENMP
-      omp_set_num_threads(team);
+      omp_set_num_threads(threads);
 #endif
       for (const auto& test : test::registered()) {
-        if (team > test.most_threads) continue;
-        test::place = name + ", " + std::to_string(team) + " threads, " + test.name;
+        if (threads > test.most_threads) continue;
+        test::context = name + ", " + std::to_string(threads) + " threads, " + test.name;
         test.run();
         ++runs;
       }

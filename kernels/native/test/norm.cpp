@@ -8,7 +8,7 @@ namespace {
 
 double act(Activation activation, double slope, double z) {
   switch (activation) {
-    case Activation::rectifier: return z > 0 ? z : slope * z;
+    case Activation::leaky_relu: return z > 0 ? z : slope * z;
     case Activation::sigmoid: return 1 / (1 + std::exp(-z));
     case Activation::tanh: return std::tanh(z);
     default: return z;
@@ -17,7 +17,7 @@ double act(Activation activation, double slope, double z) {
 double derivative(Activation activation, double slope, double z) {
   const double out = act(activation, slope, z);
   switch (activation) {
-    case Activation::rectifier: return z > 0 ? 1 : slope;
+    case Activation::leaky_relu: return z > 0 ? 1 : slope;
     case Activation::sigmoid: return out * (1 - out);
     case Activation::tanh: return 1 - out * out;
     default: return 1;
@@ -34,8 +34,8 @@ struct Kind {
   float slope;
 };
 constexpr Kind kKinds[] = {{Activation::none, 0},
-                           {Activation::rectifier, 0},
-                           {Activation::rectifier, 0.1f},
+                           {Activation::leaky_relu, 0},
+                           {Activation::leaky_relu, 0.1f},
                            {Activation::sigmoid, 0},
                            {Activation::tanh, 0}};
 
@@ -67,12 +67,12 @@ Statistics statistics(const Shape& s, Tensor& y) {
 TEST(statistics_of_a_mean_300_times_the_deviation) {
   for (const Shape& s : kShapes) {
     for (Dtype dtype : kDtypes) {
-      // The narrow types cannot tell 300 deviations from the mean apart.
+      // In low precision, numbers 300 deviations from 0 are all but equal.
       const float mean = dtype == Dtype::float32 ? 300.0f : 3.0f;
       Tensor y(dtype, numbers(1, s.groups * s.rows * s.channels, mean, 1.0f));
-      const Statistics got = statistics(s, y);
-      same_bits(name_of("mean", s, dtype, 0), got.mean);
-      same_bits(name_of("variance", s, dtype, 0), got.variance);
+      const Statistics actual = statistics(s, y);
+      same_bits(name_of("mean", s, dtype, 0), actual.mean);
+      same_bits(name_of("variance", s, dtype, 0), actual.variance);
       for (Index group = 0; group < s.groups; ++group) {
         for (Index c = 0; c < s.channels; ++c) {
           const auto at = [&](Index row) { return y[(group * s.rows + row) * s.channels + c]; };
@@ -82,9 +82,9 @@ TEST(statistics_of_a_mean_300_times_the_deviation) {
             variance += (at(row) - average) * (at(row) - average) / s.rows;
           }
           const Index place = group * s.channels + c;
-          CLOSE(got.mean[place], average, 1e-6);
-          CLOSE(got.variance[place] / (variance + 1e-12), variance / (variance + 1e-12), 1e-5);
-          CLOSE(got.rstd[place] * std::sqrt(variance + 1e-5), 1.0, 1e-5);
+          CLOSE(actual.mean[place], average, 1e-6);
+          CLOSE(actual.variance[place] / (variance + 1e-12), variance / (variance + 1e-12), 1e-5);
+          CLOSE(actual.rstd[place] * std::sqrt(variance + 1e-5), 1.0, 1e-5);
         }
       }
     }
@@ -96,9 +96,9 @@ TEST(a_nan_stays_in_its_channel) {
   std::vector<double> x = numbers(2, s.rows * s.channels, 0, 1);
   x[57 * 40 + 9] = NAN;
   Tensor y(Dtype::float32, x);
-  const Statistics got = statistics(s, y);
+  const Statistics actual = statistics(s, y);
   for (Index c = 0; c < s.channels; ++c) {
-    CHECK(std::isnan(got.mean[c]) == (c == 9) && std::isnan(got.variance[c]) == (c == 9));
+    CHECK(std::isnan(actual.mean[c]) == (c == 9) && std::isnan(actual.variance[c]) == (c == 9));
   }
 }
 
@@ -134,7 +134,7 @@ TEST(norm_forward_and_backward) {
         same_bits(name_of("dy", s, dtype, k), dy.bytes());
         same_bits(name_of("dgamma", s, dtype, k), dgamma);
 
-        std::vector<double> want_dgamma(s.channels), want_dbeta(s.channels);
+        std::vector<double> expected_dgamma(s.channels), expected_dbeta(s.channels);
         for (Index i = 0; i < plane; ++i) {
           const Index group = i / s.channels, c = i % s.channels;
           const double a = scale[i], b = shift[i], mean = stats.mean[i], rstd = stats.rstd[i];
@@ -148,21 +148,21 @@ TEST(norm_forward_and_backward) {
             sum_g += g[row];
             sum_gy += g[row] * (y[at(row)] - mean);
           }
-          want_dbeta[c] += sum_g;
-          want_dgamma[c] += sum_gy * rstd;
+          expected_dbeta[c] += sum_g;
+          expected_dgamma[c] += sum_gy * rstd;
           for (Index row = 0; row < s.rows; ++row) {
             const double x = y[at(row)];
             CLOSE(out[at(row)], act(kind.activation, kind.slope, a * x + b),
                   out.tolerance() + 2e-6);
-            const double want =
+            const double expected =
                 gamma[c] * rstd *
                 (g[row] - sum_g / s.rows - (x - mean) * rstd * rstd * sum_gy / s.rows);
-            CLOSE(dy[at(row)], want, dy.tolerance() + 2e-5 * gamma[c] * rstd);
+            CLOSE(dy[at(row)], expected, dy.tolerance() + 2e-5 * gamma[c] * rstd);
           }
         }
         for (Index c = 0; c < s.channels; ++c) {
-          CLOSE(dbeta[c], want_dbeta[c], 1e-5 * std::sqrt(s.rows * s.groups));
-          CLOSE(dgamma[c], want_dgamma[c], 1e-5 * std::sqrt(s.rows * s.groups));
+          CLOSE(dbeta[c], expected_dbeta[c], 1e-5 * std::sqrt(s.rows * s.groups));
+          CLOSE(dgamma[c], expected_dgamma[c], 1e-5 * std::sqrt(s.rows * s.groups));
         }
       }
     }
@@ -189,16 +189,16 @@ TEST(activations_alone) {
         gradient(out, true, dz_out, nullptr);
         CHECK(dz.bytes() == dz_alone.bytes());
         same_bits(name_of("dbias", s, dtype, k), dbias);
-        std::vector<double> want_bias(s.channels);
+        std::vector<double> expected_bias(s.channels);
         for (Index i = 0; i < size; ++i) {
-          const double want = dout[i] * derivative(kind.activation, kind.slope, z[i]);
+          const double expected = dout[i] * derivative(kind.activation, kind.slope, z[i]);
           CLOSE(out[i], act(kind.activation, kind.slope, z[i]), out.tolerance());
-          CLOSE(dz[i], want, dz.tolerance());
-          CLOSE(dz_out[i], want, 8 * dz.tolerance());  // the output was rounded
-          want_bias[i % s.channels] += want;
+          CLOSE(dz[i], expected, dz.tolerance());
+          CLOSE(dz_out[i], expected, 8 * dz.tolerance());  // the output was rounded
+          expected_bias[i % s.channels] += expected;
         }
         for (Index c = 0; c < s.channels; ++c) {
-          CLOSE(dbias[c], want_bias[c], 1e-6 * std::sqrt(s.rows));
+          CLOSE(dbias[c], expected_bias[c], 1e-6 * std::sqrt(s.rows));
         }
         gradient(z, false, dout, nullptr);  // in place
         CHECK(dout.bytes() == dz.bytes());

@@ -1,7 +1,6 @@
-// Compiled once per instruction set, like leaves.cpp: what the accuracy test calls.
-#include "simd.h"
-
+// Compiled once per instruction set, like kernels.cpp: the functions that the accuracy test calls.
 #include "check.h"
+#include "simd.h"
 
 namespace fastinfogan::FASTINFOGAN_ISA {
 namespace {

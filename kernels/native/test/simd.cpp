@@ -1,4 +1,4 @@
-// float32 functions within units in the last place, and the roundings of the narrow types.
+// float32 functions within units in the last place, and rounding to bfloat16 and float16.
 #include "check.h"
 
 namespace fastinfogan::test {
@@ -10,16 +10,16 @@ float from_bits(std::uint32_t bits) {
   return x;
 }
 
-// The distance of two neighbours of `want` in float32.
-double unit(double want) {
+// The distance of neighbouring float32 at `expected`.
+double unit(double expected) {
   int exponent;
-  std::frexp(want, &exponent);
+  std::frexp(expected, &exponent);
   return std::ldexp(1.0, std::max(exponent - 24, -149));
 }
 
 template <typename Truth>
-void try_floats(const char* name, Function function, float low, float high, double units,
-                Truth truth) {
+void check_accuracy(const char* name, Function function, float low, float high, double units,
+                    Truth truth) {
   std::vector<float> x, y;
   double worst = 0.0;
   float where = 0.0f;
@@ -27,9 +27,9 @@ void try_floats(const char* name, Function function, float low, float high, doub
     y.resize(x.size());
     function(x.data(), static_cast<Index>(x.size()), y.data());
     for (std::size_t i = 0; i < x.size(); ++i) {
-      const double want = truth(static_cast<double>(x[i]));
-      if (static_cast<double>(y[i]) == want) continue;
-      const double error = std::abs(static_cast<double>(y[i]) - want) / unit(want);
+      const double expected = truth(static_cast<double>(x[i]));
+      if (static_cast<double>(y[i]) == expected) continue;
+      const double error = std::abs(static_cast<double>(y[i]) - expected) / unit(expected);
       if (!(error <= worst)) {
         worst = error;
         where = x[i];
@@ -55,19 +55,19 @@ void try_floats(const char* name, Function function, float low, float high, doub
 
 TEST_ONE_THREAD(functions_are_accurate) {
   const Functions& f = functions();
-  try_floats("exp", f.exp, -103.9f, 88.72f, 1.1, [](double x) { return std::exp(x); });
-  try_floats("log", f.log, 1.1754944e-38f, 3.4e38f, 2.0, [](double x) { return std::log(x); });
-  try_floats("log1p", f.log1p_unit, 0.0f, 1.0f, 2.0, [](double x) { return std::log1p(x); });
+  check_accuracy("exp", f.exp, -103.9f, 88.72f, 1.1, [](double x) { return std::exp(x); });
+  check_accuracy("log", f.log, 1.1754944e-38f, 3.4e38f, 2.0, [](double x) { return std::log(x); });
+  check_accuracy("log1p", f.log1p_unit, 0.0f, 1.0f, 2.0, [](double x) { return std::log1p(x); });
   const auto softplus = [](double x) {
     return std::fmax(x, 0) + std::log1p(std::exp(-std::fabs(x)));
   };
   const auto sigmoid = [](double x) {
     return x > 0 ? 1 / (1 + std::exp(-x)) : std::exp(x) / (1 + std::exp(x));
   };
-  try_floats("softplus", f.softplus, -1e4f, 1e4f, 3.0, softplus);
-  try_floats("softplus'", f.softplus_derivative, -1e4f, 1e4f, 3.0, sigmoid);
-  try_floats("sigmoid", f.sigmoid, -1e4f, 1e4f, 3.0, sigmoid);
-  try_floats("tanh", f.tanh, -1e4f, 1e4f, 2.0, [](double x) { return std::tanh(x); });
+  check_accuracy("softplus", f.softplus, -1e4f, 1e4f, 3.0, softplus);
+  check_accuracy("softplus'", f.softplus_derivative, -1e4f, 1e4f, 3.0, sigmoid);
+  check_accuracy("sigmoid", f.sigmoid, -1e4f, 1e4f, 3.0, sigmoid);
+  check_accuracy("tanh", f.tanh, -1e4f, 1e4f, 2.0, [](double x) { return std::tanh(x); });
 }
 
 TEST_ONE_THREAD(functions_at_their_ends) {
@@ -87,7 +87,7 @@ TEST_ONE_THREAD(functions_at_their_ends) {
   CHECK(std::isnan(y[0]) && y[1] == 1 && y[2] == -1 && y[3] == 0 && y[4] == 1 && y[5] == -1);
 }
 
-TEST_ONE_THREAD(narrow_types_round_to_nearest_even) {
+TEST_ONE_THREAD(low_precision_rounds_to_nearest_even) {
   for (Dtype dtype : {Dtype::bfloat16, Dtype::float16}) {
     const bool brain = dtype == Dtype::bfloat16;
     const int digits = brain ? 8 : 11, lowest = brain ? -125 : -13;
@@ -114,8 +114,8 @@ TEST_ONE_THREAD(narrow_types_round_to_nearest_even) {
     Tensor out(dtype, x.size());
     functions().convert(x.data(), Dtype::float32, static_cast<Index>(x.size()), out.data(), dtype);
     for (std::size_t i = 0; i < x.size(); ++i) {
-      const double want = round_to(static_cast<double>(x[i]), digits, lowest, largest);
-      CHECK(out[i] == want || (std::isnan(out[i]) && std::isnan(want)));
+      const double expected = round_to(static_cast<double>(x[i]), digits, lowest, largest);
+      CHECK(out[i] == expected || (std::isnan(out[i]) && std::isnan(expected)));
     }
   }
 }

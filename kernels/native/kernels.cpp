@@ -1,5 +1,5 @@
-// Compiled once per instruction set: see CMakeLists.txt.
-#include "leaves.h"
+// The kernels of one instruction set; compiled once for each, see CMakeLists.txt.
+#include "kernels.h"
 
 #include "activation.h"
 #include "adam.h"
@@ -11,7 +11,7 @@
 namespace fastinfogan::FASTINFOGAN_ISA {
 namespace {
 
-// Calls function(T{}) for the type that a dtype names.
+// Calls function(T{}) for the C++ type of a dtype.
 template <typename Function>
 auto by_dtype(Dtype dtype, Function function) {
   switch (dtype) {
@@ -41,9 +41,9 @@ void draw_codes(const CodesTask& task, Index first, Index last, std::uint32_t* s
 }
 
 void likelihood(const LikelihoodTask& task, Index first, Index last, float* scratch, double* sums,
-                std::int32_t* problems) {
+                std::int32_t* counters) {
   by_dtype(task.dtype, [&](auto t) {
-    likelihood_rows<decltype(t)>(task, first, last, scratch, sums, problems);
+    likelihood_rows<decltype(t)>(task, first, last, scratch, sums, counters);
   });
 }
 
@@ -57,17 +57,10 @@ void head(const HeadTask& task, Index first, Index last) {
   });
 }
 
-double adversarial(const AdversarialTask& task, Index first, Index last, bool real, float factor,
-                   std::int32_t* problems) {
-  return by_dtype(task.dtype, [&](auto t) {
-    return adversarial_rows<decltype(t)>(task, first, last, real, factor, problems);
-  });
-}
-
 void adam(const AdamTask& task, const AdamStep& step, Index first, Index last) {
   by_dtype(task.gradient_dtype, [&](auto t) {
     using G = decltype(t);
-    if (!task.copy) return adam_elements<G, float>(task, step, first, last);
+    if (!task.working_copy) return adam_elements<G, float>(task, step, first, last);
     if (task.copy_dtype == Dtype::bfloat16) {
       return adam_elements<G, BFloat16>(task, step, first, last);
     }
@@ -128,7 +121,7 @@ void bias_gradient(const ActivationGradientTask& task, const Tile& tile, float* 
 
 }  // namespace
 
-extern const Leaves leaves = {
+extern const Kernels kernels = {
     NAME(FASTINFOGAN_ISA),
     encrypt,
     words,
@@ -138,7 +131,7 @@ extern const Leaves leaves = {
     draw_codes,
     likelihood,
     head,
-    adversarial,
+    adversarial_rows,
     adam,
     statistics,
     apply,

@@ -1,21 +1,21 @@
-// The table of leaves: each computes one piece of a task, in one thread, with one instruction set.
-// leaves.cpp is compiled once per instruction set and fills in one table each time.
+// The table of kernels: each computes one piece of a task, in one thread, with one instruction set.
+// kernels.cpp is compiled once per instruction set and defines one table each time.
 #pragma once
 
 #include "tasks.h"
 
 namespace fastinfogan {
 
-// Rows and channels of a map that one leaf treats; `stride` is from row to row.
+// Rows and channels of a feature map that one kernel call computes; `stride` is from row to row.
 struct Tile {
   Index group, first_row, rows, first_channel, channels, stride;
 };
 constexpr int kTileRows = 128;
 constexpr int kTileChannels = 256;
-// The widest vector of any instruction set, in floats: how far scratch must reach past its end.
+// The widest vector of any instruction set, in floats: so much longer scratch memory must be.
 constexpr int kMaxLanes = 16;
 
-struct Leaves {
+struct Kernels {
   const char* name;
 
   void (*encrypt)(const std::uint32_t counter[4], std::uint32_t k0, std::uint32_t k1, int rounds,
@@ -29,10 +29,10 @@ struct Leaves {
   void (*draw_codes)(const CodesTask&, Index first, Index last, std::uint32_t* scratch);
 
   void (*likelihood)(const LikelihoodTask&, Index first, Index last, float* scratch, double* sums,
-                     std::int32_t* problems);
+                     std::int32_t* counters);
   void (*head)(const HeadTask&, Index first, Index last);
   double (*adversarial)(const AdversarialTask&, Index first, Index last, bool real, float factor,
-                        std::int32_t* problems);
+                        std::int32_t* counters);
 
   void (*adam)(const AdamTask&, const AdamStep&, Index first, Index last);
 
@@ -46,14 +46,14 @@ struct Leaves {
 };
 
 namespace plain {
-extern const Leaves leaves;
+extern const Kernels kernels;
 }
 #if FASTINFOGAN_X86
 namespace avx2 {
-extern const Leaves leaves;
+extern const Kernels kernels;
 }
 namespace avx512 {
-extern const Leaves leaves;
+extern const Kernels kernels;
 }
 #endif
 
