@@ -11,7 +11,7 @@ from fastinfogan import experiments
 from fastinfogan.engine import Iteration
 from fastinfogan.experiments import Experiment
 from fastinfogan.reference import Reference
-from tests.helpers.reference import step_reference, widen
+from tests.helpers.reference import check_iteration, step_reference
 from tests.helpers.training import make_iteration, narrow_experiment, watch_gradients
 
 # Narrow enough for fp64 on two cores, with every table at full depth; MNIST also at full width.
@@ -60,38 +60,16 @@ def test_ten_iterations_of_weights_are_the_references(
 
 @pytest.mark.parametrize("name", experiments.EXPERIMENTS)
 def test_losses_and_gradients_in_fp32(name: str) -> None:
-    """In fp32 the product errs from the fp64 truth no more than twice what the reference does."""
-    experiment = narrow_experiment(experiments.get(name), 4)
-    ours = make_iteration(experiment, batch_size=32)
-    reference = Reference(experiment, 3)
-    truth = Reference(experiment, 3, torch.float64)
-    n = ours.networks
-    seen: dict[str, list[Tensor]] = {"ours": [], "reference": [], "truth": []}
-    for networks in (
-        [n.generator, n.trunk, n.d_head, n.q_head], reference.networks, truth.networks
-    ):  # fmt: skip
-        widen(networks)
-    for each in (ours, reference, truth):
-        for adam in (each.d_adam, each.g_adam):
-            adam.param_groups[0]["lr"] = 0.0  # both steps on the same weights, in all three
-    for side, one in ((seen["reference"], reference), (seen["truth"], truth)):
-        for adam in (one.d_adam, one.g_adam):
-
-            def keep(optimizer: torch.optim.Optimizer, *_: object, to: list[Tensor] = side) -> None:
-                # Copies: G's backward pass adds to D's gradients.
-                to += [p.grad.double().clone() for p in optimizer.param_groups[0]["params"]]
-
-            adam.register_step_pre_hook(keep)
-    watch_gradients(ours, lambda _, found: seen["ours"].extend(g.double() for g in found))
-    ours.run(0)
-    for side, one in ((seen["reference"], reference), (seen["truth"], truth)):
-        losses, _, bounds = step_reference(one, ours, 0)
-        side += [t.detach().double() for t in (*losses, *bounds)]
-    seen["ours"] += list(ours.sums.double())
+    iteration = make_iteration(narrow_experiment(experiments.get(name), 4), batch_size=32)
     # One activation rounded across a kink moves a gradient by a few 1e-4 of its norm, in either.
-    for mine, theirs, right in zip(*seen.values(), strict=True):
-        allowed = 2 * (theirs - right).norm() + 1e-3 * right.norm()
-        assert (mine - right).norm() <= allowed
+    check_iteration(iteration, 0, lambda: iteration.run(0), tolerance=1e-3)
+
+
+@pytest.mark.parametrize("name", experiments.EXPERIMENTS)
+def test_losses_and_gradients_in_bf16(name: str) -> None:
+    experiment = narrow_experiment(experiments.get(name), 4)
+    iteration = make_iteration(experiment, batch_size=32, precision="bf16")
+    check_iteration(iteration, 0, lambda: iteration.run(0), autocast=torch.bfloat16, tolerance=1e-2)
 
 
 @pytest.mark.parametrize("name", experiments.EXPERIMENTS)

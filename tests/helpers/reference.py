@@ -1,6 +1,7 @@
-"""The reference, stepped on what the product draws."""
+"""The reference on the images and codes of an iteration, and comparisons with it."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -9,13 +10,13 @@ from fastinfogan.engine import Iteration
 from fastinfogan.reference import Reference
 from fastinfogan_kernels import shuffle
 from fastinfogan_kernels.philox import Stream
-from tests.helpers.training import made_up_images
+from tests.helpers.training import made_up_images, watch_gradients
 
 
 def step_reference(
     reference: Reference, ours: Iteration, step: int
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """One iteration of the reference on the product's images and the spec's own draws.
+    """Run an iteration of the reference on the images of `ours` and the codes that the spec draws.
 
     Returns:
         Losses less their MI terms, bounds of the D step, bounds of the G step.
@@ -49,3 +50,65 @@ def widen(networks: Iterable[nn.Module]) -> None:
                 fan_in = parameter[0].numel()
                 drawn = torch.randn(parameter.shape, generator=source) / fan_in**0.5
                 parameter.data.copy_(drawn)
+
+
+def check_iteration(
+    iteration: Iteration,
+    step: int,
+    run: Callable[[], object],
+    *,
+    autocast: torch.dtype | None = None,
+    tolerance: float,
+) -> None:
+    """Check the losses, bounds and gradients of both steps against fp64, on the same weights.
+
+    The error of each tensor, by its norm, may be at most twice that of the reference in fp32 or
+    under autocast, plus a tolerance.
+
+    Args:
+        iteration: not yet run; its weights are overwritten, and not trained.
+        step: the iteration's number.
+        run: runs it.
+        autocast: dtype of the baseline's autocast; None for fp32.
+        tolerance: relative to the norm of the truth.
+    """
+    e, n = iteration.experiment, iteration.networks
+    baseline, truth = (Reference(e, 3, dtype) for dtype in (torch.float32, torch.float64))
+    for networks in ([n.generator, n.trunk, n.d_head, n.q_head], baseline.networks, truth.networks):
+        widen(networks)
+    iteration.restored()
+    for each in (iteration, baseline, truth):
+        for adam in (each.d_adam, each.g_adam):
+            adam.param_groups[0]["lr"] = 0.0
+    expected = []
+    for reference, format_ in ((baseline, autocast), (truth, None)):
+        gradients = _record_gradients(reference)
+        with nullcontext() if format_ is None else torch.autocast("cpu", format_):
+            losses, _, bounds = step_reference(reference, iteration, step)
+        expected.append((gradients, torch.stack([t.detach().double() for t in (*losses, *bounds)])))
+    scale = iteration.loss_scale.state[0].item() if iteration.loss_scale else 1.0
+    actual: list[Tensor] = []
+    watch_gradients(
+        iteration, lambda _, found: actual.extend(g.detach().cpu().double() / scale for g in found)
+    )
+    run()
+    (baseline_gradients, baseline_sums), (true_gradients, true_sums) = expected
+    actual.append(iteration.sums.cpu().double())
+    for one, torchs, true in zip(
+        actual, [*baseline_gradients, baseline_sums], [*true_gradients, true_sums], strict=True
+    ):
+        allowed = 2 * (torchs - true).norm() + tolerance * true.norm() + 1e-9
+        assert (one - true).norm() <= allowed, ((one - true).norm() / true.norm(), true.shape)
+
+
+def _record_gradients(reference: Reference) -> list[Tensor]:
+    """Return a list to which the reference's steps add their gradients."""
+    found: list[Tensor] = []
+
+    def record(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        # Copies: the G step's backward adds to D's gradients.
+        found.extend(p.grad.double().clone() for p in optimizer.param_groups[0]["params"])
+
+    for adam in (reference.d_adam, reference.g_adam):
+        adam.register_step_pre_hook(record)
+    return found
