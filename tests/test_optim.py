@@ -1,4 +1,4 @@
-"""Adam against torch.optim.Adam: the same numbers, the same state, the same manners."""
+"""Adam against torch.optim.Adam: the same numbers, state and interface."""
 
 import copy
 import itertools
@@ -54,36 +54,36 @@ def train(optimizer: torch.optim.Optimizer, steps: range, dtype: torch.dtype | N
         optimizer.zero_grad()
 
 
-def furthest(a: list[Parameter], b: list[Parameter]) -> float:
+def largest_difference(a: list[Parameter], b: list[Parameter]) -> float:
     return max(
         (x.double() - y.double()).abs().max().item() for x, y in zip(a, b, strict=True) if x.numel()
     )
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
-def test_a_thousand_steps_equal_torchs(impl: Impl) -> None:
-    ours, theirs, truth = parameters(), parameters(), parameters(torch.float64)
+def test_a_thousand_steps(impl: Impl) -> None:
+    actual, baseline, truth = parameters(), parameters(), parameters(torch.float64)
     made: list[torch.optim.Optimizer] = [
-        Adam(ours, 1e-3, BETAS, impl=impl),
-        torch.optim.Adam(theirs, 1e-3, BETAS),
+        Adam(actual, 1e-3, BETAS, impl=impl),
+        torch.optim.Adam(baseline, 1e-3, BETAS),
         torch.optim.Adam(truth, 1e-3, BETAS),
     ]
     for optimizer in made:
         train(optimizer, range(1000))
-    assert furthest(ours, theirs) < 1e-6
-    assert furthest(ours, truth) <= 2 * furthest(theirs, truth) + 1e-7
-    for p, q in zip(ours[:4], theirs[:4], strict=True):
+    assert largest_difference(actual, baseline) < 1e-6
+    assert largest_difference(actual, truth) <= 2 * largest_difference(baseline, truth) + 1e-7
+    for p, q in zip(actual[:4], baseline[:4], strict=True):
         assert p.stride() == q.stride()
         for name, value in made[1].state[q].items():
             off = made[0].state[p][name] - value
             assert off.abs().max() <= 4e-6 * value.abs().max()
 
 
-def test_in_fp64_it_is_torchs() -> None:
-    ours, theirs = parameters(torch.float64), parameters(torch.float64)
-    train(Adam(ours, 1e-2, BETAS), range(50))
-    train(torch.optim.Adam(theirs, 1e-2, BETAS), range(50))
-    assert furthest(ours, theirs) < 1e-14
+def test_fp64() -> None:
+    actual, baseline = parameters(torch.float64), parameters(torch.float64)
+    train(Adam(actual, 1e-2, BETAS), range(50))
+    train(torch.optim.Adam(baseline, 1e-2, BETAS), range(50))
+    assert largest_difference(actual, baseline) < 1e-14
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
@@ -98,24 +98,24 @@ def test_the_first_step_is_exact(impl: Impl, beta1: float) -> None:
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 @pytest.mark.parametrize("options", [{}, {"foreach": True}, {"fused": True}])
-def test_state_goes_to_torch_and_back(impl: Impl, options: dict[str, bool]) -> None:
+def test_state_dicts_are_interchangeable_with_torch(impl: Impl, options: dict[str, bool]) -> None:
     straight = parameters()
     train(torch.optim.Adam(straight, 1e-3, BETAS), range(9))
     there = parameters()
-    ours = Adam(there, 1e-3, BETAS, impl=impl)
-    train(ours, range(3))
-    theirs = torch.optim.Adam(there, 7.0, **options)
-    theirs.load_state_dict(copy.deepcopy(ours.state_dict()))
-    train(theirs, range(3, 6))
+    actual = Adam(there, 1e-3, BETAS, impl=impl)
+    train(actual, range(3))
+    baseline = torch.optim.Adam(there, 7.0, **options)
+    baseline.load_state_dict(copy.deepcopy(actual.state_dict()))
+    train(baseline, range(3, 6))
     again = Adam(there, 9.0, impl=impl)
-    again.load_state_dict(theirs.state_dict())
-    before = copy.deepcopy(theirs.state_dict()["state"])
+    again.load_state_dict(baseline.state_dict())
+    before = copy.deepcopy(baseline.state_dict()["state"])
     train(again, range(6, 9))
-    assert furthest(there, straight) < 1e-6
-    after = theirs.state_dict()["state"]
+    assert largest_difference(there, straight) < 1e-6
+    after = baseline.state_dict()["state"]
     assert all(torch.equal(before[i][k], after[i][k]) for i in before for k in before[i])
     keys = set(torch.optim.Adam(parameters()).param_groups[0])
-    assert set(again.param_groups[0]) == keys == set(ours.param_groups[0])
+    assert set(again.param_groups[0]) == keys == set(actual.param_groups[0])
 
 
 def test_moments_lie_in_one_allocation() -> None:
@@ -132,55 +132,55 @@ def test_moments_lie_in_one_allocation() -> None:
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
-def test_a_duplicate_goes_on_alone(duplicate: Callable[[Any], Any]) -> None:
-    mine = parameters()
-    copies = {mine[3]: torch.empty(2500, dtype=torch.bfloat16)}
-    adam = Adam(mine, 1e-3, BETAS, working_copies=copies)
+def test_a_duplicate_is_independent(duplicate: Callable[[Any], Any]) -> None:
+    original = parameters()
+    copies = {original[3]: torch.empty(2500, dtype=torch.bfloat16)}
+    adam = Adam(original, 1e-3, BETAS, working_copies=copies)
     train(adam, range(3))
     twin = duplicate(adam)
     others = twin.param_groups[0]["params"]
     train(twin, range(3, 6))
-    assert furthest(mine, others) > 1e-4
+    assert largest_difference(original, others) > 1e-4
     train(adam, range(3, 6))
-    assert furthest(mine, others) == 0
-    for p, other in ((mine, adam), (others, twin)):
+    assert largest_difference(original, others) == 0
+    for p, other in ((original, adam), (others, twin)):
         assert torch.equal(other.working_copies[p[3]], p[3].bfloat16())
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 def test_schedulers_move_rates_and_betas(impl: Impl) -> None:
-    ours, theirs = parameters(), parameters()
-    for optimizer in (Adam(ours, 1e-3, impl=impl), torch.optim.Adam(theirs, 1e-3)):
+    actual, baseline = parameters(), parameters()
+    for optimizer in (Adam(actual, 1e-3, impl=impl), torch.optim.Adam(baseline, 1e-3)):
         scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=40)
         for step in range(40):
             train(optimizer, range(step, step + 1))
             scheduler.step()
-    assert furthest(ours, theirs) < 1e-6
+    assert largest_difference(actual, baseline) < 1e-6
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 def test_a_rate_in_a_tensor_is_read_at_every_step(impl: Impl) -> None:
-    ours, theirs, lr = parameters(), parameters(), torch.tensor(1e-3)
-    adam, plain = Adam(ours, lr, impl=impl), torch.optim.Adam(theirs, 1e-3)
+    actual, baseline, lr = parameters(), parameters(), torch.tensor(1e-3)
+    adam, plain = Adam(actual, lr, impl=impl), torch.optim.Adam(baseline, 1e-3)
     for step in range(4):
         train(adam, range(step, step + 1))
         train(plain, range(step, step + 1))
         lr.mul_(0.5)
         plain.param_groups[0]["lr"] *= 0.5
-    assert furthest(ours, theirs) < 1e-7
+    assert largest_difference(actual, baseline) < 1e-7
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 def test_groups_have_their_own_rates(impl: Impl) -> None:
-    ours, theirs = parameters(), parameters()
+    actual, baseline = parameters(), parameters()
     for optimizer, p in (
-        (Adam([{"params": ours[:2], "lr": 1e-2}], impl=impl), ours),
-        (torch.optim.Adam([{"params": theirs[:2], "lr": 1e-2}]), theirs),
+        (Adam([{"params": actual[:2], "lr": 1e-2}], impl=impl), actual),
+        (torch.optim.Adam([{"params": baseline[:2], "lr": 1e-2}]), baseline),
     ):
         train(optimizer, range(3))
         optimizer.add_param_group({"params": p[2:], "betas": (0.3, 0.99)})
         train(optimizer, range(3, 9))
-    assert furthest(ours, theirs) < 1e-6
+    assert largest_difference(actual, baseline) < 1e-6
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
@@ -203,17 +203,17 @@ def test_torchs_gradient_scaler(impl: Impl) -> None:
         outcomes.append((p, optimizer.state[p[0]]["step"].item(), scaler.get_scale()))
         if isinstance(optimizer, Adam):
             assert optimizer.skipped == 1
-    assert furthest(outcomes[0][0], outcomes[1][0]) < 1e-7
+    assert largest_difference(outcomes[0][0], outcomes[1][0]) < 1e-7
     assert outcomes[0][1:] == outcomes[1][1:] == (3.0, 512.0)
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_copies_are_the_rounded_parameters(impl: Impl, dtype: torch.dtype) -> None:
+def test_working_copies_are_the_rounded_parameters(impl: Impl, dtype: torch.dtype) -> None:
     masters, plain = parameters(), parameters()
     copies = {p: torch.empty_like(p, dtype=dtype).requires_grad_() for p in masters[:4]}
     adam = Adam(masters, 1e-2, working_copies=copies, impl=impl)
-    theirs = torch.optim.Adam(plain, 1e-2)
+    baseline = torch.optim.Adam(plain, 1e-2)
     for p, c in copies.items():
         assert torch.equal(c, p.to(dtype))
     for step in range(5):
@@ -222,10 +222,10 @@ def test_copies_are_the_rounded_parameters(impl: Impl, dtype: torch.dtype) -> No
                 copies[p].grad = None if g is None else g.to(dtype)
             q.grad = None if g is None else g.to(dtype).float()
         adam.step()
-        theirs.step()
+        baseline.step()
         for p, c in copies.items():
             assert torch.equal(c, p.to(dtype))
-    assert furthest(masters, plain) < 1e-6
+    assert largest_difference(masters, plain) < 1e-6
     adam.zero_grad()
     assert all(c.grad is None for c in copies.values())
     with torch.no_grad():
@@ -247,19 +247,19 @@ def test_the_closures_loss_is_returned() -> None:
 
 
 def test_a_compiled_iteration_may_step() -> None:
-    ours, theirs = parameters()[:2], parameters()[:2]
+    actual, baseline = parameters()[:2], parameters()[:2]
 
     def iterate(p: list[Parameter], optimizer: torch.optim.Optimizer) -> None:
         sum((q**2).sum() for q in p).backward()  # type: ignore[union-attr]
         optimizer.step()
         optimizer.zero_grad()
 
-    adam, plain = Adam(ours, 1e-2), torch.optim.Adam(theirs, 1e-2)
+    adam, plain = Adam(actual, 1e-2), torch.optim.Adam(baseline, 1e-2)
     compiled = torch.compile(iterate, backend="eager")
     for _ in range(3):
-        compiled(ours, adam)
-        iterate(theirs, plain)
-    assert furthest(ours, theirs) < 1e-7
+        compiled(actual, adam)
+        iterate(baseline, plain)
+    assert largest_difference(actual, baseline) < 1e-7
 
 
 ONE = Parameter(torch.ones(2, 3))
@@ -298,13 +298,13 @@ def test_invalid_arguments(make: Callable[[], Any], message: str) -> None:
 
 
 @pytest.mark.parametrize("option", ["weight_decay", "amsgrad", "maximize", "differentiable"])
-def test_what_torch_has_and_we_have_not_is_refused(option: str) -> None:
-    theirs = torch.optim.Adam(parameters(), **{option: True})
-    ours = Adam(parameters())
-    before = ours.state_dict()
+def test_unsupported_options(option: str) -> None:
+    baseline = torch.optim.Adam(parameters(), **{option: True})
+    actual = Adam(parameters())
+    before = actual.state_dict()
     with pytest.raises(InputError, match=f"this Adam has no {option}; use torch.optim.Adam"):
-        ours.load_state_dict(theirs.state_dict())
-    assert ours.state_dict() == before
+        actual.load_state_dict(baseline.state_dict())
+    assert actual.state_dict() == before
 
 
 def test_a_refused_group_is_not_added() -> None:
@@ -314,7 +314,7 @@ def test_a_refused_group_is_not_added() -> None:
     assert len(adam.param_groups) == 1
 
 
-def test_bad_gradients_are_refused() -> None:
+def test_invalid_gradients() -> None:
     p = Parameter(torch.ones(3, 2))
     low = torch.ones(3, 2, dtype=torch.bfloat16).requires_grad_()
     adam = Adam([p], working_copies={p: low})
@@ -333,7 +333,7 @@ def test_a_captured_step_counts_and_reads_its_rate() -> None:
     cuda = [Parameter(p.detach().cuda()) for p in parameters()]
     plain = parameters()
     lr = torch.tensor(1e-3, device="cuda")
-    ours, theirs = Adam(cuda, lr), torch.optim.Adam(plain, 1e-3)
+    actual, baseline = Adam(cuda, lr), torch.optim.Adam(plain, 1e-3)
     static = [torch.zeros_like(p) for p in cuda]
 
     def give(step: int, where: list[Tensor]) -> None:
@@ -345,15 +345,15 @@ def test_a_captured_step_counts_and_reads_its_rate() -> None:
     for p, s in zip(cuda, static, strict=True):
         p.grad = s
     give(0, static)
-    ours.step()
-    theirs.step()
+    actual.step()
+    baseline.step()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        ours.step()
+        actual.step()
     for step in range(1, 7):
         if step == 3:
             lr.mul_(0.5)
-            theirs.param_groups[0]["lr"] *= 0.5
+            baseline.param_groups[0]["lr"] *= 0.5
         if step % 2:
             give(step, static)
             graph.replay()
@@ -362,6 +362,6 @@ def test_a_captured_step_counts_and_reads_its_rate() -> None:
             give(step, moved)
             for p, g in zip(cuda, moved, strict=True):
                 p.grad = g
-            ours.step()
-        theirs.step()
-    assert furthest([Parameter(p.detach().cpu()) for p in cuda], plain) < 1e-6
+            actual.step()
+        baseline.step()
+    assert largest_difference([Parameter(p.detach().cpu()) for p in cuda], plain) < 1e-6

@@ -14,14 +14,14 @@ from tests.helpers.training import made_up_images, watch_gradients
 
 
 def step_reference(
-    reference: Reference, ours: Iteration, step: int
+    reference: Reference, iteration: Iteration, step: int
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Run an iteration of the reference on the images of `ours` and the codes that the spec draws.
+    """Run an iteration of the reference on the images and codes of the product's.
 
     Returns:
         Losses less their MI terms, bounds of the D step, bounds of the G step.
     """
-    e, s = reference.experiment, ours.config
+    e, s = reference.experiment, iteration.config
     images = made_up_images(e).images
     images = images[shuffle.indices(s.seed, step * s.batch_size, s.batch_size, len(images))]
     low, high = e.image_range

@@ -108,16 +108,16 @@ def test_native_is_as_good_as_torch(reduction: str, dtype: torch.dtype) -> None:
         output.double(), d.classes, d.continuous.double(), MIXED, **keywords
     )
     counters = make_counters(MIXED)
-    theirs, ours = (
+    baseline, actual = (
         likelihood_with_gradient(
             output, d.classes, d.continuous, MIXED, counters=counters, impl=impl, **keywords
         )
         for impl in ("reference", "native")
     )
     assert not counters.any()
-    for mine, other, true in zip(ours, theirs, truth, strict=True):
-        assert mine.dtype == other.dtype
-        assert_as_good(mine, other, true, 3e-6)
+    for one, torchs, true in zip(actual, baseline, truth, strict=True):
+        assert one.dtype == torchs.dtype
+        assert_as_good(one, torchs, true, 3e-6)
 
 
 @settings(max_examples=40)
@@ -126,9 +126,9 @@ def test_native_is_as_good_as_torch(reduction: str, dtype: torch.dtype) -> None:
 def test_native_of_any_mix(spec: LatentSpec, rows: int, seed: int) -> None:
     d = drawn(spec, rows, seed, spread=1.0)
     truth = likelihood_with_gradient(*in_fp64(d), spec)
-    ours = likelihood_with_gradient(d.output, d.classes, d.continuous, spec, impl="native")
-    for mine, true in zip(ours, truth, strict=True):
-        torch.testing.assert_close(mine.double(), true, rtol=1e-4, atol=1e-5)
+    actual = likelihood_with_gradient(d.output, d.classes, d.continuous, spec, impl="native")
+    for one, true in zip(actual, truth, strict=True):
+        torch.testing.assert_close(one.double(), true, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("impl", ON_CPU)
@@ -155,7 +155,7 @@ def test_extremes_stay_finite_and_exact(impl: str) -> None:
 
 
 @pytest.mark.parametrize("impl", ON_CPU)
-def test_backward_is_the_upstream_gradient_times_ours(impl: str) -> None:
+def test_backward_is_the_upstream_gradient_times_the_saved_one(impl: str) -> None:
     d = drawn(MIXED, 40, spread=1.0)
     for reduction in REDUCTIONS:
         grads = []
@@ -317,7 +317,7 @@ def test_a_module_keeps_its_tables_when_it_is_moved_rounded_copied_or_saved(
 
 
 def test_tables_made_in_inference_or_while_tracing_serve_training() -> None:
-    """Tables are kept; those of inference mode could not be saved, fake ones hold no numbers."""
+    """Tables are cached; those of inference mode could not be saved, fake ones hold no numbers."""
     spec = spec_of(Categorical(7), Continuous("clipped", (0.25, 3.0)))
     d = drawn(spec, 4)
     with torch.inference_mode():

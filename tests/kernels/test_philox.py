@@ -78,9 +78,9 @@ def test_native_is_numpy_bit_for_bit(
     words = philox.words(seed, step, stream, rows, columns, first_row)
     assert np.array_equal(words, native.words(seed, step, stream, rows, columns, first_row))
     for name in ("uniform", "normal"):
-        ours, theirs = getattr(NUMPY_FUNCTIONS, name)(words), getattr(native, name)(words)
-        assert ours.dtype == theirs.dtype == np.float32
-        assert np.array_equal(ours.view(np.uint32), theirs.view(np.uint32))
+        expected, actual = getattr(NUMPY_FUNCTIONS, name)(words), getattr(native, name)(words)
+        assert expected.dtype == actual.dtype == np.float32
+        assert np.array_equal(expected.view(np.uint32), actual.view(np.uint32))
     assert np.array_equal(NUMPY_FUNCTIONS.below(words, bound), native.below(words, bound))
 
 

@@ -43,10 +43,11 @@ def check(name: str, dtype: torch.dtype, device: torch.device) -> None:
         with iteration.precision.arithmetic():
             iteration.program()
 
-    check_iteration(
-        iteration, STEP, run, autocast=None if dtype == torch.float32 else dtype,
-        tolerance=5e-3 if dtype == torch.float32 else 1e-2,
-    )  # fmt: skip
+    if dtype == torch.float32:
+        check_iteration(iteration, STEP, run, tolerance=5e-3)
+    else:
+        # An activation rounded across its kink moves gradients of networks this small by percents.
+        check_iteration(iteration, STEP, run, autocast=dtype, tolerance=4e-2)
     assert iteration.counter.item() == STEP + 1
     assert iteration.step_counts.tolist() == [1, 0, 0]
     for adam in (iteration.d_adam, iteration.g_adam):

@@ -130,18 +130,18 @@ def draw_codes(
         _draw_reference(spec, seed, _number(step), stream, streams, first_row, out)
         return out
     # No kernel writes fp64, in which what is drawn in fp32 is exact.
-    narrow = empty_like(out.generator_input, torch.float32) if dtype == torch.float64 else None
+    fp32_input = empty_like(out.generator_input, torch.float32) if dtype == torch.float64 else None
     counter, number = (step, 0) if isinstance(step, Tensor) else (None, step)
     key = (seed & 0xFFFFFFFF, seed >> 32, int(stream), streams, first_row)
     counts, is_normal = [code.classes for code in spec.categorical], spec.noise.prior == "normal"
-    codes = (out.generator_input if narrow is None else narrow, out.classes, out.continuous)
+    codes = (out.generator_input if fp32_input is None else fp32_input, out.classes, out.continuous)
     if backend == "native":
         _draw_native_op(*codes, counter, number, *key, spec.noise.size, counts, is_normal)
     else:
         table = column_table(spec.noise.size, tuple(counts), len(spec.continuous), device)
         _draw_op(*codes, table, counter, number, *key, is_normal)
-    if narrow is not None:
-        out.generator_input.copy_(narrow)
+    if fp32_input is not None:
+        out.generator_input.copy_(fp32_input)
     return out
 
 
