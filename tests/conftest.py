@@ -12,7 +12,7 @@ from hypothesis import settings
 
 from fastinfogan import experiments
 from fastinfogan.experiments import Experiment
-from fastinfogan_kernels.runtime.backend import interpreted
+from fastinfogan_kernels.runtime.launch import interpreted
 from tests.helpers.training import made_up_images, narrow_experiment
 
 # The same examples at every run; HYPOTHESIS_PROFILE=search looks for others.

@@ -15,7 +15,7 @@ import pytest
 
 import fastinfogan
 from fastinfogan.cli import main
-from fastinfogan_kernels.runtime.backend import native_available, native_status
+from fastinfogan_kernels.runtime.launch import native_available, native_status
 
 TREE = Path(__file__).parents[1]
 # The editable install answers for fastinfogan before the path is searched.

@@ -13,7 +13,7 @@ from torch.nn import Parameter
 
 from fastinfogan.errors import InputError
 from fastinfogan.optim import Adam
-from fastinfogan_kernels.runtime.backend import native_available
+from fastinfogan_kernels.runtime.launch import native_available
 
 Impl = Literal["reference", "native"]
 IMPLEMENTATIONS = [

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastinfogan_kernels.conv_block.geometry import ConvGeometry
+from fastinfogan_kernels.conv_block.layers import ConvGeometry
 from fastinfogan_kernels.latents import LatentSpec
 
 _HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)

@@ -18,7 +18,7 @@ from bench.cases.shapes import LayerShape, batch_on, layer_shapes
 from bench.timing.clock import Run
 from fastinfogan import experiments
 from fastinfogan.engine.precision import PRECISIONS, ComputedIn
-from fastinfogan_kernels.conv_block import aten, cpu_epilogue, ops
+from fastinfogan_kernels.conv_block import aten, cpu_backend, ops
 from fastinfogan_kernels.conv_block.deferred import Deferred
 from fastinfogan_kernels.conv_block.implicit_gemm import Epilogue
 from fastinfogan_kernels.runtime.launch import nbytes
@@ -194,7 +194,7 @@ def _norm(at: Setting, shape: LayerShape, which: str) -> Case:
     slope = layer.loaded_slope
 
     def forward() -> tuple[Tensor, Tensor]:
-        found: tuple[Tensor, Tensor] = cpu_epilogue.norm_activation(
+        found: tuple[Tensor, Tensor] = cpu_backend.norm_activation(
             y, gamma, beta, mean, var, groups, layer.momentum, layer.eps, "leaky_relu", slope
         )
         return found
@@ -202,7 +202,7 @@ def _norm(at: Setting, shape: LayerShape, which: str) -> Case:
     _, params = forward()
 
     def backward() -> tuple[Tensor, ...]:
-        found: tuple[Tensor, ...] = cpu_epilogue.norm_activation_gradient(
+        found: tuple[Tensor, ...] = cpu_backend.norm_activation_gradient(
             dout, y, params, gamma, "leaky_relu", slope
         )
         return found

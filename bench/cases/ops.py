@@ -25,9 +25,8 @@ from fastinfogan.experiments import Experiment
 from fastinfogan.networks import InfoGAN
 from fastinfogan.optim import Adam
 from fastinfogan_kernels import shuffle
-from fastinfogan_kernels.inputs import augment
 from fastinfogan_kernels.inputs.draw import draw_codes, empty_codes
-from fastinfogan_kernels.inputs.real_images import Augmentation, real_images
+from fastinfogan_kernels.inputs.real_images import Augmentation, affine_matrices, real_images
 from fastinfogan_kernels.philox import Stream
 from fastinfogan_kernels.runtime.launch import nbytes
 
@@ -124,7 +123,7 @@ def _images(at: Setting, augmentation: Augmentation = "none") -> Case:
         index = torch.from_numpy(shuffle.indices(SEED, 0, batch, IMAGES)).to(device)
         found = images[index].permute(0, 3, 1, 2).to(of) / 255
         if affine:
-            matrices = augment.affine_matrices(SEED, 0, batch, e.height, e.width)
+            matrices = affine_matrices(SEED, 0, batch, e.height, e.width)
             found = baselines.moved(found, torch.from_numpy(np.asarray(matrices)).to(device, of))
         low, high = e.image_range
         return {"images": (found * (high - low) + low).permute(0, 2, 3, 1)}

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from fastinfogan import experiments
 from fastinfogan.networks import InfoGAN
 from fastinfogan_kernels.conv_block.autograd import fused_chain
-from fastinfogan_kernels.runtime.backend import native_available
-from fastinfogan_kernels.runtime.launch import recording
+from fastinfogan_kernels.runtime.launch import native_available, recording
 
 _BATCH = {"meta": 128, "cpu": 2}
 

@@ -19,7 +19,7 @@ from bench.timing.interleaved import Interleaved, Times
 from bench.timing.measure import measure
 from bench.timing.rows import FASTINFOGAN, Row
 from fastinfogan.engine.precision import ComputedIn
-from fastinfogan_kernels.runtime.backend import native_available
+from fastinfogan_kernels.runtime.launch import native_available
 
 _BATCH, _DRY_BATCH = 128, 4
 _COMPILING = 25.0

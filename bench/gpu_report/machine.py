@@ -25,8 +25,7 @@ from bench.compiled import (
 from bench.gpu_report.context import Context, FailedError
 from bench.gpu_report.workload import FIVE, as_trained, experiment
 from fastinfogan.engine.config import hardware, versions
-from fastinfogan_kernels.runtime.backend import native_status
-from fastinfogan_kernels.runtime.launch import Launch
+from fastinfogan_kernels.runtime.launch import Launch, native_status
 from fastinfogan_kernels.runtime.machine import MACHINES, Machine, machine_of
 
 if TYPE_CHECKING:

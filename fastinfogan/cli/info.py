@@ -23,7 +23,7 @@ class Info:
         from fastinfogan.engine import choose_execution, choose_precision, config
         from fastinfogan.experiments import EXPERIMENTS
         from fastinfogan.files import cache_directory, compiled_folders
-        from fastinfogan_kernels.runtime.backend import choose
+        from fastinfogan_kernels.runtime.launch import choose
 
         device = config.choose_device("auto")
         precision, why = choose_precision("auto", device)

@@ -18,7 +18,7 @@ from fastinfogan.engine.precision import ComputedIn, cpu_multiplies
 from fastinfogan.errors import InputError, check_fields
 from fastinfogan_kernels.inputs.real_images import Augmentation
 from fastinfogan_kernels.philox import require_seed
-from fastinfogan_kernels.runtime.backend import native_status
+from fastinfogan_kernels.runtime.launch import native_status
 
 Information = Literal["maximise", "observe"]
 Device = Literal["cpu", "cuda"]

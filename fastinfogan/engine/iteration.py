@@ -29,7 +29,7 @@ from fastinfogan_kernels.inputs.draw import DrawnCodes, draw_codes, empty_codes
 from fastinfogan_kernels.inputs.real_images import real_images
 from fastinfogan_kernels.objective.metrics import TOO_MANY, accumulate
 from fastinfogan_kernels.philox import Stream
-from fastinfogan_kernels.runtime.backend import Implementation, choose
+from fastinfogan_kernels.runtime.launch import Implementation, choose
 from fastinfogan_kernels.runtime.workspace import Workspace
 
 _REAL, _GENERATED = 1, 0

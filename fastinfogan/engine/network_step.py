@@ -20,8 +20,7 @@ from fastinfogan_kernels.inputs.draw import DrawnCodes
 from fastinfogan_kernels.latents import LatentSpec
 from fastinfogan_kernels.objective.d_head import d_head_objective
 from fastinfogan_kernels.objective.q_head import q_head_objective
-from fastinfogan_kernels.runtime.backend import Implementation, choose
-from fastinfogan_kernels.runtime.launch import nbytes
+from fastinfogan_kernels.runtime.launch import Implementation, choose, nbytes
 
 
 class NetworkStep:

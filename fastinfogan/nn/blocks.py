@@ -27,8 +27,14 @@ from fastinfogan.nn.forward import (
     block_calls,
     run_blocks,
 )
-from fastinfogan_kernels.conv_block.geometry import LINEAR, ConvGeometry, Window
-from fastinfogan_kernels.conv_block.layers import Images, Layer, LayerTensors
+from fastinfogan_kernels.conv_block.layers import (
+    LINEAR,
+    ConvGeometry,
+    Images,
+    Layer,
+    LayerTensors,
+    Window,
+)
 
 if TYPE_CHECKING:
     from fastinfogan_kernels.conv_block.sync_batch_norm import ProcessGroup

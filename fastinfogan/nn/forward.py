@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from fastinfogan.errors import InputError
 from fastinfogan_kernels.conv_block.autograd import fused_chain, native_chain
-from fastinfogan_kernels.conv_block.cpu_epilogue import NATIVE_DTYPES
+from fastinfogan_kernels.conv_block.cpu_backend import NATIVE_DTYPES
 from fastinfogan_kernels.conv_block.layers import Images, Layer, LayerTensors
 from fastinfogan_kernels.conv_block.reference import reference_chain
 from fastinfogan_kernels.conv_block.sync_batch_norm import ProcessGroup
-from fastinfogan_kernels.runtime.backend import Implementation, choose
+from fastinfogan_kernels.runtime.launch import Implementation, choose
 
 ActivationName = Literal["none", "relu", "leaky_relu", "sigmoid", "tanh"]
 

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from fastinfogan.errors import InputError
 from fastinfogan.nn.forward import BlockCall, Implementation, run_blocks
-from fastinfogan_kernels.conv_block.geometry import LINEAR, ConvGeometry, Window
-from fastinfogan_kernels.conv_block.layers import Layer, LayerTensors
+from fastinfogan_kernels.conv_block.layers import LINEAR, ConvGeometry, Layer, LayerTensors, Window
 from fastinfogan_kernels.conv_block.sync_batch_norm import ProcessGroup
 
 LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)

@@ -16,7 +16,7 @@ from fastinfogan_kernels.objective.code_layout import (
     make_counters,
 )
 from fastinfogan_kernels.objective.likelihood import REDUCTIONS, Reduction, q_head_log_likelihood
-from fastinfogan_kernels.runtime.backend import Implementation
+from fastinfogan_kernels.runtime.launch import Implementation
 
 
 class QHeadLikelihood(nn.Module):

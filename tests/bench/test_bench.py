@@ -27,7 +27,7 @@ from fastinfogan import experiments
 from fastinfogan.engine.network_step import OptimizerStep
 from fastinfogan.errors import InputError
 from fastinfogan.reference import Reference
-from fastinfogan_kernels.conv_block import cpu_epilogue
+from fastinfogan_kernels.conv_block import cpu_backend
 from fastinfogan_kernels.philox import Stream
 from tests.helpers.training import narrow_experiment
 
@@ -205,7 +205,7 @@ def test_a_wrong_gradient_of_the_likelihood_is_not_timed(monkeypatch: pytest.Mon
 @pytest.fixture
 def wrong_batch_norm(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Plant a wrong coefficient of batch norm's gradient: the mean of g is left in."""
-    right = cpu_epilogue.norm_activation_gradient
+    right = cpu_backend.norm_activation_gradient
 
     def wrong(
         dout: Tensor,
@@ -217,7 +217,7 @@ def wrong_batch_norm(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
         mean = dbeta / (dout.numel() // dbeta.numel())
         return dy + (0.5 * mean * params[0, 0]).to(dy.dtype), dgamma, dbeta
 
-    return lambda: monkeypatch.setattr(cpu_epilogue, "norm_activation_gradient", wrong)
+    return lambda: monkeypatch.setattr(cpu_backend, "norm_activation_gradient", wrong)
 
 
 @pytest.mark.usefixtures("narrow_networks")

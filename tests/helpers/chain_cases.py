@@ -6,8 +6,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fastinfogan_kernels.conv_block.geometry import LINEAR, ConvGeometry, Window
-from fastinfogan_kernels.conv_block.layers import Images, Layer, LayerTensors
+from fastinfogan_kernels.conv_block.layers import (
+    LINEAR,
+    ConvGeometry,
+    Images,
+    Layer,
+    LayerTensors,
+    Window,
+)
 
 Run = Callable[..., Tensor]
 

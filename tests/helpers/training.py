@@ -17,7 +17,7 @@ from fastinfogan.engine.precision import ComputedIn
 from fastinfogan.experiments import BlockSpec, Experiment
 from fastinfogan_kernels import philox
 from fastinfogan_kernels.inputs.real_images import Augmentation
-from fastinfogan_kernels.runtime.backend import Implementation
+from fastinfogan_kernels.runtime.launch import Implementation
 
 QUICK = ["--batch-size", "4", "--precision", "fp32"]
 

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from fastinfogan_kernels.inputs.augment import affine, affine_matrices
+from fastinfogan_kernels.inputs.real_images import affine_matrices, resample
 
 
 def test_affine_maps_are_small_and_drawn_by_row() -> None:
@@ -18,13 +18,13 @@ def test_affine_maps_are_small_and_drawn_by_row() -> None:
 def test_the_map_that_changes_nothing() -> None:
     images = torch.rand(3, 1, 28, 28)
     same = torch.eye(2, 3).repeat(3, 1, 1)
-    torch.testing.assert_close(affine(images, same), images, rtol=0, atol=1e-5)
+    torch.testing.assert_close(resample(images, same), images, rtol=0, atol=1e-5)
 
 
 def test_a_shift_moves_pixels_and_leaves_black_behind() -> None:
     images = torch.rand(1, 1, 28, 28)
     right = torch.tensor([[[1.0, 0.0, -2 * 2 / 28], [0.0, 1.0, 0.0]]])
-    moved = affine(images, right)
+    moved = resample(images, right)
     torch.testing.assert_close(moved[..., 2:], images[..., :-2], rtol=0, atol=1e-5)
     assert moved[..., 0].abs().max() == 0
 

@@ -13,8 +13,7 @@ from fastinfogan.errors import InputError
 from fastinfogan_kernels.inputs.draw import DrawnCodes, draw_codes, empty_codes
 from fastinfogan_kernels.latents import Categorical, Continuous, LatentSpec, Noise
 from fastinfogan_kernels.philox import Stream
-from fastinfogan_kernels.runtime.backend import native_available
-from fastinfogan_kernels.runtime.launch import Launch, recording
+from fastinfogan_kernels.runtime.launch import Launch, native_available, recording
 from tests.helpers import ahead
 
 MANY = 1_000_000

@@ -24,8 +24,7 @@ from fastinfogan_kernels.objective.q_head import (
     q_head_objective,
     q_head_op,
 )
-from fastinfogan_kernels.runtime.backend import native_available
-from fastinfogan_kernels.runtime.launch import Launch, recording
+from fastinfogan_kernels.runtime.launch import Launch, native_available, recording
 from tests.helpers import ahead
 from tests.helpers.specs import MIXED, WEIGHTS, drawn, spec_of
 

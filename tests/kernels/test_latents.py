@@ -13,7 +13,7 @@ from fastinfogan.errors import InputError
 from fastinfogan_kernels.inputs.draw import draw_codes
 from fastinfogan_kernels.latents import Categorical, Continuous, LatentSpec, Noise
 from fastinfogan_kernels.philox import Stream
-from fastinfogan_kernels.runtime.backend import native_available
+from fastinfogan_kernels.runtime.launch import native_available
 
 IMPLEMENTATIONS = [
     "reference",

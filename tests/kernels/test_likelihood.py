@@ -24,7 +24,7 @@ from fastinfogan_kernels.objective.likelihood import (
     q_head_log_likelihood,
     reference_log_likelihood,
 )
-from fastinfogan_kernels.runtime.backend import native_available
+from fastinfogan_kernels.runtime.launch import native_available
 from tests.helpers.specs import MIXED, WEIGHTS, Drawn, any_codes, assert_as_good, drawn, spec_of
 
 ON_CPU = ["reference", *(["native"] if native_available() else [])]

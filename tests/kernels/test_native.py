@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fastinfogan_kernels.latents import Categorical, Continuous, LatentSpec, Noise
-from fastinfogan_kernels.runtime.backend import native_available
+from fastinfogan_kernels.runtime.launch import native_available
 
 if not native_available():
     pytest.skip("_native not compiled", allow_module_level=True)

@@ -14,7 +14,7 @@ from fastinfogan.nn.forward import Implementation
 from fastinfogan_kernels.conv_block.autograd import native_chain
 from fastinfogan_kernels.conv_block.layers import Images
 from fastinfogan_kernels.conv_block.reference import reference_chain
-from fastinfogan_kernels.runtime.backend import native_available
+from fastinfogan_kernels.runtime.launch import native_available
 from tests.helpers.chain_cases import (
     Case,
     every_window,

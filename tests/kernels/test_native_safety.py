@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastinfogan_kernels.runtime.backend import native_available
+from fastinfogan_kernels.runtime.launch import native_available
 
 if not native_available():
     pytest.skip("_native not compiled", allow_module_level=True)

@@ -9,7 +9,7 @@ from scipy import special, stats
 from fastinfogan_kernels import philox
 from fastinfogan_kernels.inputs import draw
 from fastinfogan_kernels.latents import NUMPY_FUNCTIONS, RandomFunctions
-from fastinfogan_kernels.runtime.backend import native_available
+from fastinfogan_kernels.runtime.launch import native_available
 
 # Random123's kat_vectors for philox4x32 with 10 rounds: counter, key, result.
 KNOWN_ANSWERS = [

@@ -6,8 +6,7 @@ import torch
 
 from fastinfogan.errors import InputError
 from fastinfogan_kernels import shuffle
-from fastinfogan_kernels.inputs.augment import affine, affine_matrices
-from fastinfogan_kernels.inputs.real_images import real_images
+from fastinfogan_kernels.inputs.real_images import affine_matrices, real_images, resample
 
 COUNT, SEED = 20, 3
 
@@ -45,7 +44,7 @@ def test_a_rank_takes_its_rows_of_the_batch() -> None:
 
 def test_augmented_images_are_moved_by_the_drawn_matrices() -> None:
     matrices = torch.from_numpy(affine_matrices(SEED, 2, 8, 28, 28))
-    expected = affine(batch(2).permute(0, 3, 1, 2), matrices).permute(0, 2, 3, 1)
+    expected = resample(batch(2).permute(0, 3, 1, 2), matrices).permute(0, 2, 3, 1)
     found = batch(2, augmentation="affine")
     torch.testing.assert_close(found, expected)
     assert not torch.equal(found, batch(2))

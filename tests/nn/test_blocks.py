@@ -10,8 +10,7 @@ from torch.nn import functional as F
 
 from fastinfogan.errors import InputError
 from fastinfogan.nn import Block, Chain, ConvBlock, Images, LinearBlock, UpconvBlock
-from fastinfogan_kernels.conv_block.geometry import LINEAR, ConvGeometry, Window
-from fastinfogan_kernels.conv_block.layers import Layer, LayerTensors
+from fastinfogan_kernels.conv_block.layers import LINEAR, ConvGeometry, Layer, LayerTensors, Window
 from fastinfogan_kernels.conv_block.reference import reference_chain
 from tests.helpers.compare import assert_same, draw, everything
 from tests.helpers.plain_blocks import a_chain, plain, plain_chain, trained_somewhat

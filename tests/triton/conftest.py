@@ -7,7 +7,7 @@ Tests make what a kernel reads on `device`, and compute what they expect on the 
 import pytest
 import torch
 
-from fastinfogan_kernels.runtime.backend import interpreted
+from fastinfogan_kernels.runtime.launch import interpreted
 
 needs_cuda = pytest.mark.skipif(
     interpreted() or not torch.cuda.is_available(),

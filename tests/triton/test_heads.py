@@ -19,7 +19,7 @@ from fastinfogan_kernels.objective.q_head import (
     q_head_objective,
     q_head_op,
 )
-from fastinfogan_kernels.runtime.backend import Implementation
+from fastinfogan_kernels.runtime.launch import Implementation
 from tests.helpers.specs import MIXED, assert_as_good, drawn, spec_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, of NaN in the kernels

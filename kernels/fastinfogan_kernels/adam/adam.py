@@ -18,9 +18,8 @@ import torch
 from torch import Tensor
 
 from fastinfogan_kernels.adam.multi_tensor import CHUNK, FIELDS, AddressTable, TensorGroup
-from fastinfogan_kernels.runtime.backend import native_available
 from fastinfogan_kernels.runtime.lang import tl, triton
-from fastinfogan_kernels.runtime.launch import is_recording, launch, run_native
+from fastinfogan_kernels.runtime.launch import is_recording, launch, native_available, run_native
 from fastinfogan_kernels.runtime.registry import register
 
 PART = 256

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastinfogan_kernels.conv_block.geometry import ConvGeometry
+from fastinfogan_kernels.conv_block.layers import ConvGeometry
 
 
 class _Padding(NamedTuple):

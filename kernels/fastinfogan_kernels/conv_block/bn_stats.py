@@ -91,7 +91,7 @@ def finalize_stats(
         tl.store(rstd_ptr + group * FEATURES + c, rstd, mask=c_ok)
         if running_mean_ptr is not None:
             unbiased = m2 / (COUNT - 1.0)
-            # A batch that is not finite does not move them, as in `cpu_epilogue`.
+            # A batch that is not finite does not move them, as in `cpu_backend`.
             finite = tl.abs(unbiased) < 3.0e38
             running_mean += tl.where(finite, MOMENTUM * (mean - running_mean), 0.0)
             running_var += tl.where(finite, MOMENTUM * (unbiased - running_var), 0.0)

@@ -14,10 +14,9 @@ from torch import Tensor
 
 from fastinfogan_kernels.conv_block.bn_stats import BatchNormForward, finalize_stats, mergeable
 from fastinfogan_kernels.conv_block.deferred import ACTIVATIONS, TileStatistics
-from fastinfogan_kernels.conv_block.geometry import Window, weight_strides
 from fastinfogan_kernels.conv_block.implicit_gemm import finish_tile
 from fastinfogan_kernels.conv_block.launch_table import GemmTile
-from fastinfogan_kernels.conv_block.layers import Images
+from fastinfogan_kernels.conv_block.layers import Images, Window, weight_strides
 from fastinfogan_kernels.conv_block.weight_grad import cut_steps
 from fastinfogan_kernels.runtime.arrival_counters import arrival_counters, is_last, sum_splits
 from fastinfogan_kernels.runtime.lang import tl, triton

@@ -18,7 +18,7 @@ order. With MERGE the last program of a block of columns finalizes the tiles' nu
 `bn_stats`: of this block in a forward pass, of the previous block in a data gradient.
 
 Layout: NHWC everywhere; scale, shift, mean, A, B, C in fp32, one set per statistics group (the
-batch is cut into `groups` equal parts). See `geometry` for at(p, q, t). fp32 accumulation.
+batch is cut into `groups` equal parts). See `layers` for at(p, q, t). fp32 accumulation.
 """
 
 from typing import NamedTuple
@@ -40,8 +40,8 @@ from fastinfogan_kernels.conv_block.deferred import (
     activate,
     leaky_relu,
 )
-from fastinfogan_kernels.conv_block.geometry import ConvGeometry, weight_strides
 from fastinfogan_kernels.conv_block.launch_table import GemmTile, gemm_tile
+from fastinfogan_kernels.conv_block.layers import ConvGeometry, weight_strides
 from fastinfogan_kernels.runtime.arrival_counters import arrival_counters, is_last, sum_splits
 from fastinfogan_kernels.runtime.lang import tl, triton
 from fastinfogan_kernels.runtime.launch import launch

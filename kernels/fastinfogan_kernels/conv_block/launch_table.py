@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fastinfogan_kernels.conv_block.geometry import ConvGeometry
+from fastinfogan_kernels.conv_block.layers import ConvGeometry
 from fastinfogan_kernels.errors import InputError
 from fastinfogan_kernels.runtime.lang import triton
 from fastinfogan_kernels.runtime.machine import Machine, limits, machine_of, power_of_two

@@ -17,14 +17,13 @@ from fastinfogan_kernels.conv_block.bn_stats import (
     merge_tiles,
 )
 from fastinfogan_kernels.conv_block.deferred import Deferred, TileStatistics
-from fastinfogan_kernels.conv_block.geometry import ConvGeometry, Window
 from fastinfogan_kernels.conv_block.implicit_gemm import (
     NO_EPILOGUE,
     Epilogue,
     launch_implicit_gemm,
 )
 from fastinfogan_kernels.conv_block.launch_table import lookup
-from fastinfogan_kernels.conv_block.layers import Layer, LayerTensors
+from fastinfogan_kernels.conv_block.layers import ConvGeometry, Layer, LayerTensors, Window
 from fastinfogan_kernels.conv_block.sync_batch_norm import ProcessGroup
 from fastinfogan_kernels.conv_block.weight_grad import launch_weight_gradient
 from fastinfogan_kernels.runtime.registry import register

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from fastinfogan_kernels.conv_block.deferred import Deferred, leaky_relu
-from fastinfogan_kernels.conv_block.geometry import ConvGeometry
 from fastinfogan_kernels.conv_block.launch_table import GemmTile, weight_gradient_tile
+from fastinfogan_kernels.conv_block.layers import ConvGeometry
 from fastinfogan_kernels.runtime.arrival_counters import arrival_counters, is_last, sum_splits
 from fastinfogan_kernels.runtime.lang import tl, triton
 from fastinfogan_kernels.runtime.launch import launch

@@ -18,9 +18,14 @@ from fastinfogan_kernels import philox
 from fastinfogan_kernels.errors import InputError
 from fastinfogan_kernels.inputs.triton_random import below, normal, uniform, words
 from fastinfogan_kernels.latents import NUMPY_FUNCTIONS, Latents, LatentSpec, RandomFunctions
-from fastinfogan_kernels.runtime.backend import Implementation, choose
 from fastinfogan_kernels.runtime.lang import tl, triton
-from fastinfogan_kernels.runtime.launch import is_recording, launch, run_native
+from fastinfogan_kernels.runtime.launch import (
+    Implementation,
+    choose,
+    is_recording,
+    launch,
+    run_native,
+)
 from fastinfogan_kernels.runtime.machine import power_of_two
 from fastinfogan_kernels.runtime.registry import register
 from fastinfogan_kernels.runtime.workspace import empty_like

@@ -1,28 +1,35 @@
 """A batch of real images from a resident set, as the networks see it: the input of the D step.
 
 An image's index is computed from (seed, step, row), see `shuffle`, and so is the affine map by
-which it is moved, see `augment`; nothing of it needs the host. Images that are not resident are
-passed batch by batch, in the batch's order.
+which it is moved, see `affine_matrices`; nothing of it needs the host. Images that are not resident
+are passed batch by batch, in the batch's order.
 """
 
+import math
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from fastinfogan_kernels import philox, shuffle
 from fastinfogan_kernels.errors import InputError
-from fastinfogan_kernels.inputs import augment
-from fastinfogan_kernels.inputs.draw import signed
+from fastinfogan_kernels.inputs.draw import random_functions, signed
 from fastinfogan_kernels.inputs.triton_random import encrypt, image_at, uniform
 from fastinfogan_kernels.philox import Stream
-from fastinfogan_kernels.runtime.backend import Implementation, choose
 from fastinfogan_kernels.runtime.lang import tl, triton
-from fastinfogan_kernels.runtime.launch import is_recording, launch
+from fastinfogan_kernels.runtime.launch import Implementation, choose, is_recording, launch
 from fastinfogan_kernels.runtime.machine import power_of_two
 from fastinfogan_kernels.runtime.registry import register
 
 Augmentation = Literal["none", "affine"]
+
+MAX_SHIFT = 2.0 / 28.0  # of the image's height or width
+MAX_ROTATION = math.radians(10.0)
+MAX_SHEAR = 0.1
+MAX_LOG_SCALE = 0.1
 
 
 def real_images(
@@ -49,7 +56,7 @@ def real_images(
         step: the iteration's number, or an int64 tensor () that holds it.
         out: (rows, height, width, channels), contiguous and floating point.
         image_range: the values of pixels 0 and 255.
-        augmentation: "affine" moves each image a little, see `augment.affine_matrices`.
+        augmentation: "affine" moves each image a little, see `affine_matrices`.
         first_row: number of the first row in the step's global batch.
         all_rows: rows of the step's global batch; the rows of `out` if None.
         in_order: row i of `out` is image i; the images have been chosen already.
@@ -95,6 +102,55 @@ def _check(images: Tensor, step: int | Tensor, out: Tensor) -> None:
         raise InputError(f"a set must have 1 to {shuffle.MAX_COUNT:,} images, not {len(images)}")
 
 
+def affine_matrices(
+    seed: int, step: int, rows: int, height: int, width: int, first_row: int = 0
+) -> NDArray[np.float32]:
+    """Draw one affine map per image: a small shift, rotation, shear and scaling.
+
+    Args:
+        seed: the run's.
+        step: the iteration's number.
+        rows: images in the batch.
+        height: of an image, pixels.
+        width: of an image, pixels.
+        first_row: number of the first row in the global batch.
+
+    Returns:
+        float32 (rows, 2, 3), from output to input coordinates as torch's affine_grid takes them:
+        -1 to 1 from edge to edge. Shifts up to 1/14 of a side, rotations up to 10 degrees, shears
+        up to 0.1, scalings up to 10 % in each direction, all uniform (scalings in the logarithm).
+    """
+    random = random_functions()
+    u = random.uniform(random.words(seed, step, Stream.AUGMENT, rows, 6, first_row))
+    angle, shear = MAX_ROTATION * u[:, 0], MAX_SHEAR * u[:, 1]
+    scale_x, scale_y = np.exp(MAX_LOG_SCALE * u[:, 2]), np.exp(MAX_LOG_SCALE * u[:, 3])
+    cos, sin, aspect = np.cos(angle), np.sin(angle), height / width
+    matrices = np.empty((rows, 2, 3), np.float32)
+    matrices[:, 0, 0] = scale_x * cos
+    matrices[:, 0, 1] = scale_y * (shear * cos - sin) * aspect
+    matrices[:, 1, 0] = scale_x * sin / aspect
+    matrices[:, 1, 1] = scale_y * (shear * sin + cos)
+    # Coordinates span 2 over a side, so a shift of one side is 2.
+    matrices[:, 0, 2] = 2.0 * MAX_SHIFT * u[:, 4]
+    matrices[:, 1, 2] = 2.0 * MAX_SHIFT * u[:, 5]
+    return matrices
+
+
+def resample(images: Tensor, matrices: Tensor) -> Tensor:
+    """Resample images bilinearly; pixels from outside are 0, so scale to [0, 1] first.
+
+    Args:
+        images: floating point (B, C, H, W).
+        matrices: (B, 2, 3) of the same dtype, see `affine_matrices`.
+
+    Returns:
+        The same shape, dtype and memory format.
+    """
+    grid = F.affine_grid(matrices, list(images.shape), align_corners=False)
+    moved = F.grid_sample(images, grid, mode="bilinear", align_corners=False)
+    return moved.contiguous(memory_format=torch.channels_last)
+
+
 @register("real_images_by_torch", mutates_args=("out",))
 def _reference_op(
     images: Tensor, out: Tensor, counter: Tensor | None, step: int, seed_low: int,
@@ -116,9 +172,9 @@ def _reference_op(
     scaled = chosen.to(wide).div_(255.0)
     if affine:
         height, width = images.shape[1:3]
-        found = augment.affine_matrices(seed, number, rows, height, width, first_row)
+        found = affine_matrices(seed, number, rows, height, width, first_row)
         matrices = torch.from_numpy(found).to(images.device, wide, non_blocking=True)
-        scaled = augment.affine(scaled.permute(0, 3, 1, 2), matrices).permute(0, 2, 3, 1)
+        scaled = resample(scaled.permute(0, 3, 1, 2), matrices).permute(0, 2, 3, 1)
     out.copy_(scaled if (low, high) == (0.0, 1.0) else scaled.mul_(high - low).add_(low))
 
 
@@ -231,10 +287,10 @@ def _real_images_op(
         CHANNELS=channels,
         LOW=low,
         HIGH=high,
-        MAX_SHIFT=augment.MAX_SHIFT,
-        MAX_ROTATION=augment.MAX_ROTATION,
-        MAX_SHEAR=augment.MAX_SHEAR,
-        MAX_LOG_SCALE=augment.MAX_LOG_SCALE,
+        MAX_SHIFT=MAX_SHIFT,
+        MAX_ROTATION=MAX_ROTATION,
+        MAX_SHEAR=MAX_SHEAR,
+        MAX_LOG_SCALE=MAX_LOG_SCALE,
         BLOCK=block,
         num_warps=4,
         read=(counter, images[: len(out)]),

@@ -20,9 +20,8 @@ from fastinfogan_kernels.objective.code_layout import check_counters, constant
 from fastinfogan_kernels.objective.last_layer import activate, check_last_layer, linear
 from fastinfogan_kernels.objective.likelihood import count_true, resolve_backend
 from fastinfogan_kernels.runtime.arrival_counters import is_last, sum_parts
-from fastinfogan_kernels.runtime.backend import Implementation
 from fastinfogan_kernels.runtime.lang import tl, triton
-from fastinfogan_kernels.runtime.launch import is_recording, launch, run_native
+from fastinfogan_kernels.runtime.launch import Implementation, is_recording, launch, run_native
 from fastinfogan_kernels.runtime.machine import machine_of, power_of_two
 from fastinfogan_kernels.runtime.registry import register
 from fastinfogan_kernels.runtime.workspace import empty

@@ -41,9 +41,8 @@ from fastinfogan_kernels.objective.code_layout import (
     weights_tensor,
 )
 from fastinfogan_kernels.runtime.arrival_counters import is_last, sum_parts
-from fastinfogan_kernels.runtime.backend import Chosen, Implementation, choose
 from fastinfogan_kernels.runtime.lang import tl, triton
-from fastinfogan_kernels.runtime.launch import launch, run_native
+from fastinfogan_kernels.runtime.launch import Chosen, Implementation, choose, launch, run_native
 from fastinfogan_kernels.runtime.machine import machine_of, power_of_two
 from fastinfogan_kernels.runtime.registry import register
 from fastinfogan_kernels.runtime.workspace import empty, empty_like

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastinfogan_kernels.conv_block import ops
 from fastinfogan_kernels.conv_block.deferred import Deferred, leaky_relu
-from fastinfogan_kernels.conv_block.geometry import LINEAR
+from fastinfogan_kernels.conv_block.layers import LINEAR
 from fastinfogan_kernels.errors import InputError
 from fastinfogan_kernels.latents import LatentSpec
 from fastinfogan_kernels.objective.code_layout import (
@@ -33,9 +33,8 @@ from fastinfogan_kernels.objective.likelihood import (
     resolve_backend,
 )
 from fastinfogan_kernels.runtime.arrival_counters import is_last, sum_rows
-from fastinfogan_kernels.runtime.backend import Implementation
 from fastinfogan_kernels.runtime.lang import tl, triton
-from fastinfogan_kernels.runtime.launch import launch
+from fastinfogan_kernels.runtime.launch import Implementation, launch
 from fastinfogan_kernels.runtime.machine import machine_of, power_of_two, precision
 from fastinfogan_kernels.runtime.registry import register
 from fastinfogan_kernels.runtime.workspace import empty

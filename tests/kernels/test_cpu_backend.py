@@ -6,10 +6,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bench.accuracy import check_accuracy, check_same_bits
-from fastinfogan_kernels.conv_block import cpu_epilogue
+from fastinfogan_kernels.conv_block import cpu_backend
 from fastinfogan_kernels.conv_block.deferred import ACTIVATIONS
 
-DTYPES = (torch.float64, *cpu_epilogue.NATIVE_DTYPES)
+DTYPES = (torch.float64, *cpu_backend.NATIVE_DTYPES)
 SHAPES = {
     "feature map": (6, 5, 3, 37),
     "row": (10, 1, 1, 133),
@@ -56,11 +56,11 @@ def by_torch(y: Tensor, groups: int, activation: str, slope: float) -> Found:
 def by_epilogue(y: Tensor, groups: int, activation: str, slope: float) -> Found:
     wide = torch.promote_types(y.dtype, torch.float32)
     gamma, beta, *running = (t.detach() for t in parameters(y.shape[3], wide))
-    out, params = cpu_epilogue.norm_activation(
+    out, params = cpu_backend.norm_activation(
         y, gamma, beta, *running, groups, 0.1, 1e-5, activation, slope
     )
     dout = made(tuple(y.shape), 5).to(y.dtype)
-    gradients = cpu_epilogue.norm_activation_gradient(dout, y, params, gamma, activation, slope)
+    gradients = cpu_backend.norm_activation_gradient(dout, y, params, gamma, activation, slope)
     assert out.dtype == gradients[0].dtype == y.dtype
     return found(out, *gradients, *running)
 
@@ -109,13 +109,13 @@ def test_activation_alone(
         dbias = leaf.grad.double().sum((0, 1, 2))
         results.append({"out": out.detach(), "dy": leaf.grad, "dbias": dbias})
     out = y.clone()
-    cpu_epilogue.activation_(out, name, slope)
+    cpu_backend.activation_(out, name, slope)
     wide = torch.promote_types(dtype, torch.float32)
-    dy, dbias = cpu_epilogue.activation_gradient(
+    dy, dbias = cpu_backend.activation_gradient(
         dout, out, name, slope, torch.zeros(shape[3], dtype=wide)
     )
     check_accuracy({"out": out, "dy": dy, "dbias": dbias}, *results, dtype)
-    assert cpu_epilogue.activation_gradient(dout, out, name, slope, None)[1].numel() == 0
+    assert cpu_backend.activation_gradient(dout, out, name, slope, None)[1].numel() == 0
 
 
 @pytest.mark.parametrize("mean", [300.0, -300.0])
@@ -130,11 +130,9 @@ def test_a_mean_300_times_the_deviation(mean: float) -> None:
 def test_a_constant_channel_gives_beta_and_no_gradient() -> None:
     y, beta = torch.full((4, 5, 5, 3), 7.0), torch.tensor([0.5, -2.0, 0.0])
     gamma = torch.ones(3)
-    out, params = cpu_epilogue.norm_activation(
-        y, gamma, beta, None, None, 1, 0.1, 1e-5, "none", 1.0
-    )
+    out, params = cpu_backend.norm_activation(y, gamma, beta, None, None, 1, 0.1, 1e-5, "none", 1.0)
     torch.testing.assert_close(out, beta.expand_as(out), rtol=0, atol=1e-4)
-    dy, _, _ = cpu_epilogue.norm_activation_gradient(
+    dy, _, _ = cpu_backend.norm_activation_gradient(
         torch.ones_like(y), y, params, gamma, "none", 1.0
     )
     assert dy.abs().max() < 1e-3
@@ -144,9 +142,7 @@ def test_nan_in_nan_out_of_its_channel_alone() -> None:
     y = made((4, 3, 3, 6), 0).float()
     y[1, 0, 1, 2] = float("nan")
     ones = torch.ones(6)
-    out, _ = cpu_epilogue.norm_activation(
-        y, ones, ones, None, None, 1, 0.1, 1e-5, "leaky_relu", 0.1
-    )
+    out, _ = cpu_backend.norm_activation(y, ones, ones, None, None, 1, 0.1, 1e-5, "leaky_relu", 0.1)
     assert out[..., 2].isnan().all()
     assert out[..., [0, 1, 3, 4, 5]].isfinite().all()
 
@@ -165,9 +161,9 @@ def test_threads_change_no_bit() -> None:
 def test_opcheck(name: str) -> None:
     y, gamma, beta = made((4, 3, 3, 6), 0).float(), torch.ones(6), torch.zeros(6)
     forward = (y, gamma, beta, torch.zeros(6), torch.ones(6), 2, 0.1, 1e-5, name, 0.1)
-    torch.library.opcheck(cpu_epilogue.norm_activation, forward)
-    out, params = cpu_epilogue.norm_activation(y, gamma, beta, None, None, 2, 0.1, 1e-5, name, 0.1)
-    torch.library.opcheck(cpu_epilogue.norm_activation_gradient, (out, y, params, gamma, name, 0.1))
-    torch.library.opcheck(cpu_epilogue.activation_, (y.clone(), name, 0.1))
+    torch.library.opcheck(cpu_backend.norm_activation, forward)
+    out, params = cpu_backend.norm_activation(y, gamma, beta, None, None, 2, 0.1, 1e-5, name, 0.1)
+    torch.library.opcheck(cpu_backend.norm_activation_gradient, (out, y, params, gamma, name, 0.1))
+    torch.library.opcheck(cpu_backend.activation_, (y.clone(), name, 0.1))
     for bias in (None, beta):
-        torch.library.opcheck(cpu_epilogue.activation_gradient, (out, out, name, 0.1, bias))
+        torch.library.opcheck(cpu_backend.activation_gradient, (out, out, name, 0.1, bias))
