@@ -8,8 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
-TARGETS = ["sm_80", "sm_90", "sm_100", "gfx942"]
+TARGETS = [
+    "sm_90",
+    *(pytest.param(target, marks=pytest.mark.slow) for target in ("sm_80", "sm_100", "gfx942")),
+]
 # What the tests count in PTX; of gfx942 only double precision.
 PATTERNS = {
     "fma": r"\bfma\.",
