@@ -154,7 +154,7 @@ def test_how_the_process_multiplies_is_put_back(way: str) -> None:
 
 
 def test_precisions_that_a_cpu_does_not_have(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match="precision tf32: this cpu has no TF32"):
+    with pytest.raises(InputError, match="precision='tf32'`: this cpu has no TF32"):
         choose_precision("tf32", CPU)
     with pytest.raises(InputError, match="there are auto, fp32, tf32, bf16, fp16"):
         choose_precision("fp8", CPU)  # type: ignore[arg-type]
@@ -166,6 +166,6 @@ def test_precisions_that_a_cpu_does_not_have(monkeypatch: pytest.MonkeyPatch) ->
         assert "emulates" in why
 
 
-def test_an_overflow_is_told_apart_from_rows(tiny: Experiment) -> None:
+def test_an_overflow_is_distinguished_from_rows(tiny: Experiment) -> None:
     """More rows than any batch has lie below the flag."""
     assert OVERFLOWED > 4 * 2**16
