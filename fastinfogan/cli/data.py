@@ -60,7 +60,7 @@ class DataInfo:
         from PIL import Image
 
         from fastinfogan.data import ImageSet
-        from fastinfogan.data.make_loader import describe_cache_plan
+        from fastinfogan.data.cache.fill import describe_cache_plan
         from fastinfogan.data.subset import decode_subset, subset_indices
         from fastinfogan.engine.config import choose_device
 

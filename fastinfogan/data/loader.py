@@ -3,13 +3,13 @@
 An iteration gathers its images by index from one tensor. If the set is in memory or on the GPU,
 that is the whole set. If it is decoded for the first time, it is the same tensor, into which the
 images of the coming iterations are decoded in time. Otherwise it is one batch, copied each time.
+
+`make_loader` chooses the loader of a set by where its images fit.
 """
 
-import itertools
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,36 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastinfogan.data.bad_images import FILE, BadImages
-from fastinfogan.data.cache.fill import decode_batches, fill_cache
-from fastinfogan.data.cache.storage import FilledMask, ImageCache, Index
+from fastinfogan.data.bad_images import FILE, BadImages, OnBadImage
+from fastinfogan.data.cache.fill import (
+    CacheFiller,
+    Sampler,
+    decode_batches,
+    policy_for,
+)
+from fastinfogan.data.cache.partial_file import IN_MEMORY, FileCache
+from fastinfogan.data.cache.policy import (
+    CacheName,
+    CachePolicy,
+    available_memory,
+)
+from fastinfogan.data.cache.storage import (
+    CacheKey,
+    FilledMask,
+    FullCache,
+    ImageCache,
+    cache_folder,
+    open_complete,
+)
 from fastinfogan.data.decoders.base import DecodedBatch, Decoder
+from fastinfogan.data.image_set import ImageSet
 from fastinfogan.data.prefetch import Prefetcher
-from fastinfogan_kernels import shuffle
+from fastinfogan.errors import InputError
 
 _DECODED_AHEAD = 16  # batches
 _STAGED_AHEAD = 2  # batches
 _STAGING_BUFFERS = _STAGED_AHEAD + 2  # one is being written, and one is being copied
+_COPIED_TOGETHER = 1 << 12  # images
 _UNLIMITED = 1 << 30
 
 Stop = Callable[[], bool]
@@ -35,57 +55,6 @@ Stop = Callable[[], bool]
 
 def _never() -> bool:
     return False
-
-
-@dataclass(frozen=True)
-class Sampler:
-    """The images that this process takes at each iteration.
-
-    Attributes:
-        seed: of the run.
-        count: images in the set.
-        batch: global batch size, of all ranks.
-        rows: of the global batch that belong to this rank.
-    """
-
-    seed: int
-    count: int
-    batch: int
-    rows: range
-
-    def __call__(self, step: int) -> Index:
-        """Return the indices of an iteration: int64 (rows,)."""
-        first = step * self.batch + self.rows.start
-        return shuffle.indices(self.seed, first, len(self.rows), self.count)
-
-    def since(self, step: int) -> Iterator[Index]:
-        """Yield the indices of an iteration and all that follow."""
-        return (self(each) for each in itertools.count(step))
-
-
-@dataclass
-class CacheFiller:
-    """Fills a cache in the order of training.
-
-    Attributes:
-        sampler: the order.
-        decoder: of the set; None if the cache is full.
-        cache: to be filled.
-        bad_images: collects the bad images.
-    """
-
-    sampler: Sampler
-    decoder: Decoder | None
-    cache: ImageCache
-    bad_images: BadImages
-
-    def batches(self, step: int) -> Generator[DecodedBatch]:
-        """Decode what is missing, from an iteration on, then finish the cache."""
-        if not self.cache.filled.all():
-            assert self.decoder is not None
-            indices = self.sampler.since(step)
-            yield from fill_cache(self.decoder, self.cache, indices, self.bad_images)
-            self.cache.finish(self.bad_images)
 
 
 class Loader(ABC):
@@ -333,3 +302,111 @@ def _cached_batches(filler: CacheFiller, step: int) -> Generator[NDArray[np.uint
 
 def _event() -> torch.cuda.Event:
     return torch.cuda.Event()  # type: ignore[no-untyped-call]
+
+
+def make_loader(
+    images: ImageSet | Decoder,
+    device: torch.device,
+    sampler: Sampler,
+    cache: CacheName = "auto",
+    on_bad_image: OnBadImage = "fail",
+) -> Loader:
+    """Make the loader of a set.
+
+    A set in memory is copied to the device; with `cache` "host" it stays in memory and is copied
+    to a GPU batch by batch.
+
+    Args:
+        images: in memory, or the decoder of an encoded set.
+        device: of the iterations.
+        sampler: the order of the images.
+        cache: where decoded images are cached, see `fastinfogan.data.cache.policy`.
+        on_bad_image: what to do about images that cannot be decoded.
+
+    Raises:
+        InputError: the set does not fit where requested, or bad images are known and `on_bad_image`
+            is "fail".
+    """
+    if isinstance(images, ImageSet):
+        return _of_image_set(images, device, sampler, cache)
+    encoded, key, policy = images.image_set, CacheKey.of(images), policy_for(images, device, cache)
+    filler = CacheFiller(
+        sampler,
+        images,
+        FilledMask(key.shape),
+        BadImages(encoded.name, len(encoded), on_bad_image),
+    )
+    messages: list[str] = []
+    if policy.location != "off":
+        opened = open_complete(key, messages.append) or _new_cache(key, policy, messages)
+        if opened is not None:
+            filler.cache = opened
+            filler.bad_images.add(*opened.bad)
+            if opened.filled.all():
+                opened.finish(filler.bad_images)  # an earlier run was killed before it did
+            loader = _of_cache(filler, device, policy)
+            loader.pending_messages += messages
+            return loader
+    description = f"decoded by {images.name} at every epoch: {policy.reason}"
+    loader = StagedLoader(device, description, filler, shape=encoded.shape, is_cached=False)
+    loader.pending_messages += messages
+    return loader
+
+
+def _of_image_set(
+    source: ImageSet, device: torch.device, sampler: Sampler, cache: CacheName
+) -> Loader:
+    if cache in ("file", "off"):
+        raise InputError(
+            f"`cache={cache!r}`: {source.name} holds images that are decoded already; "
+            "it applies to encoded images only"
+        )
+    if cache == "host" and device.type == "cuda":
+        bad_images = BadImages(source.name, len(source), "fail")
+        filler = CacheFiller(sampler, None, FullCache(source.images), bad_images)
+        description = "from memory, batch by batch: asked for"
+        return StagedLoader(device, description, filler, shape=source.shape)
+    where = "GPU memory" if device.type == "cuda" else "memory"
+    return ResidentLoader(torch.from_numpy(source.images).to(device), f"all in {where}")
+
+
+def _new_cache(key: CacheKey, policy: CachePolicy, messages: list[str]) -> ImageCache | None:
+    """Make an empty cache; None if neither disk nor memory holds the set."""
+    if policy.writes_file:
+        try:
+            return FileCache(key)
+        except OSError as error:
+            failed = f"{cache_folder()}: {error}"
+        if policy.location == "device":
+            messages.append(f"{failed}; the next run decodes the images again")
+        elif torch.Size(key.shape).numel() > available_memory():
+            messages.append(f"{failed}; nothing is cached, as memory has no room either")
+            return None
+        else:
+            messages.append(f"{failed}; {IN_MEMORY}")
+    return FilledMask(key.shape) if policy.location == "device" else ImageCache(key.shape)
+
+
+def _of_cache(filler: CacheFiller, device: torch.device, policy: CachePolicy) -> Loader:
+    cache, decoder = filler.cache, filler.decoder
+    assert decoder is not None
+    count, present = len(cache.filled), int(cache.filled.sum())
+    where = {"device": "GPU memory", "host": "memory", "file": "a file"}[policy.location]
+    description = f"in {where}: {policy.reason}; "
+    if present == count:
+        description += f"decoded by an earlier run, read from {cache_folder()}"
+    else:
+        description += f"decoded by {decoder.name} in the order of training"
+        description += f", {present:,} of them by an earlier run" if present else ""
+        description += ", cached for later runs" if isinstance(cache, FileCache) else ""
+    if policy.location == "device":
+        full = (count, *decoder.image_set.shape)
+        images = torch.zeros(full, dtype=torch.uint8, device=device)
+        for first in range(0, count if present else 0, _COPIED_TOGETHER):
+            part = slice(first, first + _COPIED_TOGETHER)
+            images[part].copy_(torch.from_numpy(cache.images[part]))
+        return DecodingLoader(images, description, filler, is_copy=True)
+    if device.type == "cuda":
+        return StagedLoader(device, description, filler, shape=cache.images.shape[1:])
+    images = torch.from_numpy(cache.images)
+    return DecodingLoader(images, description, filler, is_copy=False)

@@ -12,10 +12,10 @@ import torch
 from fastinfogan.checkpoint import difference
 from fastinfogan.data import ImageSet
 from fastinfogan.data.bad_images import OnBadImage
+from fastinfogan.data.cache.fill import Sampler, fill_shared_cache
 from fastinfogan.data.cache.policy import CacheName
 from fastinfogan.data.decoders.base import Decoder
-from fastinfogan.data.loader import Sampler
-from fastinfogan.data.make_loader import fill_shared_cache, make_loader
+from fastinfogan.data.loader import make_loader
 from fastinfogan.distributed import SINGLE_PROCESS, Distributed
 from fastinfogan.engine.execution import ExecutionName, choose_execution
 from fastinfogan.engine.iteration import Iteration

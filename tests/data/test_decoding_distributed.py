@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from fastinfogan.cli import main
-from fastinfogan.data import ImageSet, make_loader
+from fastinfogan.data import ImageSet
+from fastinfogan.data.cache import fill
 from fastinfogan.data.cache.storage import cache_folder
 from fastinfogan.distributed import Distributed
 from tests.helpers.image_files import RawDecoder, encoded
@@ -89,14 +90,14 @@ def test_ranks_synchronise_while_rank_0_decodes(
 ) -> None:
     """A single long wait would time out, as any collective does after half an hour."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(make_loader, "_SYNC_EVERY", 0.0)
+    monkeypatch.setattr(fill, "_SYNC_EVERY", 0.0)
     monkeypatch.setattr(Meeting, "met", [])
     decoder = RawDecoder(encoded(ImageSet("noise", np.full((800, 2, 2, 1), 7, np.uint8))))
-    make_loader.fill_shared_cache(Meeting(1, 2), decoder, "file", "fail")
+    fill.fill_shared_cache(Meeting(1, 2), decoder, "file", "fail")
     assert not decoder.asked
     assert Meeting.met == 6 * [(False, False)]
     Meeting.met.clear()
-    make_loader.fill_shared_cache(Meeting(0, 2), decoder, "file", "fail")
+    fill.fill_shared_cache(Meeting(0, 2), decoder, "file", "fail")
     assert len(decoder.asked) == 800
     assert Meeting.met[:-1] == 8 * [(False, False)]  # at the start, and after every batch
     assert Meeting.met[-1] == (True, False)

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from fastinfogan.data.bad_images import BadImages
+from fastinfogan.data.cache.fill import CacheFiller, Sampler
 from fastinfogan.data.cache.partial_file import FileCache
 from fastinfogan.data.cache.storage import CacheKey, cache_folder, open_complete
-from fastinfogan.data.loader import CacheFiller, Sampler, StagedLoader
+from fastinfogan.data.loader import StagedLoader
 from fastinfogan.engine import RunDirectory, Schedule, Trainer
 from fastinfogan.errors import InputError
 from fastinfogan.experiments import Experiment
@@ -183,7 +184,7 @@ def test_a_read_only_cache_folder(
 
     monkeypatch.setattr("os.posix_fallocate", refuse)
     if not room:
-        monkeypatch.setattr("fastinfogan.data.make_loader.available_memory", lambda: 0)
+        monkeypatch.setattr("fastinfogan.data.loader.available_memory", lambda: 0)
     trainer = begin(tiny, "run", RawDecoder(encoded(made_up_images(tiny))))
     warnings: list[str] = []
     trainer.train(2 * EPOCH, Schedule(on_warning=warnings.append))

@@ -1,13 +1,21 @@
-"""Filling a cache with decoded images, in any order; bad images are replaced by others."""
+"""Fill a cache with decoded images, in any order; bad images are replaced by others.
 
+A training run fills it in the order of its `Sampler`; `fill_cache_file` goes through the whole set.
+"""
+
+import itertools
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from fastinfogan.data.bad_images import BadImages
+from fastinfogan.data.bad_images import BadImages, OnBadImage
 from fastinfogan.data.cache.partial_file import IN_MEMORY, FileCache
-from fastinfogan.data.cache.policy import format_size
+from fastinfogan.data.cache.policy import CacheName, CachePolicy, choose_cache_policy, format_size
 from fastinfogan.data.cache.storage import (
     CacheKey,
     ImageCache,
@@ -17,6 +25,37 @@ from fastinfogan.data.cache.storage import (
     open_complete,
 )
 from fastinfogan.data.decoders.base import DecodedBatch, Decoder
+from fastinfogan.distributed import Distributed
+from fastinfogan.errors import InputError
+from fastinfogan_kernels import shuffle
+
+_SYNC_EVERY = 2.0  # seconds between two collectives while rank 0 decodes for all
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """The images that this process takes at each iteration.
+
+    Attributes:
+        seed: of the run.
+        count: images in the set.
+        batch: global batch size, of all ranks.
+        rows: of the global batch that belong to this rank.
+    """
+
+    seed: int
+    count: int
+    batch: int
+    rows: range
+
+    def __call__(self, step: int) -> Index:
+        """Return the indices of an iteration: int64 (rows,)."""
+        first = step * self.batch + self.rows.start
+        return shuffle.indices(self.seed, first, len(self.rows), self.count)
+
+    def since(self, step: int) -> Iterator[Index]:
+        """Yield the indices of an iteration and all that follow."""
+        return (self(each) for each in itertools.count(step))
 
 
 def decode_batches(
@@ -96,6 +135,31 @@ def fill_cache(
         yield batch
 
 
+@dataclass
+class CacheFiller:
+    """Fills a cache in the order of training.
+
+    Attributes:
+        sampler: the order.
+        decoder: of the set; None if the cache is full.
+        cache: to be filled.
+        bad_images: collects the bad images.
+    """
+
+    sampler: Sampler
+    decoder: Decoder | None
+    cache: ImageCache
+    bad_images: BadImages
+
+    def batches(self, step: int) -> Generator[DecodedBatch]:
+        """Decode what is missing, from an iteration on, then finish the cache."""
+        if not self.cache.filled.all():
+            assert self.decoder is not None
+            indices = self.sampler.since(step)
+            yield from fill_cache(self.decoder, self.cache, indices, self.bad_images)
+            self.cache.finish(self.bad_images)
+
+
 def sequential_batches(count: int, size: int) -> Iterator[Index]:
     """Yield the indices of a whole set in batches."""
     for first in range(0, count, size):
@@ -150,3 +214,65 @@ def fill_cache_file(
             raise OSError(cache.warning.partition(f"; {IN_MEMORY}")[0])
     finally:
         cache.close()
+
+
+def fill_shared_cache(
+    distributed: Distributed, decoder: Decoder, cache: CacheName, on_bad_image: OnBadImage
+) -> None:
+    """Let rank 0 decode the whole set into its cache file, which all ranks map; they wait for it.
+
+    If the file is not to be written, or cannot be, each rank decodes for itself.
+
+    Raises:
+        InputError: an image cannot be decoded, or too many cannot.
+        TrainingError: another rank has died.
+    """
+    if distributed.rank != 0:
+        done = failed = False
+        while not done:
+            done, failed = distributed.any_process(False, False)
+        if failed:
+            raise InputError("rank 0 could not decode the images; its message says why")
+        return
+    last = time.monotonic()
+
+    def synchronise(_: int) -> None:
+        # A collective that is waited for too long fails, and decoding may take hours.
+        nonlocal last
+        if time.monotonic() - last >= _SYNC_EVERY:
+            distributed.any_process(False, False)
+            last = time.monotonic()
+
+    encoded = decoder.image_set
+    bad_images = BadImages(encoded.name, len(encoded), on_bad_image)
+    try:
+        if policy_for(decoder, torch.device("cpu"), cache).writes_file:
+            with suppress(OSError):  # `make_loader` will find and report the same
+                fill_cache_file(decoder, bad_images, lambda _: None, synchronise)
+    except InputError:
+        distributed.any_process(True, True)
+        raise
+    distributed.any_process(True, False)
+
+
+def policy_for(decoder: Decoder, device: torch.device, cache: CacheName) -> CachePolicy:
+    """Choose where the decoded images of a set are cached.
+
+    Raises:
+        InputError: they do not fit where requested.
+    """
+    gpu_free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+    is_cached = CacheKey.of(decoder).is_cached()
+    size = decoded_size(decoder)
+    return choose_cache_policy(cache, size, gpu_free, cache_folder(), is_cached=is_cached)
+
+
+def describe_cache_plan(decoder: Decoder, device: torch.device, cache: CacheName = "auto") -> str:
+    """Describe where a set's decoded images would be cached."""
+    size = format_size(decoded_size(decoder))
+    if CacheKey.of(decoder).is_cached():
+        return f"{size}, decoded already, in {cache_folder()}"
+    policy = policy_for(decoder, device, cache)
+    places = {"device": "GPU memory", "host": "memory", "file": "a file", "off": "nowhere"}
+    file = f", written to {cache_folder()} for later runs" if policy.writes_file else ""
+    return f"{size}, cached in {places[policy.location]} ({policy.reason}){file}"
