@@ -7,8 +7,7 @@ Where an activation's kink lies in between, rounding moves a value across it now
 gradient there is another one; there chance has an allowance, and single elements do not decide.
 """
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,19 +17,9 @@ Results = Mapping[str, Tensor]
 
 FACTOR = 2.0
 """How much further from the truth than PyTorch's a result may be."""
-ROUNDING = {
-    torch.float64: 1e-10,
-    torch.float32: 5e-6,
-    torch.bfloat16: 4e-3,
-    torch.float16: 5e-4,
-}
+ROUNDING = {torch.float64: 1e-10, torch.float32: 5e-6, torch.bfloat16: 4e-3, torch.float16: 5e-4}
 """Allowed beside that, of the truth's root mean square: about a rounding of the format."""
-KINK = {
-    torch.float64: 0.0,
-    torch.float32: 5e-3,
-    torch.bfloat16: 1e-2,
-    torch.float16: 5e-3,
-}
+KINK = {torch.float64: 0.0, torch.float32: 5e-3, torch.bfloat16: 1e-2, torch.float16: 5e-3}
 """Allowed beside that of results behind an activation's kink."""
 _TAIL = 6.0
 """Times the root mean square's allowance that the tail's is."""
@@ -39,49 +28,12 @@ _LARGE = 16_384
 
 
 class MismatchError(AssertionError):
-    """Results are not as near to the truth as PyTorch's, or not the same bits.
-
-    Attributes:
-        worst: the deviation that is furthest beyond what is allowed, if results were compared.
-    """
-
-    def __init__(self, message: str, worst: "Deviation | None" = None) -> None:
-        super().__init__(message)
-        self.worst = worst
-
-
-@dataclass(frozen=True)
-class Deviation:
-    """How far a result is from the truth, relative to the truth's root mean square.
-
-    Attributes:
-        name: of the result.
-        error: root mean square.
-        baseline: the same of PyTorch's result.
-        largest: of all elements.
-        used: of what is allowed; above 1 is wrong, and NaN of what is not finite.
-    """
-
-    name: str
-    error: float
-    baseline: float
-    largest: float
-    used: float
-
-    def __str__(self) -> str:
-        return (
-            f"{self.name}: off by {self.error:.2e} of its size, PyTorch by {self.baseline:.2e}; "
-            f"{self.largest:.2e} at most, {self.used:.3g} of what is allowed"
-        )
+    """Results are not as near to the truth as PyTorch's, or not the same bits."""
 
 
 def check_accuracy(
-    actual: Results,
-    baseline: Results,
-    truth: Results,
-    dtype: torch.dtype,
-    kinks: bool | Collection[str] = False,
-) -> Deviation:
+    actual: Results, baseline: Results, truth: Results, dtype: torch.dtype, *, kinks: bool = False
+) -> None:
     """Compare results with the truth, as |actual - truth| <= 2 |baseline - truth| + roundings.
 
     Args:
@@ -89,57 +41,44 @@ def check_accuracy(
         baseline: PyTorch's in the same precision.
         truth: in fp64, or in fp32 of what is computed in 16 bits.
         dtype: of the computation.
-        kinks: names of results behind the kink of an activation; True for all.
-
-    Returns:
-        The deviation that uses most of what is allowed.
+        kinks: whether results are behind the kink of an activation.
 
     Raises:
         MismatchError: a result is too far off, not finite or missing.
     """
     if actual.keys() != truth.keys() or not truth:
         raise MismatchError(f"results {sorted(actual)}, expected {sorted(truth)}")
-    found = [
-        _deviation(
-            name, actual[name], baseline[name], true, dtype,
-            kink=kinks if isinstance(kinks, bool) else name in kinks,
-        )
+    found = (
+        _excess(name, actual[name], baseline[name], true.detach().double(), dtype, kinks=kinks)
         for name, true in truth.items()
-    ]  # fmt: skip
-    wrong = [each for each in found if not each.used <= 1.0]  # nor is it, of NaN
-    worst = max(wrong or found, key=lambda each: each.used)
-    if wrong:
-        raise MismatchError("; ".join(map(str, wrong[:4])), worst)
-    return worst
+        if true.numel()
+    )
+    if wrong := [each for each in found if each]:
+        raise MismatchError("; ".join(wrong[:4]))
 
 
-def _deviation(
-    name: str,
-    actual: Tensor,
-    baseline: Tensor,
-    truth: Tensor,
-    dtype: torch.dtype,
-    *,
-    kink: bool,
-) -> Deviation:
-    truth = truth.detach().double()
-    if not truth.numel():
-        return Deviation(name, 0.0, 0.0, 0.0, 0.0)
+def _excess(
+    name: str, actual: Tensor, baseline: Tensor, truth: Tensor, dtype: torch.dtype, *, kinks: bool
+) -> str:
+    """Describe a deviation beyond what is allowed; empty if there is none."""
     errors, expected = (
         (t.detach().to(truth.device).double().reshape(truth.shape) - truth).abs().flatten()
         for t in (actual, baseline)
     )
     size = max(_rms(truth), 1e-30)
     error, of_baseline = _rms(errors) / size, _rms(expected) / size
-    allowed = ROUNDING[dtype] + (KINK[dtype] if kink else 0.0)
+    allowed = ROUNDING[dtype] + (KINK[dtype] if kinks else 0.0)
     used = error / (FACTOR * of_baseline + allowed)
-    if truth.numel() >= _LARGE or not kink:
+    if truth.numel() >= _LARGE or not kinks:
         nth = truth.numel() // 1000 if truth.numel() >= _LARGE else 1
         tail, of_tail = (float(t.topk(nth).values[-1]) / size for t in (errors, expected))
         used = max(used, tail / (FACTOR * of_tail + _TAIL * allowed))
-    if not torch.isfinite(errors).all():
-        used = float("nan")
-    return Deviation(name, error, of_baseline, float(errors.max()) / size, used)
+    if used <= 1.0 and torch.isfinite(errors).all():
+        return ""
+    return (
+        f"{name}: off by {error:.2e} of its size, PyTorch by {of_baseline:.2e}; "
+        f"{float(errors.max()) / size:.2e} at most, {used:.3g} of what is allowed"
+    )
 
 
 def _rms(t: Tensor) -> float:

@@ -5,6 +5,7 @@ choice of images are drawn there by torch's generator: nothing is copied from th
 step takes the inputs that fastinfogan draws.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import numpy as np
@@ -79,6 +80,8 @@ class UsualLoop:
         g_adam: of the G step.
     """
 
+    memory_format = torch.contiguous_format
+
     def __init__(
         self,
         experiment: Experiment,
@@ -89,24 +92,33 @@ class UsualLoop:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.experiment = e = experiment
-        self.device, self.dtype = images.device, dtype
-        self._batch = batch
+        self.device, self.dtype, self._batch = images.device, dtype, batch
         reference = Reference(e, seed)
-        self.networks: tuple[nn.Module, ...] = tuple(
-            network.to(images.device, dtype) for network in reference.networks
-        )
+        for network in reference.networks:
+            network.to(images.device, dtype)
+            network.to(memory_format=self.memory_format)  # type: ignore[call-overload]
+        self.networks: tuple[nn.Module, ...] = tuple(reference.networks)
         self.generator, self.trunk, self.d_head, self.q_head = self.networks
-        self._images = scale(images, e).to(dtype)
-        self.d_parameters, self.g_parameters = reference.d_parameters, reference.g_parameters
-        self.d_adam = self._adam(self.d_parameters, e.learning_rate_d)
-        self.g_adam = self._adam(self.g_parameters, e.learning_rate_g)
-        row = {"device": self.device, "dtype": torch.promote_types(dtype, torch.float32)}
-        self._entropies = torch.tensor(e.latents.entropies, **row)  # type: ignore[arg-type]
-        self._lambdas = torch.tensor(e.lambdas, **row)  # type: ignore[arg-type]
+        self._images = scale(images, e).to(dtype, memory_format=self.memory_format)
+        self.d_adam = self._adam(reference.d_parameters, e.learning_rate_d)
+        self.g_adam = self._adam(reference.g_parameters, e.learning_rate_g)
+        wide = torch.promote_types(dtype, torch.float32)
+        self._entropies, self._lambdas = (
+            torch.tensor(values, device=self.device, dtype=wide)
+            for values in (e.latents.entropies, e.lambdas)
+        )
 
     def _adam(self, parameters: list[nn.Parameter], rate: float) -> torch.optim.Adam:
         e = self.experiment
         return torch.optim.Adam(parameters, rate, (e.beta1, e.beta2), e.epsilon)
+
+    def _autocast(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def _update(self, loss: Tensor, adam: torch.optim.Adam) -> None:
+        adam.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        adam.step()
 
     def drawn(self) -> Inputs:
         """Draw a step's images, noise and code by torch's generator."""
@@ -126,31 +138,22 @@ class UsualLoop:
             The adversarial losses of the D step and of the G step, and the G step's bound for each
             code, in nats.
         """
-        real, d, g = (self._cast(part) for part in inputs)
-        of_d, _ = self._d_step(real, *d)
-        of_g, bounds = self._g_step(*g)
+        real = inputs.real.to(self.dtype).contiguous(memory_format=self.memory_format)
+        d, g = (codes._replace(rows=codes.rows.to(self.dtype)) for codes in inputs[1:])
+        with self._autocast():
+            with torch.no_grad():
+                fake = self.generate(d.rows)
+            loss, of_d, _ = self.d_loss(real, fake, d.classes, d.continuous)
+        self._update(loss, self.d_adam)
+        with self._autocast():
+            loss, of_g, bounds = self.g_loss(*g)
+        self._update(loss, self.g_adam)
         return torch.cat([of_d[None], of_g[None], bounds]).detach()
 
-    def _cast(self, part: Tensor | Codes) -> Tensor | Codes:
-        if isinstance(part, Tensor):
-            return part.to(self.dtype)
-        return part._replace(rows=part.rows.to(self.dtype))
-
-    def _d_step(self, real: Tensor, *codes: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.no_grad():
-            fake = self.generator(codes[0])
-        loss, adversarial, bounds = self.d_loss(real, fake, *codes[1:])
-        self.d_adam.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.d_adam.step()
-        return adversarial, bounds
-
-    def _g_step(self, *codes: Tensor) -> tuple[Tensor, Tensor]:
-        loss, adversarial, bounds = self.g_loss(*codes)
-        self.g_adam.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.g_adam.step()
-        return adversarial, bounds
+    def generate(self, rows: Tensor) -> Tensor:
+        """Generate images."""
+        images: Tensor = self.generator(rows)
+        return images
 
     def d_loss(
         self, real: Tensor, fake: Tensor, classes: Tensor, continuous: Tensor
@@ -170,11 +173,16 @@ class UsualLoop:
         return self._loss(logits, (1,), self.q_head(features), classes, continuous)
 
     def _loss(
-        self, logits: Tensor, targets: tuple[int, ...], output: Tensor, *codes: Tensor
+        self,
+        logits: Tensor,
+        targets: tuple[int, ...],
+        output: Tensor,
+        classes: Tensor,
+        continuous: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        spec = self.experiment.latents
         adversarial = losses(logits, targets).sum()
-        bounds = self._entropies + log_likelihoods(output, *codes, spec)
+        likelihoods = log_likelihoods(output, classes, continuous, self.experiment.latents)
+        bounds = self._entropies + likelihoods
         return adversarial - (self._lambdas * bounds).sum(), adversarial, bounds
 
 
@@ -182,14 +190,13 @@ class BestLoop(UsualLoop):
     """Autocast to 16 bits if asked for, channels_last, fused Adam, no gradient that is not used.
 
     Args:
-        experiment: what is trained.
-        images: uint8 (N, height, width, channels) on the device.
-        batch: images in a step.
-        seed: of the initial weights.
+        experiment, images, batch, seed: as for `UsualLoop`.
         computed: of autocast; fp32 for none.
         compiled: whether torch.compile compiles the forward passes, and so the backward ones.
         capturable: whether Adam's step counters are on the device, as CUDA graphs need them.
     """
+
+    memory_format = torch.channels_last
 
     def __init__(
         self,
@@ -202,18 +209,11 @@ class BestLoop(UsualLoop):
         compiled: bool = False,
         capturable: bool = False,
     ) -> None:
-        self._capturable = capturable
+        self._computed, self._capturable = computed, capturable
         super().__init__(experiment, images, batch, seed=seed)
-        for network in self.networks:
-            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._images = self._images.contiguous(memory_format=torch.channels_last)
-        self._computed = computed
-        self._generate, self._d_loss, self._g_loss = self.generator, self.d_loss, self.g_loss
         if compiled:
-            self._generate, self._d_loss, self._g_loss = (
-                torch.compile(each, dynamic=False)
-                for each in (self.generator, self.d_loss, self.g_loss)
-            )
+            for name in ("generate", "d_loss", "g_loss"):
+                setattr(self, name, torch.compile(getattr(self, name), dynamic=False))
 
     def _adam(self, parameters: list[nn.Parameter], rate: float) -> torch.optim.Adam:
         e = self.experiment
@@ -221,52 +221,24 @@ class BestLoop(UsualLoop):
             parameters, rate, (e.beta1, e.beta2), e.epsilon, fused=True, capturable=self._capturable
         )
 
-    def _autocast(self) -> torch.autocast:
+    def _autocast(self) -> AbstractContextManager[None]:
         on = self._computed != torch.float32
         return torch.autocast(self.device.type, self._computed if on else None, enabled=on)
 
-    def _d_step(self, real: Tensor, *codes: Tensor) -> tuple[Tensor, Tensor]:
-        real = real.contiguous(memory_format=torch.channels_last)
-        with self._autocast():
-            with torch.no_grad():
-                fake = self._generate(codes[0])
-            loss, adversarial, bounds = self._d_loss(real, fake, *codes[1:])
-        loss.backward(inputs=self.d_parameters)
-        self.d_adam.step()
-        self.d_adam.zero_grad()
-        return adversarial, bounds
-
-    def _g_step(self, *codes: Tensor) -> tuple[Tensor, Tensor]:
-        with self._autocast():
-            loss, adversarial, bounds = self._g_loss(*codes)
-        loss.backward(inputs=self.g_parameters)
-        self.g_adam.step()
-        self.g_adam.zero_grad()
-        return adversarial, bounds
+    def _update(self, loss: Tensor, adam: torch.optim.Adam) -> None:
+        loss.backward(inputs=adam.param_groups[0]["params"])  # type: ignore[no-untyped-call]
+        adam.step()
+        adam.zero_grad()
 
 
 class CapturedLoop(BestLoop):
-    """The compiled loop as one CUDA graph, random numbers and Adam in it; a GPU's alone.
-
-    Args:
-        experiment: what is trained.
-        images: uint8 (N, height, width, channels) on the GPU.
-        batch: images in a step.
-        seed: of the initial weights.
-        computed: of autocast.
-    """
+    """The compiled loop as one CUDA graph, random numbers and Adam in it; a GPU's alone."""
 
     def __init__(
-        self,
-        experiment: Experiment,
-        images: Tensor,
-        batch: int,
-        *,
-        seed: int = 1,
-        computed: torch.dtype = torch.bfloat16,
+        self, experiment: Experiment, images: Tensor, batch: int, *, computed: torch.dtype
     ) -> None:
         super().__init__(
-            experiment, images, batch, seed=seed, computed=computed, compiled=True, capturable=True
+            experiment, images, batch, computed=computed, compiled=True, capturable=True
         )
         # Warm up and capture on one stream: autograd runs a parameter's gradient where it first
         # saw it, and a graph must not wait for another stream.

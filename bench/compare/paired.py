@@ -13,7 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from bench.timing.interleaved import Spread
+from scipy.stats import binom
+
+from bench.timing.interleaved import Spread, Times
 
 MARGIN: Final = 0.05
 """A relative change up to this is none."""
@@ -23,19 +25,12 @@ ROUNDS: Final = 32
 FEWEST: Final = math.ceil(-math.log2(LEVEL))
 """Rounds below which no test can reject."""
 
-Verdict = Literal["slower", "faster", "no difference"]
-
 
 @dataclass(frozen=True)
 class Comparison:
-    """Of one set of rounds.
+    """The sign test's verdict of one set of rounds, and quartiles of head's times over base's."""
 
-    Attributes:
-        verdict: of the sign test.
-        ratio: quartiles of head's times over base's.
-    """
-
-    verdict: Verdict
+    verdict: Literal["slower", "faster", "no difference"]
     ratio: Spread
 
 
@@ -47,14 +42,14 @@ def compare_times(base: Sequence[float], head: Sequence[float]) -> Comparison:
         head: seconds of the same rounds; at least `FEWEST`.
     """
     ratios = [after / before for before, after in zip(base, head, strict=True)]
-    verdict: Verdict = "no difference"
-    if _sign_test(sum(ratio > 1 + MARGIN for ratio in ratios), len(ratios)) < LEVEL:
-        verdict = "slower"
-    elif _sign_test(sum(ratio < 1 - MARGIN for ratio in ratios), len(ratios)) < LEVEL:
-        verdict = "faster"
-    return Comparison(verdict, Spread.of(ratios))
+    spread = Times({"base": base, "head": head}).ratio("head", "base")
+    if _rejects(sum(ratio > 1 + MARGIN for ratio in ratios), len(ratios)):
+        return Comparison("slower", spread)
+    if _rejects(sum(ratio < 1 - MARGIN for ratio in ratios), len(ratios)):
+        return Comparison("faster", spread)
+    return Comparison("no difference", spread)
 
 
-def _sign_test(successes: int, trials: int) -> float:
-    """Return the probability of so many successes or more, at even odds."""
-    return sum(math.comb(trials, k) for k in range(successes, trials + 1)) / 2**trials
+def _rejects(successes: int, rounds: int) -> bool:
+    """Test whether so many successes or more are improbable at even odds."""
+    return bool(binom.sf(successes - 1, rounds, 0.5) < LEVEL)

@@ -5,12 +5,11 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
-from types import TracebackType
 from typing import IO, Any, Self
 
 from bench.compare.paired import Comparison, compare_times
@@ -54,12 +53,7 @@ class WorkerProcess:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._process.kill()
         self._process.communicate()
         self._errors.close()
@@ -81,8 +75,8 @@ class WorkerProcess:
             pass
         if not line:
             self._errors.seek(0)
-            said = self._errors.read().decode(errors="replace").strip().rpartition("\n")[2]
-            raise WorkerError(f"{self.name} ended with code {self._process.wait()}: {said}")
+            last = self._errors.read().decode(errors="replace").strip().rpartition("\n")[2]
+            raise WorkerError(f"{self.name} ended with code {self._process.wait()}: {last}")
         answer: dict[str, Any] = json.loads(line)
         if "failed" in answer:
             raise CaseError(f"{self.name}: {answer['failed']}")
@@ -115,43 +109,30 @@ class Timed:
     def __str__(self) -> str:
         if self.first is None:
             return f"{'-':>9} {'-':>9}  {self.key}: {self.outcome} ({self.note})"
-        ratio = self.first.ratio
         again = f", then {self.second.ratio.median:.3f}" if self.second else ""
         outcome = self.outcome.upper() if self.outcome == "regression" else self.outcome
-        return (
-            f"{duration(self.base):>9} {duration(self.head):>9}  {ratio.median:.3f} "
-            f"({ratio.low:.3f} to {ratio.high:.3f})  {self.key}: {outcome}{again}"
-        )
+        times = f"{duration(self.base):>9} {duration(self.head):>9}"
+        return f"{times}  {self.first.ratio}  {self.key}: {outcome}{again}"
 
 
-Chosen = Callable[[str, bool], bool]
-"""Whether to time a case, by its key and whether it is one of the short set."""
-
-
-def time_all(base: Path, root: Path, rounds: int, chosen: Chosen, *, slow: bool) -> list[Timed]:
+def time_all(
+    base: Path, root: Path, rounds: int, chosen: Callable[[str, bool], bool], *, slow: bool
+) -> list[Timed]:
     """Time the chosen cases on both trees, and the suspects once more by new processes.
 
     Args:
         base: the base's tree.
         root: the working tree.
         rounds: of each case.
-        chosen: which cases.
+        chosen: whether to time a case, by its key and whether it is one of the short set.
         slow: also those that take seconds.
 
     Raises:
         CaseError: a worker cannot list its cases.
         WorkerError: a worker ended.
     """
-
-    def start(stack: ExitStack) -> tuple[WorkerProcess, WorkerProcess]:
-        trees = (("base", base), ("head", root))
-        before, now = (stack.enter_context(WorkerProcess(name, tree, root)) for name, tree in trees)
-        return before, now
-
     found: dict[str, Timed] = {}
-    with ExitStack() as stack:
-        workers = start(stack)
-        has, short = (worker.ask("plan")["short"] for worker in workers)
+    with _workers(base, root) as (workers, has, short):
         for key in short:
             if not chosen(key, short[key]):
                 continue
@@ -160,21 +141,32 @@ def time_all(base: Path, root: Path, rounds: int, chosen: Chosen, *, slow: bool)
                 found[key] = _time(workers, key, rounds, slow=slow)
             else:
                 found[key] = Timed(key, "not comparable", note="base has no such case")
-    suspects = [key for key, each in found.items() if each.outcome == "not confirmed"]
+    suspects = [each for each in found.values() if each.outcome == "not confirmed"]
     if suspects:
-        with ExitStack() as stack:
-            workers = start(stack)
-            for worker in workers:
-                worker.ask("plan")
-            for key in suspects:
-                progress(f"{key}, once more")
-                found[key] = _confirm(workers, found[key], rounds)
+        with _workers(base, root) as (workers, _, _):
+            for first in suspects:
+                progress(f"{first.key}, once more")
+                again = _time(workers, first.key, rounds)
+                if again.first is not None:
+                    slower = again.first.verdict == "slower"
+                    outcome = "regression" if slower else "not confirmed"
+                    again = replace(first, outcome=outcome, second=again.first)
+                found[first.key] = again
     return list(found.values())
 
 
-def _time(
-    workers: tuple[WorkerProcess, WorkerProcess], key: str, rounds: int, *, slow: bool = True
-) -> Timed:
+Workers = tuple[WorkerProcess, WorkerProcess]
+ShortByKey = dict[str, bool]
+
+
+@contextmanager
+def _workers(base: Path, root: Path) -> Iterator[tuple[Workers, ShortByKey, ShortByKey]]:
+    """Start both workers; give the cases of each, and whether they are of the short set."""
+    with WorkerProcess("base", base, root) as before, WorkerProcess("head", root, root) as now:
+        yield (before, now), before.ask("plan")["short"], now.ask("plan")["short"]
+
+
+def _time(workers: Workers, key: str, rounds: int, *, slow: bool = True) -> Timed:
     seconds: dict[str, list[float]] = {worker.name: [] for worker in workers}
     try:
         for worker in workers:
@@ -192,14 +184,6 @@ def _time(
     comparison = compare_times(seconds["base"], seconds["head"])
     outcome = "not confirmed" if comparison.verdict == "slower" else comparison.verdict
     return Timed(key, outcome, median(seconds["base"]), median(seconds["head"]), comparison)
-
-
-def _confirm(workers: tuple[WorkerProcess, WorkerProcess], timed: Timed, rounds: int) -> Timed:
-    again = _time(workers, timed.key, rounds)
-    if again.first is None:
-        return again
-    outcome = "regression" if again.first.verdict == "slower" else "not confirmed"
-    return Timed(timed.key, outcome, timed.base, timed.head, timed.first, again.first)
 
 
 def progress(text: str) -> None:

@@ -28,8 +28,8 @@ def git(root: Path, *arguments: str) -> str:
     except FileNotFoundError as error:
         raise InputError("git is not installed; it is needed to get at another commit") from error
     if done.returncode:
-        said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise InputError(f"git {arguments[0]}: {said[-1]}")
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise InputError(f"git {arguments[0]}: {lines[-1]}")
     return done.stdout.rstrip("\n")
 
 
@@ -93,7 +93,7 @@ def add_native(tree: Path, commit: str, root: Path) -> None:
         for command in (configure, (cmake, "--build", folder, "--parallel")):
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
-                said = (done.stdout + done.stderr).strip().splitlines() or ["cmake failed"]
-                raise InputError(f"base's C++ part does not build: {said[-1]}")
+                lines = (done.stdout + done.stderr).strip().splitlines() or ["cmake failed"]
+                raise InputError(f"base's C++ part does not build: {lines[-1]}")
         (built,) = Path(folder).glob(f"_native*{module.suffix}")
         shutil.copyfile(built, target)

@@ -35,18 +35,13 @@ class Counts:
         import json
         from dataclasses import asdict, replace
 
-        from bench.counting.collectives import collectives, fake_distributed
         from bench.counting.iteration import count
         from fastinfogan import experiments
 
         experiment = replace(experiments.get(self.experiment), batch_size=self.batch_size)
-        how = (self.precision, self.ranks, self.batch_norm)
-        messages = collectives(experiment, *how)
-        with fake_distributed(self.ranks) as distributed:
-            found = count(experiment, self.precision, distributed, self.batch_norm)
+        found = count(experiment, self.precision, self.ranks, self.batch_norm)
         if self.json:
-            more = {"collectives": [asdict(each) for each in messages]} if self.ranks > 1 else {}
-            print(json.dumps(asdict(found) | more, indent=1))
+            print(json.dumps(asdict(found), indent=1))
             return 0
         of = f", a rank of {self.ranks}" if self.ranks > 1 else ""
         print(f"{found.experiment}, batch {found.batch_size}, {found.precision}{of}: one iteration")
@@ -56,9 +51,9 @@ class Counts:
         print(f"flops          {found.flops:,}")
         print(f"host waits     {found.host_syncs}")
         print(f"allocations    {found.allocations}, and none in a replayed graph")
-        if messages:
-            size = sum(each.bytes for each in messages)
-            print(f"collectives    {len(messages)}, {size:,} bytes of operands")
+        if found.collectives:
+            size = sum(each.bytes for each in found.collectives)
+            print(f"collectives    {len(found.collectives)}, {size:,} bytes of operands")
         for name, launches in found.kernels.items():
             print(f"  {launches:3d}  {name}")
         return 0

@@ -2,15 +2,18 @@
 
 The iteration runs on tensors without storage: each launch is recorded with its bytes instead of
 run. A number that the host reads from the device is a wait; inside an operation it is an error.
+One rank of several is counted as a process of a group that does not exist.
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
+from unittest.mock import patch
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -20,6 +23,7 @@ from fastinfogan.distributed import SINGLE_PROCESS, Distributed
 from fastinfogan.engine.config import BatchNorm
 from fastinfogan.engine.iteration import Iteration
 from fastinfogan.engine.precision import PRECISIONS, ComputedIn
+from fastinfogan.errors import InputError
 from fastinfogan.experiments import Experiment
 from fastinfogan_kernels.runtime.launch import nbytes, recording
 
@@ -32,13 +36,27 @@ _ADAM = 7
 """Moments, parameter and gradient read, moments and parameter written: values of a parameter."""
 
 
+_COLLECTIVES: dict[str, tuple[Literal["all_reduce", "all_gather"], int]] = {
+    "allreduce_": ("all_reduce", 0), "_allgather_base_": ("all_gather", 1),
+}  # fmt: skip
+"""By the operation of torch.distributed: its kind, and the position of its operand."""
+
+
+@dataclass(frozen=True)
+class Collective:
+    """A collective, and the bytes of each rank's operand."""
+
+    kind: Literal["all_reduce", "all_gather"]
+    bytes: int
+
+
 @dataclass(frozen=True)
 class Counts:
     """One iteration, D step and G step.
 
     Attributes:
         experiment: its name.
-        batch_size: real and generated images in a step, of this process.
+        batch_size: real and generated images in a step, of this rank.
         precision: "bf16", "fp32", "tf32" or "fp16".
         launches: of all kernels, fastinfogan's and ATen's.
         kernels: launches by kernel.
@@ -48,6 +66,7 @@ class Counts:
         host_syncs: how often the host waits for the device.
         allocations: tensors made in an iteration after the first, in eager mode; a replayed graph
             makes none.
+        collectives: in order.
     """
 
     experiment: str
@@ -60,6 +79,7 @@ class Counts:
     flops: int
     host_syncs: int
     allocations: int
+    collectives: tuple[Collective, ...] = ()
 
 
 @contextmanager
@@ -67,35 +87,33 @@ def allocations_recorded() -> Iterator[list[str]]:
     """Record the tensors that Python makes, in operations too, where no dispatch mode sees them."""
     found: list[str] = []
 
-    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+    def recorded(function: Callable[..., Any]) -> Callable[..., Any]:
         def make(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
             found.append(function.__name__)
             return function(*args, **kwargs)
 
         return make
 
-    places: list[tuple[Any, str]] = [
-        *((torch, name) for name in ("empty", "empty_like", "zeros", "zeros_like", "ones")),
-        *((Tensor, name) for name in ("new_empty", "new_zeros", "new_ones")),
-    ]
-    before = [(where, name, getattr(where, name)) for where, name in places]
-    try:
-        for where, name, function in before:
-            setattr(where, name, counted(function))
+    with ExitStack() as stack:
+        for owner, names in (
+            (torch, ("empty", "empty_like", "zeros", "zeros_like", "ones")),
+            (Tensor, ("new_empty", "new_zeros", "new_ones")),
+        ):
+            for name in names:
+                replacement = recorded(getattr(owner, name))
+                stack.enter_context(patch.object(owner, name, replacement))
         yield found
-    finally:
-        for where, name, function in before:
-            setattr(where, name, function)
 
 
 class _Aten(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Records ATen's operations that would launch a kernel, or make the host wait."""
+    """Records ATen's operations that would launch a kernel or make the host wait, and messages."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.launched: Counter[str] = Counter()
         self.bytes = 0
         self.waits = 0
+        self.collectives: list[Collective] = []
 
     def __torch_dispatch__(
         self,
@@ -108,6 +126,11 @@ class _Aten(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if name in _READS:
             self.waits += 1
             return _READS[name]
+        if func.namespace == "c10d":
+            kind, position = _COLLECTIVES[name]
+            operand: Tensor | list[Tensor] = args[position]
+            tensors = [operand] if isinstance(operand, Tensor) else operand
+            self.collectives.append(Collective(kind, nbytes(*tensors)))
         result = func(*args, **(kwargs or {}))
         free = func.is_view or name.startswith((*_FREE, "new_empty", "unsqueeze"))
         if func.namespace == "aten" and not free:
@@ -116,20 +139,49 @@ class _Aten(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
+@contextmanager
+def _fake_distributed(ranks: int) -> Iterator[Distributed]:
+    """Join a process group that does not exist: what is sent is dropped."""
+    if ranks < 1:
+        raise InputError(f"`ranks` must be 1 or more, not {ranks}")
+    if ranks == 1:
+        yield SINGLE_PROCESS
+        return
+    if dist.is_initialized():
+        raise InputError("collectives are counted by a process that is in no process group")
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
+    try:
+        yield Distributed(0, ranks)
+    finally:
+        dist.destroy_process_group()
+
+
 def count(
     experiment: Experiment,
     precision: ComputedIn = "bf16",
-    distributed: Distributed = SINGLE_PROCESS,
+    ranks: int = 1,
     batch_norm: BatchNorm = "synchronised",
 ) -> Counts:
-    """Count one iteration, of one process if there are several.
+    """Count one iteration, of one rank if there are several.
 
     Args:
-        experiment: with its batch size, of all processes together.
+        experiment: with its batch size, of all ranks together.
         precision: "bf16", "fp32", "tf32" or "fp16", which also checks for overflows.
-        distributed: the processes that share the batch, see `collectives.fake_distributed`.
-        batch_norm: of several processes.
+        ranks: that share the batch.
+        batch_norm: of several ranks: by the statistics of the whole batch, or each rank's.
+
+    Raises:
+        InputError: the batch cannot be shared equally, or this process is one of several.
     """
+    with _fake_distributed(ranks) as distributed:
+        return _count(experiment, precision, distributed, batch_norm)
+
+
+def _count(
+    experiment: Experiment, precision: ComputedIn, distributed: Distributed, batch_norm: BatchNorm
+) -> Counts:
     with recording() as launches, PRECISIONS[precision].arithmetic():
         iteration = meta_iteration(experiment, precision, distributed, batch_norm)
         with torch.no_grad():
@@ -156,6 +208,7 @@ def count(
         flops.get_total_flops(),
         aten.waits,
         len(makers),
+        tuple(aten.collectives),
     )
 
 

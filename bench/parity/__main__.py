@@ -21,8 +21,8 @@ class Parity:
     """Train the engine and plain PyTorch on the same numbers and test for differences.
 
     Each seed is trained by both on the same images, codes and noise. Trajectories are written as
-    they are finished: the same command with the same --out resumes where it stopped, and several
-    processes share the work. Exit code 1 if a difference is detected.
+    they are finished: the same command with the same --out resumes where it stopped. Exit code 1 if
+    a difference is detected.
     """
 
     experiment: str = "mnist"
@@ -52,7 +52,8 @@ class Parity:
         """Run the command; the exit code."""
         import json
 
-        from bench.parity.report import PICTURE, reanalyse, table
+        from bench.parity.report import reanalyse, table
+        from bench.parity.trajectories import PICTURE
 
         out = self.out
         if self.reanalyse:

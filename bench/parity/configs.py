@@ -2,21 +2,22 @@
 
 Where the engine's precision is not fp32, its first iterations are compared in fp32, too. All start
 from the weights of the same seed and see the same images, codes and noise, iteration by iteration.
-The engine draws them itself; the references are handed what NumPy's definitions say.
+The engine draws them itself; the references are given what NumPy's definitions say.
 """
 
-import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from importlib.util import find_spec
+from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+import fastinfogan
+import fastinfogan_kernels
 from bench.training import train_config
 from fastinfogan.data import ImageSet
 from fastinfogan.data.transforms import to_network
@@ -37,14 +38,6 @@ Step = Callable[[int], Sequence[float]]
 
 _FP16_SCALE: Final = 1024.0
 _SETTLES_BY: Final = 24  # from the largest scale to the least
-_REFERENCE: Final = (
-    "fastinfogan.experiments", "fastinfogan.reference", "fastinfogan_kernels.latents",
-    "fastinfogan_kernels.philox", "fastinfogan_kernels.shuffle",
-)  # fmt: skip
-_ENGINE: Final = (
-    *(f"fastinfogan.{name}" for name in ("engine", "experiments", "networks", "nn", "objective")),
-    "fastinfogan.optim", "fastinfogan_kernels",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -113,18 +106,17 @@ class Setup:
     def fingerprint(self, config: Config) -> dict[str, Any]:
         """Return what decides a trajectory, except for its seed and the machine."""
         found: dict[str, Any] = {
-            "experiment": dataclasses.asdict(self.experiment),
+            "experiment": asdict(self.experiment),
             "data": self.source.fingerprint,
             "device": self.device.type,
             "iterations": self.length(config),
             "versions": versions(),
+            "code": code(),
         }
         if config != "reference":
             found["precision"] = self.computed(config).name
-        of_engine = config in ("engine", "engine32")
-        if of_engine:
+        if config in ("engine", "engine32"):
             found["execution"] = choose_execution(self.execution, self.device)[0].name
-        found["code"] = code(_ENGINE if of_engine else _REFERENCE)
         return found
 
     def start(self, config: Config, seed: int) -> Step:
@@ -134,41 +126,16 @@ class Setup:
         return _reference(self, seed, None if config == "reference" else self.computed(config))
 
 
-def code(names: Sequence[str]) -> str:
-    """Hash modules and packages by name and, of the kernels, the compiled C++; SHA-256."""
+@cache
+def code() -> str:
+    """Hash the sources of both packages and the compiled C++; SHA-256."""
     digest = hashlib.sha256()
-    for name in names:
-        spec = find_spec(name)
-        assert spec is not None
-        file = Path(str(spec.origin))
-        for each in (
-            sorted(file.parent.rglob("*.py")) if spec.submodule_search_locations else [file]
-        ):
-            digest.update(f"{name} {each.relative_to(file.parent).as_posix()}\0".encode())
-            digest.update(each.read_bytes())
-    native = find_spec("fastinfogan_kernels._native")
-    if native is not None and "fastinfogan_kernels" in names:
-        digest.update(Path(str(native.origin)).read_bytes())
+    for package in (fastinfogan, fastinfogan_kernels):
+        folder = Path(str(package.__file__)).parent
+        for file in sorted((*folder.rglob("*.py"), *folder.glob("_native*"))):
+            digest.update(f"{package.__name__} {file.relative_to(folder).as_posix()}\0".encode())
+            digest.update(file.read_bytes())
     return digest.hexdigest()
-
-
-def trajectory(
-    step: Step, iterations: int, quantities: int, progress: Callable[[int], None]
-) -> Tensor:
-    """Run iterations until all are done, or three in a row were not finite: nothing comes after.
-
-    Returns:
-        fp64 (iterations, quantities); NaN where an iteration was skipped or not run.
-    """
-    found = torch.full((iterations, quantities), torch.nan, dtype=torch.float64)
-    broken = 0
-    for number in range(iterations):
-        found[number] = torch.tensor(step(number), dtype=torch.float64)
-        broken = 0 if found[number].isfinite().all() else broken + 1
-        if broken == 3:
-            break
-        progress(number + 1)
-    return found
 
 
 def _engine(setup: Setup, seed: int, config: Config) -> Step:

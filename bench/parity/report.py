@@ -2,20 +2,29 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from bench.parity import statistics
 from bench.parity.configs import Config, Setup
-from bench.parity.figure import Panel, draw_parity
-from bench.parity.statistics import Analysis, Values, analyse
-from bench.parity.trajectories import PICTURE, REPORT, Folder, Progress, read_saved
+from bench.parity.statistics import Analysis, analyse
+from bench.parity.trajectories import (
+    PICTURE,
+    REPORT,
+    Progress,
+    Values,
+    read_saved,
+    train_missing,
+)
 from fastinfogan import experiments
 from fastinfogan.engine.config import versions
 from fastinfogan.errors import InputError
-from fastinfogan.files import write_json
+from fastinfogan.files import replacing, write_json
 from fastinfogan_kernels.latents import Categorical, LatentSpec
 
 _EARLY: Final[tuple[tuple[Config, Config], ...]] = (
@@ -23,6 +32,10 @@ _EARLY: Final[tuple[tuple[Config, Config], ...]] = (
 )  # fmt: skip
 _FP16_MAY_SKIP: Final = 0.01
 """Of the iterations: by an overflow the loss scale finds out that it is too large."""
+_STYLES: Final[tuple[tuple[Config, str, Any], ...]] = (
+    ("reference", "#c65a11", "-"), ("engine", "#1f5fa8", (0, (4, 2))),
+)  # fmt: skip
+_POINTS: Final = 100  # means that a line is made of, if there are as many iterations
 
 
 def compare(
@@ -43,7 +56,7 @@ def compare(
         InputError: the folder holds something else, or a file in it is damaged.
         OSError: it cannot be written.
     """
-    values, machines = Folder(path, setup, seeds).fill(progress)
+    values, machines = train_missing(path, setup, seeds, progress)
     e = setup.experiment
     settings = {
         "experiment": e.name,
@@ -109,30 +122,18 @@ def _write(
         "whole": [{**asdict(d), "equivalent": d.equivalent} for d in analysis.whole],
         "windows": [{**asdict(d), "equivalent": d.equivalent} for d in analysis.windows],
     })  # fmt: skip
-    draw_parity(panels(latents, values), path / PICTURE)
+    _draw(latents, values, path / PICTURE)
     write_json(path / REPORT, document)
     return analysis, document
 
 
-def panels(spec: LatentSpec, values: Mapping[Config, Values]) -> list[Panel]:
-    """List the picture's panels: both losses, and L_I of the categorical and continuous codes."""
-    kinds = [isinstance(code, Categorical) for code in spec.codes]
-    shown: list[tuple[str, list[int], float | None]] = [
-        ("$D$'s loss", [0], None), ("$G$'s loss", [1], None)
-    ]  # fmt: skip
-    for kind in (True, False):
-        codes = [i for i, each in enumerate(kinds) if each == kind]
-        if codes:
-            names = [spec.names[i] for i in codes]
-            between = " and " if len(names) == 2 else " to "
-            title = names[0] if len(names) == 1 else f"{names[0]}{between}{names[-1]}, summed"
-            entropy = sum(spec.codes[i].entropy for i in codes) if kind else None
-            shown.append((f"$L_I$ of {title}", [2 + i for i in codes], entropy))
-    configs: tuple[Config, ...] = ("reference", "engine")
-    return [
-        Panel(title, {c: values[c][:, :, columns].sum(axis=2) for c in configs}, entropy)
-        for title, columns, entropy in shown
-    ]
+def _finite(value: Any) -> Any:  # noqa: ANN401 - JSON
+    """Replace what JSON has no number for by null."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def table(found: Analysis, seeds: int) -> list[str]:
@@ -144,7 +145,7 @@ def table(found: Analysis, seeds: int) -> list[str]:
     for d in found.whole:
         early = [f"{e.ratio:.2f}" for e in found.early if e.quantity == d.quantity]
         windows = [w for w in found.windows if w.quantity == d.quantity]
-        largest = max((abs(w.difference) for w in windows), default=math.nan)
+        largest = max(abs(w.difference) for w in windows)
         lines.append(
             f"{d.quantity:<8}{d.reference:>10.4f}{d.engine:>9.4f}  "
             f"{f'{d.difference:+.4f} ({d.low:+.4f} to {d.high:+.4f})':<27}{d.detectable:>11.4f}"
@@ -164,10 +165,60 @@ def table(found: Analysis, seeds: int) -> list[str]:
     ]
 
 
-def _finite(value: Any) -> Any:  # noqa: ANN401 - JSON
-    """Replace what JSON has no number for by null."""
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _panels(spec: LatentSpec) -> Iterator[tuple[str, list[int], float | None]]:
+    """Yield title, quantities and H(c) of both losses and L_I of each kind of code."""
+    yield "$D$'s loss", [0], None
+    yield "$G$'s loss", [1], None
+    for kind in (True, False):
+        codes = [i for i, code in enumerate(spec.codes) if isinstance(code, Categorical) == kind]
+        if codes:
+            names = [spec.names[i] for i in codes]
+            between = " and " if len(names) == 2 else " to "
+            title = names[0] if len(names) == 1 else f"{names[0]}{between}{names[-1]}, summed"
+            entropy = sum(spec.codes[i].entropy for i in codes) if kind else None
+            yield f"$L_I$ of {title}", [2 + i for i in codes], entropy
+
+
+def _draw(spec: LatentSpec, trajectories: Mapping[Config, Values], file: Path) -> None:
+    """Draw each configuration's mean over seeds as a line and its least and greatest as a band."""
+    from matplotlib.figure import Figure
+
+    panels = list(_panels(spec))
+    rows = -(-len(panels) // 2)
+    figure = Figure(figsize=(9.0, 2.9 * rows), layout="constrained")
+    grid = figure.subplots(rows, 2, squeeze=False, sharex=True)
+    for axes, (title, quantities, entropy) in zip(grid.flat, panels, strict=False):
+        low, high = np.inf, -np.inf
+        for config, colour, style in _STYLES:
+            x, means = _smooth(trajectories[config][:, :, quantities].sum(axis=2))
+            axes.fill_between(
+                x, means.min(axis=0), means.max(axis=0), color=colour, alpha=0.2, linewidth=0
+            )
+            axes.plot(x, means.mean(axis=0), color=colour, linestyle=style, label=config)
+            # The first iterations would press all the others together.
+            settled = means[:, x >= x[-1] * 0.02]
+            if np.isfinite(settled).any():
+                low, high = min(low, np.nanmin(settled)), max(high, np.nanmax(settled))
+        if entropy is not None:
+            axes.axhline(entropy, color="0.55", linewidth=0.9, linestyle=":", label="H(c)")
+            high = max(high, entropy)
+        if low < high:
+            axes.set_ylim(low - 0.06 * (high - low), high + 0.06 * (high - low))
+        axes.set(title=title, ylabel="nats", xlim=(0, None))
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False)
+    for axes in grid.flat[len(panels) :]:
+        axes.set_axis_off()
+    for axes in grid[-1]:
+        axes.set_xlabel("iteration")
+    with replacing(file) as partial:
+        figure.savefig(partial, dpi=110, format="png")
+
+
+def _smooth(values: Values) -> tuple[NDArray[np.float64], Values]:
+    """Average over some iterations each: where they are, and (seeds, means); NaN is left out."""
+    seeds, iterations = values.shape
+    size = max(iterations // _POINTS, 1)
+    count = iterations // size
+    parts = values[:, : count * size].reshape(seeds, count, size)
+    return (np.arange(count) + 0.5) * size + 0.5, statistics.means(parts, 2)

@@ -1,31 +1,26 @@
 """Whether two sets of trajectories differ, from nothing but their numbers.
 
 Both configurations start from the same weights and see the same images, codes and noise, so at
-first they differ by rounding alone. Adam's first updates are the learning rate times a gradient's
-sign, which rounding decides where a gradient is small; training then multiplies the difference, and
-after some tens of iterations two correct programs are as far apart as two runs with different
-noise. So there are two questions.
+first they differ by rounding alone. Training multiplies the difference, and after some tens of
+iterations two correct programs are as far apart as two runs with different noise. So there are two
+questions.
 
 Early, iteration by iteration: does the engine depart from the reference by more than rounding does?
 The yardstick is the reference itself, rounded as PyTorch does in the engine's precision (for fp32:
 the reference in fp64). The hypothesis is that the root mean square of engine - reference is at most
 `TOLERANCE` times that of rounded - reference: a t test of the seeds' logarithms of that ratio, for
 each quantity, and for all together in each of the phases that double in length. Logarithms, and
-capped, because rounding is now and then a thousand times larger in one seed of one configuration,
-where it moved an activation across a kink; a wrong gradient shows in all seeds, however large. In
-fp32, with MNIST and five seeds, errors of 5 % planted in a gradient are some 200 times rounding in
-the first iteration and detected, errors of 1 % about 60 times and not always; in bf16, which rounds
-more, errors of 20 % were not. So where the precision is another, the engine runs in fp32, too, for
-these iterations.
+capped, because rounding is now and then a thousand times larger in one seed, where it moved an
+activation across a kink; a wrong gradient shows in all seeds. In bf16, errors of 20 % in a gradient
+hide in rounding; so where the precision is not fp32, the engine's first iterations are compared in
+fp32, too, where errors of 5 % are found.
 
 Late, in distribution: per quantity, the means over the whole run and over each of ten windows,
 engine less reference, paired by seed: t tests of whether the true difference exceeds `NEGLIGIBLE`,
-which no two precisions keep to and no reader of a curve sees. The seed is the independent unit, so
-n seeds leave n - 1 degrees of freedom, however long the run. Five seeds are few: a difference is
-detected only if it is several times its standard error; `detectable` says how large that is. That
-no difference was detected is therefore one statement; equivalence within `MARGIN` is another one,
-made only where the whole 95 % confidence interval lies within it, which is stricter than two
-one-sided tests at 5 %. Neither says anything of what is not recorded: images, or weights.
+which no reader of a curve sees. The seed is the independent unit, so n seeds leave n - 1 degrees of
+freedom; `detectable` is the difference that is large enough to be found. Equivalence within
+`MARGIN` is another statement, made only where the whole 95 % confidence interval lies within it.
+Neither says anything of what is not recorded: images, or weights.
 
 Each of the three families of tests (early, whole, windows) has a third of `ALPHA` and is corrected
 by Holm's method, so that a correct engine is reported as different in at most `ALPHA` of all cases.
@@ -174,12 +169,10 @@ def analyse(
         InputError: the shapes do not fit, or there are too few seeds, or fewer iterations than
             windows.
     """
-    if reference.ndim != 3 or reference.shape != engine.shape:
-        raise InputError(f"trajectories of shapes {reference.shape} and {engine.shape}")
-    seeds, iterations, count = reference.shape
-    for part in (values for pair in early.values() for values in pair):
-        if part.ndim != 3 or part.shape[::2] != (seeds, count) or count != len(quantities):
-            raise InputError(f"trajectories of shapes {reference.shape} and {part.shape}")
+    seeds, iterations, _ = reference.shape
+    parts = [values.shape[::2] for pair in early.values() for values in pair]
+    if reference.shape != engine.shape or {*parts} != {(seeds, len(quantities))}:
+        raise InputError(f"trajectories of shapes {reference.shape}, {engine.shape}, {parts}")
     if seeds < LEAST_SEEDS:
         raise InputError(f"{seeds} seeds; {LEAST_SEEDS} or more are needed for a test")
     if iterations < WINDOWS:
@@ -239,16 +232,16 @@ def _early(
     found = []
     for quantity, which, when, parts in tested:
         squares = [
-            np.stack([_means(each[:, part, which].reshape(seeds, -1), 1) for part in parts], 1)
+            np.stack([means(each[:, part, which].reshape(seeds, -1), 1) for part in parts], 1)
             for each in apart
         ]
         logs = np.log(squares[0] / squares[1]) / 2
-        uncapped = _means(logs, 1)
-        of_seeds = _means(np.clip(logs, -math.log(_CAP), math.log(_CAP)), 1)
+        uncapped = means(logs, 1)
+        of_seeds = means(np.clip(logs, -math.log(_CAP), math.log(_CAP)), 1)
         mean = float(of_seeds.mean())
         error = float(of_seeds.std(ddof=1)) / seeds**0.5
         engines, roundings = (
-            float(_means(each[:, when, which].ravel(), 0)) ** 0.5 for each in apart
+            float(means(each[:, when, which].ravel(), 0)) ** 0.5 for each in apart
         )
         found.append(
             Departure(
@@ -265,12 +258,12 @@ def _early(
     return found
 
 
-def _means(values: Values, axis: int) -> Values:
+def means(values: Values, axis: int) -> Values:
     """Average over an axis what is finite; NaN where nothing is."""
     there = np.isfinite(values)
     with np.errstate(invalid="ignore"):
-        means: Values = np.where(there, values, 0.0).sum(axis) / there.sum(axis)
-    return means
+        found: Values = np.where(there, values, 0.0).sum(axis) / there.sum(axis)
+    return found
 
 
 def _above(found: float, limit: float, error: float, freedom: int) -> float:
@@ -291,8 +284,8 @@ def _late(
         _difference(
             quantity,
             window,
-            _means(reference[:, slice(*window), i], 1),
-            _means(engine[:, slice(*window), i], 1),
+            means(reference[:, slice(*window), i], 1),
+            means(engine[:, slice(*window), i], 1),
             level,
         )
         for i, quantity in enumerate(quantities)

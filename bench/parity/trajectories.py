@@ -1,156 +1,90 @@
-"""Trajectories, each in a file of its own as soon as it is trained.
+"""Trajectories, each in its file as soon as it is trained: an interrupted report resumes."""
 
-A report that was interrupted therefore resumes, and several processes with the same folder share
-the work: each trajectory is trained by the process that locks its file first.
-"""
-
-import fcntl
 import json
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any, Final, get_args
+from typing import Any, Final, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.parity.configs import Config, Setup, trajectory
+from bench.parity.configs import Config, Setup
 from fastinfogan.checkpoint import difference
 from fastinfogan.data.formats.npz import UNREADABLE
 from fastinfogan.engine.config import hardware
 from fastinfogan.errors import InputError
-from fastinfogan.files import sync
+from fastinfogan.files import replacing
 
 CONFIGS: Final[tuple[Config, ...]] = get_args(Config)
 REPORT, PICTURE = "parity.json", "parity.png"
-_FORMAT = 1
+_AGAIN: Final = "delete it to have it trained again, or name another `out`"
 
 Values = NDArray[np.float64]
 """Trajectories: (seeds, iterations, quantities); NaN where an iteration was skipped."""
 Progress = Callable[[int, int, str], object]
 """Called with iterations done, of how many in all, and what is trained."""
+Record = dict[str, Any]
+"""What a trajectory was trained with; JSON."""
 
 
-class Folder:
-    """The folder of a report's trajectories.
+def train_missing(
+    path: Path, setup: Setup, seeds: int, progress: Progress
+) -> tuple[dict[Config, Values], list[dict[str, str]]]:
+    """Train the trajectories that a folder does not hold yet.
 
     Args:
-        path: made when the first trajectory is written.
-        setup: what they are of.
+        path: of the folder; made when the first trajectory is written.
+        setup: what is trained.
         seeds: from 1 to this.
+        progress: called after each iteration.
+
+    Returns:
+        Trajectories by configuration, and the machines that they were trained on.
 
     Raises:
-        InputError: the path is a file, or a folder with something else in it.
+        InputError: the folder holds something else, a damaged file, or a trajectory of something
+            else.
+        OSError: the folder cannot be written.
     """
-
-    def __init__(self, path: Path, setup: Setup, seeds: int) -> None:
-        self.path, self.setup = path, setup
-        self._seeds = range(1, seeds + 1)
-        self._fingerprints = {config: setup.fingerprint(config) for config in setup.configs}
-        if path.exists() and not path.is_dir():
-            raise InputError(f"{path}: a file, where a folder is needed; name another `out`")
-        strange = [p.name for p in path.iterdir() if not _is_known(p)] if path.exists() else []
-        if strange:
-            raise InputError(
-                f"{path}: holds files of something else, {min(strange)} for one; name another `out`"
-            )
-
-    def fill(self, progress: Progress) -> tuple[dict[Config, Values], list[dict[str, str]]]:
-        """Train the missing trajectories, or wait for the processes that are training them.
-
-        Returns:
-            Trajectories by configuration, and the machines that they were trained on.
-
-        Raises:
-            InputError: a file is damaged, or a trajectory of something else.
-            OSError: the folder cannot be written.
-        """
-        tasks = [(config, seed) for seed in self._seeds for config in self.setup.configs]
-        for config, seed in tasks:  # bad files are reported before hours are spent
-            if self._file(config, seed).exists():
-                self._read(config, seed)
-        total = sum(self.setup.length(config) for config, _ in tasks)
-        for wait in (False, True):
-            done = 0
-            for config, seed in tasks:
-                self._train(config, seed, progress, done, total, wait=wait)
-                done += self.setup.length(config)
-        found = {config: [self._read(config, seed) for seed in self._seeds]
-                 for config in self.setup.configs}  # fmt: skip
-        machines = [machine for read in found.values() for _, machine in read]
-        values = {config: np.stack([v for v, _ in read]) for config, read in found.items()}
-        return values, [m for i, m in enumerate(machines) if m not in machines[:i]]
-
-    def _train(
-        self, config: Config, seed: int, progress: Progress, done: int, total: int, *, wait: bool
-    ) -> None:
-        final, length = self._file(config, seed), self.setup.length(config)
-        text = f"{config}, seed {seed}"
-        if final.exists():
-            progress(done + length, total, text)
-            return
-        self.path.mkdir(parents=True, exist_ok=True)
-        partial = final.with_name(f".{final.name}.partial")
-        with _locked(partial, wait=wait) as file:
-            if file is None:
-                return  # another process trains it
-            if final.exists():  # another process has just finished it
-                partial.unlink(missing_ok=True)
-                return
-            values = trajectory(
-                self.setup.start(config, seed),
-                length,
-                len(self.setup.quantities),
-                lambda iterations: progress(done + iterations, total, text),
-            )
-            record = self._record(config, seed) | {"machine": hardware()}
-            file.truncate(0)
-            np.savez_compressed(
-                file,
-                format=np.array(_FORMAT),
-                record=np.array(json.dumps(record)),
-                values=values.numpy().astype(np.float32),  # what the losses are computed in
-            )
-            file.flush()
-            sync(partial)
-            os.replace(partial, final)
-            sync(self.path)
-
-    def _record(self, config: Config, seed: int) -> dict[str, Any]:
-        return {
-            "side": config,
+    _check_folder(path)
+    numbers = range(1, seeds + 1)
+    expected = {
+        (config, seed): {
+            "config": config,
             "seed": seed,
-            "quantities": self.setup.quantities,
-            "settings": self._fingerprints[config],
+            "quantities": setup.quantities,
+            "settings": setup.fingerprint(config),
         }
+        for seed in numbers
+        for config in setup.configs
+    }
+    found = {  # bad files are reported before hours are spent
+        key: _checked(_file(path, *key), setup.length(key[0]), record)
+        for key, record in expected.items()
+        if _file(path, *key).exists()
+    }
+    done, total = 0, sum(setup.length(config) for config, _ in expected)
+    for (config, seed), record in expected.items():
+        length, text = setup.length(config), f"{config}, seed {seed}"
+        if (config, seed) not in found:
 
-    def _read(self, config: Config, seed: int) -> tuple[Values, dict[str, str]]:
-        file = self._file(config, seed)
-        again = "delete it to have it trained again, or name another `out`"
-        try:
-            values, record = _load(file)
-        except UNREADABLE as error:
-            raise InputError(f"{file}: not a whole trajectory: {error}; {again}") from error
-        machine: dict[str, str] = record.pop("machine", {})
-        if differs := difference(record, self._record(config, seed)):
-            raise InputError(f"{file}: a trajectory of other settings, {differs}; {again}")
-        if values.shape != (self.setup.length(config), len(self.setup.quantities)):
-            raise InputError(f"{file}: a trajectory of another shape; {again}")
-        return values, machine
+            def on_iteration(number: int, done: int = done, text: str = text) -> None:
+                progress(done + number, total, text)
 
-    def _file(self, config: Config, seed: int) -> Path:
-        return self.path / f"{config}-{seed}.npz"
+            values, file = _train(setup, config, seed, on_iteration), _file(path, config, seed)
+            record |= {"machine": hardware()}
+            with replacing(file) as partial, partial.open("wb") as stream:
+                np.savez_compressed(stream, record=np.array(json.dumps(record)), values=values)
+            found[config, seed] = _load(file)
+        done += length
+        progress(done, total, text)
+    machines = [found[key][1].get("machine", {}) for key in expected]
+    values_of = {c: np.stack([found[c, seed][0] for seed in numbers]) for c in setup.configs}
+    return values_of, [m for i, m in enumerate(machines) if m not in machines[:i]]
 
 
 def read_saved(path: Path) -> dict[Config, Values]:
-    """Read a finished report's trajectories, whatever code has trained them.
-
-    Args:
-        path: the report's folder.
-
-    Returns:
-        Trajectories by configuration.
+    """Read the trajectories of a finished report's folder by configuration, whatever their code.
 
     Raises:
         InputError: a file is missing or damaged.
@@ -168,29 +102,58 @@ def read_saved(path: Path) -> dict[Config, Values]:
     return found
 
 
-def _load(file: Path) -> tuple[Values, dict[str, Any]]:
+def _train(
+    setup: Setup, config: Config, seed: int, on_iteration: Callable[[int], None]
+) -> NDArray[np.float32]:
+    """Run iterations until all are done, or three in a row were not finite: nothing comes after.
+
+    Returns:
+        (iterations, quantities) in what losses are computed in; NaN where an iteration was skipped
+        or not run.
+    """
+    step, length = setup.start(config, seed), setup.length(config)
+    found = np.full((length, len(setup.quantities)), np.nan)
+    not_finite = 0
+    for number in range(length):
+        found[number] = step(number)
+        not_finite = 0 if np.isfinite(found[number]).all() else not_finite + 1
+        if not_finite == 3:
+            break
+        on_iteration(number + 1)
+    return found.astype(np.float32)
+
+
+def _file(path: Path, config: Config, seed: int) -> Path:
+    return path / f"{config}-{seed}.npz"
+
+
+def _load(file: Path) -> tuple[Values, Record]:
     with np.load(file, allow_pickle=False) as arrays:
-        known = int(arrays["format"]) == _FORMAT
-        return arrays["values"].astype(np.float64), (
-            json.loads(str(arrays["record"])) if known else {}
+        return arrays["values"].astype(np.float64), json.loads(str(arrays["record"]))
+
+
+def _checked(file: Path, length: int, expected: Record) -> tuple[Values, Record]:
+    """Read a trajectory of a length that was trained with what is expected."""
+    try:
+        values, record = _load(file)
+    except UNREADABLE as error:
+        raise InputError(f"{file}: not a whole trajectory: {error}; {_AGAIN}") from error
+    trained = {name: value for name, value in record.items() if name != "machine"}
+    if differs := difference(trained, expected):
+        raise InputError(f"{file}: a trajectory of other settings, {differs}; {_AGAIN}")
+    if values.shape != (length, len(expected["quantities"])):
+        raise InputError(f"{file}: a trajectory of another shape; {_AGAIN}")
+    return values, record
+
+
+def _check_folder(path: Path) -> None:
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise InputError(f"{path}: a file, where a folder is needed; name another `out`")
+    known = [REPORT, PICTURE, *(f.name for c in CONFIGS for f in path.glob(f"{c}-[0-9]*.npz"))]
+    others = [p.name for p in path.iterdir() if p.name not in known and p.suffix != ".partial"]
+    if others:
+        raise InputError(
+            f"{path}: holds files of something else, {min(others)} for one; name another `out`"
         )
-
-
-def _is_known(path: Path) -> bool:
-    name = path.name
-    if name.startswith("."):
-        name = name.removeprefix(".").removesuffix(".partial")
-    config, _, seed = name.removesuffix(".npz").partition("-")
-    return name in (REPORT, PICTURE) or (config in CONFIGS and seed.isdecimal())
-
-
-@contextmanager
-def _locked(path: Path, *, wait: bool) -> Iterator[IO[bytes] | None]:
-    """Open a file for writing and lock it; None if another process has it."""
-    with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield None
-            return
-        yield file

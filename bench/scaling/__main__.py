@@ -10,8 +10,7 @@ import torch
 
 from bench.compiled import record
 from bench.counting.iteration import count
-from bench.scaling.costs import Axis, counted, timed
-from bench.scaling.fits import exponent
+from bench.scaling.costs import counted, timed
 from bench.scaling.model import Speeds, predict
 from bench.timing.rows import RESULTS, machine_key
 from fastinfogan import experiments
@@ -22,17 +21,6 @@ from fastinfogan.files import write_json
 COUNTED, TIMED = "mnist", "mnist"
 CLUSTERS = ((1, 128), (8, 16), (8, 128), (800, 64))
 """GPUs, and rows of the batch for each: 8 GPUs with the published batch of 128 and with 1,024."""
-
-
-def fitted(axis: Axis) -> dict[str, Any]:
-    """Fit the exponents of an axis's costs."""
-    return {
-        "sizes": axis.sizes,
-        "costs": axis.costs,
-        "exponents": {
-            name: asdict(exponent(axis.sizes, costs)) for name, costs in axis.costs.items()
-        },
-    }
 
 
 def report(device: torch.device, rounds: int, before: dict[str, Any] | None) -> dict[str, Any]:
@@ -58,13 +46,13 @@ def report(device: torch.device, rounds: int, before: dict[str, Any] | None) -> 
         "precision": precision,
     }
     if before is None:
-        times = {k: fitted(a) for k, a in timed(TIMED, precision, device, rounds).items()}
+        times = {k: a.to_dict() for k, a in timed(TIMED, precision, device, rounds).items()}
     else:
         machine, times = {name: before[name] for name in machine}, before["timed"]
     return {
         **machine,
         "iterations": {name: _counted(name) for name in experiments.EXPERIMENTS},
-        "counted": {k: fitted(a) for k, a in counted(experiments.get(COUNTED)).items()},
+        "counted": {k: a.to_dict() for k, a in counted(experiments.get(COUNTED)).items()},
         "timed": times,
         "speeds": asdict(Speeds()),
         "model": predictions,

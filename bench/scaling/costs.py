@@ -1,11 +1,13 @@
 """What an iteration costs along each axis: batch, channels, codes and ranks."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
+from scipy import stats
 
-from bench.counting.collectives import collectives, fake_distributed
 from bench.counting.iteration import Counts, count
 from bench.timing.clock import Run, clock_for
 from bench.timing.interleaved import Interleaved
@@ -40,6 +42,11 @@ class Axis:
     sizes: tuple[float, ...]
     costs: dict[str, tuple[float, ...]]
 
+    def to_dict(self) -> dict[str, Any]:
+        """Convert to JSON, with the fitted exponents."""
+        exponents = {name: asdict(exponent(self.sizes, c)) for name, c in self.costs.items()}
+        return {**asdict(self), "exponents": exponents}
+
 
 def widened(experiment: Experiment, width: float) -> Experiment:
     """Multiply every hidden width of the networks."""
@@ -61,20 +68,25 @@ def coded(experiment: Experiment, codes: int) -> Experiment:
     return replace(experiment, latents=spec)
 
 
-def axes(experiment: Experiment) -> dict[str, tuple[tuple[float, ...], list[Experiment]]]:
+def axes(
+    experiment: Experiment,
+    batches: Sequence[int] = BATCHES,
+    widths: Sequence[float] = WIDTHS,
+    codes: Sequence[int] = CODES,
+) -> dict[str, tuple[Sequence[float], list[Experiment]]]:
     """Return by axis its sizes, and the experiment at each of them."""
     e = experiment
     return {
-        "batch": (BATCHES, [replace(e, batch_size=size) for size in BATCHES]),
-        "width": (WIDTHS, [widened(e, width) for width in WIDTHS]),
-        "codes": (CODES, [coded(e, codes) for codes in CODES]),
+        "batch": (batches, [replace(e, batch_size=size) for size in batches]),
+        "width": (widths, [widened(e, width) for width in widths]),
+        "codes": (codes, [coded(e, number) for number in codes]),
     }
 
 
 def counted(experiment: Experiment, precision: ComputedIn = "bf16") -> dict[str, Axis]:
     """Count launches, bytes and FLOPs along each axis; exact on any machine."""
     return {
-        axis: Axis(sizes, _costs(count(each, precision) for each in made))
+        axis: Axis(tuple(sizes), _costs(count(each, precision) for each in made))
         for axis, (sizes, made) in axes(experiment).items()
     } | {"ranks": _by_ranks(experiment, precision)}
 
@@ -85,16 +97,15 @@ def _costs(counts: Iterable[Counts]) -> dict[str, tuple[float, ...]]:
 
 
 def _by_ranks(experiment: Experiment, precision: ComputedIn) -> Axis:
-    """Count what one process launches, sends and receives, with the experiment's batch for each."""
+    """Count what one rank launches, sends and receives, with the experiment's batch for each."""
     launches, operands, received = [], [], []
-    for number in RANKS:
-        e = replace(experiment, batch_size=experiment.batch_size * number)
-        with fake_distributed(number) as distributed:
-            launches.append(count(e, precision, distributed).launches)
-        messages = collectives(e, precision, number)
-        operands.append(sum(each.bytes for each in messages))
-        gathered = sum(each.bytes for each in messages if each.kind == "all_gather")
-        received.append(gathered * number)
+    for ranks in RANKS:
+        whole = replace(experiment, batch_size=experiment.batch_size * ranks)
+        found = count(whole, precision, ranks)
+        launches.append(found.launches)
+        operands.append(sum(each.bytes for each in found.collectives))
+        gathered = [each.bytes for each in found.collectives if each.kind == "all_gather"]
+        received.append(sum(gathered) * ranks)
     costs = {"launches": launches, "bytes of operands": operands, "bytes gathered": received}
     return Axis(RANKS, {name: tuple(each) for name, each in costs.items()})
 
@@ -103,12 +114,7 @@ def timed(
     name: str, precision: ComputedIn, device: torch.device, rounds: int = ROUNDS
 ) -> dict[str, Axis]:
     """Time an iteration along each axis but ranks, all sizes of an axis interleaved."""
-    e = experiments.get(name)
-    sizes: dict[str, tuple[tuple[float, ...], list[Experiment]]] = {
-        "batch": (TIMED_BATCHES, [replace(e, batch_size=size) for size in TIMED_BATCHES]),
-        "width": (TIMED_WIDTHS, [widened(e, width) for width in TIMED_WIDTHS]),
-        "codes": (TIMED_CODES, [coded(e, codes) for codes in TIMED_CODES]),
-    }
+    sizes = axes(experiments.get(name), TIMED_BATCHES, TIMED_WIDTHS, TIMED_CODES)
     mode, _ = choose_execution("auto", device)
     per_call = mode.iterations_per_call
     found, steps = {}, iter(range(0, 10**9, per_call))
@@ -123,7 +129,30 @@ def timed(
         interleaved = Interleaved(runs, clock_for(device), steady=True, units=per_call)
         interleaved.time(rounds, _BUDGET)
         times = interleaved.times
-        medians = tuple(times.spread(str(size)).median for size in along)
+        medians = tuple(times.spread(name).median for name in runs)
         interleaved.release()
-        found[axis] = Axis(along, {"seconds": medians})
+        found[axis] = Axis(tuple(along), {"seconds": medians})
     return found
+
+
+@dataclass(frozen=True)
+class Exponent:
+    """Of a cost c * size^e, which is a straight line of slope e in logarithms.
+
+    Attributes:
+        overall: slope of the line through all points.
+        margin: half of its 95 % confidence interval; what is no power law shows here.
+        last: slope between the two largest sizes, where what is constant matters least.
+    """
+
+    overall: float
+    margin: float
+    last: float
+
+
+def exponent(sizes: Sequence[float], costs: Sequence[float]) -> Exponent:
+    """Fit an exponent to positive costs at three or more rising sizes, by least squares."""
+    x, y = ([math.log(value) for value in values] for values in (sizes, costs))
+    line = stats.linregress(x, y)
+    margin = float(stats.t.ppf(0.975, len(x) - 2) * line.stderr)
+    return Exponent(float(line.slope), margin, (y[-1] - y[-2]) / (x[-1] - x[-2]))

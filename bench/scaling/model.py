@@ -19,8 +19,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from bench.counting.collectives import Collective, collectives, fake_distributed
-from bench.counting.iteration import Counts, count
+from bench.counting.iteration import Collective, Counts, count
 from fastinfogan import experiments
 from fastinfogan.engine.config import BatchNorm
 from fastinfogan.engine.precision import ComputedIn
@@ -152,13 +151,9 @@ def predict(
     """
     e = replace(experiments.get(name), batch_size=rows * gpus)
     alone = _parts(count(replace(e, batch_size=rows), precision), speeds)
-    cluster, messages, here = Cluster(gpus, speeds), [], alone
-    if gpus > 1:
-        messages = collectives(e, precision, gpus, batch_norm)
-        with fake_distributed(gpus) as distributed:
-            here = _parts(count(e, precision, distributed, batch_norm), speeds)
-    bound, computing, launching = here
-    communicating = cluster.communicating(messages)
+    counts = count(e, precision, gpus, batch_norm)
+    bound, computing, launching = _parts(counts, speeds)
+    communicating = Cluster(gpus, speeds).communicating(counts.collectives)
     efficiency = sum(alone[1:]) / (computing + launching + communicating)
     return Prediction(
         name, gpus, rows, batch_norm if gpus > 1 else "-", bound, computing, launching,

@@ -167,7 +167,6 @@ def test_the_limit_of_accuracy() -> None:
     with pytest.raises(MismatchError):
         check_accuracy(spike, near, {"y": true}, torch.float32)
     check_accuracy(spike, near, {"y": true}, torch.float32, kinks=True)
-    check_accuracy(spike, near, {"y": true}, torch.float32, kinks={"y"})
     check_same_bits(near, near)
     for wrong in (far, {}, {"y": near["y"].float()}):
         with pytest.raises(MismatchError):

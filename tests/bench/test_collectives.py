@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from bench.counting.__main__ import main
-from bench.counting.collectives import Collective, collectives
+from bench.counting.iteration import Collective, count
 from fastinfogan import experiments
 from fastinfogan.errors import InputError
 from fastinfogan.networks import InfoGAN
@@ -15,12 +15,12 @@ MNIST = experiments.get("mnist")
 
 
 def gathered(batch: int, ranks: int) -> list[int]:
-    found = collectives(replace(MNIST, batch_size=batch), "bf16", ranks)
+    found = count(replace(MNIST, batch_size=batch), "bf16", ranks).collectives
     return [each.bytes for each in found if each.kind == "all_gather"]
 
 
 def test_one_sum_a_phase_carries_all_gradients() -> None:
-    found = collectives(replace(MNIST, batch_size=256), "bf16", 2, "per-rank")
+    found = count(replace(MNIST, batch_size=256), "bf16", 2, "per-rank").collectives
     assert [each.kind for each in found] == ["all_reduce"] * 2
     networks = InfoGAN(MNIST)
     parameters = sum(
@@ -43,8 +43,8 @@ def test_batch_norm_gathers_two_numbers_a_feature_whatever_the_batch() -> None:
 
 def test_a_batch_that_cannot_be_divided() -> None:
     with pytest.raises(InputError, match="cannot be shared equally by 3 ranks"):
-        collectives(MNIST, "bf16", 3)
-    assert collectives(MNIST, "fp32", 2)[-1] == Collective("all_reduce", 26580564)
+        count(MNIST, "bf16", 3)
+    assert count(MNIST, "fp32", 2).collectives[-1] == Collective("all_reduce", 26580564)
 
 
 def test_the_command_counts_one_process_of_several(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,11 +4,9 @@ import subprocess
 
 import pytest
 
-from bench.counting.collectives import Collective
-from bench.counting.iteration import count
+from bench.counting.iteration import Collective, count
 from bench.numbers import ROOT, filled, main
-from bench.scaling.costs import coded, widened
-from bench.scaling.fits import exponent
+from bench.scaling.costs import coded, exponent, widened
 from bench.scaling.model import Cluster, Speeds, predict
 from fastinfogan import experiments
 from fastinfogan.errors import InputError
