@@ -8,7 +8,7 @@ A case that does not compute what the reference does fails and is not timed.
 
 import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench.cases import Planned
+from bench.cases import Case, Planned
 from bench.timing.interleaved import Interleaved
 from bench.timing.measure import measure
 from bench.timing.roofline import Roofline
@@ -33,7 +33,8 @@ _CEILINGS = pytest.StashKey[Roofline]()
 _ROWS = pytest.StashKey[list[Row]]()
 _BEGUN = pytest.StashKey[float]()
 
-Measured = Callable[[Planned], Row]
+Measured = Callable[[Case, float], Row]
+"""Checks and times a case; of it and the seconds that it is worth."""
 
 
 def device() -> torch.device:
@@ -72,6 +73,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=left)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None, object, object]:
+    """Skip what does not fit into a GPU's memory."""
+    try:
+        return (yield)
+    except torch.OutOfMemoryError as error:
+        pytest.skip(f"it does not fit into this GPU's memory: {error}")
+
+
 def cases(plans: list[Planned]) -> Any:  # noqa: ANN401 - pytest's mark
     """Parametrize a test by plans."""
     parameters = [
@@ -83,7 +93,7 @@ def cases(plans: list[Planned]) -> Any:  # noqa: ANN401 - pytest's mark
 
 @pytest.fixture
 def measured(benchmark: Any, request: pytest.FixtureRequest) -> Iterator[Measured]:  # noqa: ANN401
-    """Check and time a planned case; a round is one of pytest-benchmark's."""
+    """Check and time a case; a round is one of pytest-benchmark's."""
     roofline = request.config.stash[_CEILINGS]
 
     def by_benchmark(pair: Interleaved, rounds: int, budget: float) -> None:
@@ -96,17 +106,9 @@ def measured(benchmark: Any, request: pytest.FixtureRequest) -> Iterator[Measure
         more = max(least, min(rounds, int(budget / once))) - 1
         benchmark.pedantic(pair, rounds=more)
 
-    def run(planned: Planned) -> Row:
-        benchmark.group = planned.group
-        try:
-            row = measure(
-                planned.make(roofline.device),
-                roofline,
-                budget=planned.budget,
-                timing=by_benchmark,
-            )
-        except torch.OutOfMemoryError as error:
-            pytest.skip(f"it does not fit into this GPU's memory: {error}")
+    def run(case: Case, budget: float) -> Row:
+        benchmark.group = case.group
+        row = measure(case, roofline, budget=budget, timing=by_benchmark)
         benchmark.extra_info |= asdict(row)
         rows = request.config.stash[_ROWS]
         if rows and rows[-1].group != row.group:

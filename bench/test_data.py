@@ -4,8 +4,9 @@ Decoding is compared with a bare DALI pipeline and with Pillow on the same JPEGs
 cached set with one in memory; gathering from the cache file with plain reading of it.
 """
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from PIL import Image
 
 from bench.accuracy import MismatchError
 from bench.baselines.decoding import BarePipeline
-from bench.cases import Case, Planned
+from bench.cases import Case
 from bench.conftest import Measured
+from bench.timing.clock import Run
 from bench.training import train_config
 from fastinfogan import experiments
 from fastinfogan.data import ImageSet
@@ -56,9 +58,20 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> EncodedImageSet:
 
 
 def epoch(count: int) -> Iterator[NDArray[np.int64]]:
-    """Yield the indices of all pictures once, in the order of a run; whole batches."""
+    """Yield the indices of all images once, in the order of a run; whole batches."""
     for first in range(0, count - BATCH + 1, BATCH):
         yield shuffle.indices(1, first, BATCH, count)
+
+
+def host_case(
+    name: str,
+    run: Run,
+    baselines: Mapping[str, Run],
+    check: Callable[[], None],
+    **more: Any,  # noqa: ANN401 - attributes of Case
+) -> Case:
+    """Make a case that is timed by the host's clock."""
+    return Case("data", name, run, baselines, check, timed="host", **more)
 
 
 def decoding(decoder: Decoder) -> Callable[[], NDArray[np.uint8]]:
@@ -90,11 +103,9 @@ def test_decoding(photographs: EncodedImageSet, measured: Measured) -> None:
             raise MismatchError(f"DALI's images differ from Pillow's by {off:.2f} of 255")
 
     name = f"decoding {PHOTOGRAPHS} JPEGs {WIDTH}x{HEIGHT} by DALI, {THREADS} threads"
-    case = Case(
-        "data", name, dali, {"DALI alone": bare.epoch, "our Pillow decoder": pillow}, check,
-        timed="host", more={"images": PHOTOGRAPHS, "aims": {"DALI alone": 1.10}},
-    )  # fmt: skip
-    measured(Planned("data", name, lambda _: case, budget=9.0))
+    baselines: dict[str, Run] = {"DALI alone": bare.epoch, "our Pillow decoder": pillow}
+    more = {"images": PHOTOGRAPHS, "aims": {"DALI alone": 1.10}}
+    measured(host_case(name, dali, baselines, check, more=more), 9.0)
 
 
 class MadeUp(Decoder):
@@ -161,73 +172,63 @@ def test_an_iteration_on_a_cached_set(
             raise MismatchError("the cached set yields other images than the one in memory")
 
     name = f"an iteration of celeba on a set cached in {cache}"
-    case = Case(
-        "data", name, lambda: run("cached"), {"in memory": lambda: run("in memory")}, check,
-        "celeba", batch=BATCH, timed="host",  more={"aims": {"in memory": 1.02}},
-    )  # fmt: skip
-    measured(Planned("data", name, lambda _: case, budget=7.0))
+    baselines = {"in memory": partial(run, "in memory")}
+    more = {"experiment": "celeba", "batch": BATCH, "more": {"aims": {"in memory": 1.02}}}
+    measured(host_case(name, partial(run, "cached"), baselines, check, **more), 7.0)
+
+
+def cache_file(cached: MadeUp) -> Path:
+    return cache_folder() / f"{CacheKey.of(cached).hash}.u8"
+
+
+def reading(path: Path, size: int) -> Run:
+    """Read a file plainly, so many bytes at once."""
+    block = bytearray(size)
+
+    def run() -> None:
+        with path.open("rb", buffering=0) as file:
+            while file.readinto(block):
+                pass
+
+    return run
 
 
 @pytest.mark.short
 def test_gathering_from_the_file(cached: MadeUp, measured: Measured) -> None:
-    """Gather an epoch's batches from the mapped file; read as much of it plainly."""
-    key = CacheKey.of(cached)
-    whole = open_complete(key, print)
+    """Gather an epoch's batches from the mapped file; read the file plainly."""
+    whole = open_complete(CacheKey.of(cached), print)
     assert whole is not None
     images = torch.from_numpy(whole.images)
-    batches = CACHED // BATCH
-    orders = [
-        torch.from_numpy(shuffle.indices(1, s * BATCH, BATCH, CACHED)) for s in range(batches)
-    ]
+    orders = [torch.from_numpy(index) for index in epoch(CACHED)]
     size = BATCH * images[0].numel()
     out = torch.empty((BATCH, *images.shape[1:]), dtype=torch.uint8)
-    block = bytearray(size)
-    path = cache_folder() / f"{key.hash}.u8"
 
     def gather() -> None:
         for order in orders:
             torch.index_select(images, 0, order, out=out)
 
-    def read() -> None:
-        with path.open("rb", buffering=0) as file:
-            for _ in orders:
-                file.readinto(block)
-
     def check() -> None:
         gather()
-        read()
         if not np.array_equal(out.numpy(), cached.images[orders[-1].numpy()]):
             raise MismatchError("the file holds other images")
 
-    name = f"gathering {batches * size >> 20} MiB from the cache file"
-    case = Case(
-        "data", name, gather, {"plain reading": read}, check,
-        timed="host", bytes=batches * size, more={"aims": {"plain reading": 1.25}},
-    )  # fmt: skip
-    measured(Planned("data", name, lambda _: case, budget=3.0))
+    name = f"gathering {len(orders) * size >> 20} MiB from the cache file"
+    baselines = {"plain reading": reading(cache_file(cached), size)}
+    more = {"bytes": len(orders) * size, "more": {"aims": {"plain reading": 1.25}}}
+    measured(host_case(name, gather, baselines, check, **more), 3.0)
 
 
 def test_opening_a_complete_file(cached: MadeUp, measured: Measured) -> None:
     """Check all checksums; against reading the file once."""
-    key = CacheKey.of(cached)
-    path = cache_folder() / f"{key.hash}.u8"
-    block = bytearray(1 << 20)
-
-    def read() -> None:
-        with path.open("rb", buffering=0) as file:
-            while file.readinto(block):
-                pass
+    key, path = CacheKey.of(cached), cache_file(cached)
+    size = path.stat().st_size
 
     def check() -> None:
-        read()
         whole = open_complete(key, print)
         if whole is None or len(whole.images) != CACHED:
             raise MismatchError("the cache file is not complete")
 
-    size = path.stat().st_size
     name = f"opening a cache file of {size >> 20} MiB, all checksums"
-    case = Case(
-        "data", name, lambda: open_complete(key, print), {"plain reading": read}, check,
-        timed="host", bytes=size,
-    )  # fmt: skip
-    measured(Planned("data", name, lambda _: case, budget=3.0))
+    baselines = {"plain reading": reading(path, 1 << 20)}
+    run = partial(open_complete, key, print)
+    measured(host_case(name, run, baselines, check, bytes=size), 3.0)

@@ -7,4 +7,4 @@ from bench.conftest import Measured, cases, device
 
 @cases(plans(device()))
 def test_operation(planned: Planned, measured: Measured) -> None:
-    measured(planned)
+    measured(planned.make(device()), planned.budget)

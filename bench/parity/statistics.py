@@ -30,7 +30,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -148,6 +148,9 @@ class Analysis:
         return f"no difference detected; equivalence within {MARGIN:g} nats shown for {shown}"
 
 
+Test = TypeVar("Test", Departure, Difference)
+
+
 def analyse(
     reference: Values,
     engine: Values,
@@ -177,21 +180,17 @@ def analyse(
         raise InputError(f"{seeds} seeds; {LEAST_SEEDS} or more are needed for a test")
     if iterations < WINDOWS:
         raise InputError(f"{iterations} iterations; {WINDOWS} or more are needed, one a window")
-    differences = []
-    skipped = {}
+    differences, skipped = [], {}
     for name, values, allowed in (("reference", reference, 0.0), ("engine", engine, may_skip)):
         skipped[name] = int((~np.isfinite(values)).any(axis=2).sum())
         if skipped[name] > allowed * seeds * iterations:
             differences.append(f"{skipped[name]} iterations of the {name} were not finite")
-    departures = [
-        d for name, pair in early.items() for d in _early(name, reference, *pair, quantities)
-    ]
-    adjusted = holm([d.p for d in departures])
-    departures = [replace(d, p=p) for d, p in zip(departures, adjusted, strict=True)]
+    departures = _adjusted(
+        [d for name, pair in early.items() for d in _early(name, reference, *pair, quantities)]
+    )
     edges = np.linspace(0, iterations, WINDOWS + 1).astype(int).tolist()
-    each = list(pairwise(edges))
     whole = _late(reference, engine, quantities, [(0, iterations)])
-    windows = _late(reference, engine, quantities, each)
+    windows = _late(reference, engine, quantities, list(pairwise(edges)))
     level = ALPHA / _FAMILIES
     differences += [
         f"in {d.precision} {d.quantity or 'all'} {d.ratio:.3g} times as far apart as by rounding, "
@@ -204,7 +203,7 @@ def analyse(
         for d in (*whole, *windows)
         if d.p < level
     ]
-    return Analysis(tuple(departures), whole, windows, skipped, tuple(differences))
+    return Analysis(departures, whole, windows, skipped, tuple(differences))
 
 
 def _when(first: int, end: int) -> str:
@@ -220,79 +219,48 @@ def _early(
     base, engine, rounded = (values[:, :length] for values in (reference, engine, rounded))
     # What is recorded is rounded to fp32; so no difference is surely less than this.
     unit = np.finfo(np.float32).eps * np.maximum(np.abs(base), 1e-3)
-    apart = [(values - base) ** 2 + unit**2 for values in (engine, rounded)]
-    seeds, phases = len(reference), list(pairwise(edges))
-    # What is tested, and the logarithms of the ratios of its squares: (seeds, ratios). A quantity
-    # has a ratio a phase; all together have one, as their squares in nats add up.
-    tested: list[tuple[str | None, slice, slice, list[slice]]] = [
-        *((quantity, slice(i, i + 1), slice(0, length), [slice(*phase) for phase in phases])
-          for i, quantity in enumerate(quantities)),
-        *((None, slice(None), slice(*phase), [slice(*phase)]) for phase in phases),
-    ]  # fmt: skip
-    found = []
-    for quantity, which, when, parts in tested:
-        squares = [
-            np.stack([means(each[:, part, which].reshape(seeds, -1), 1) for part in parts], 1)
-            for each in apart
+    squares = [(values - base) ** 2 + unit**2 for values in (engine, rounded)]
+    phases = [slice(*phase) for phase in pairwise(edges)]
+
+    def departure(quantity: str | None, columns: slice, of: Sequence[slice]) -> Departure:
+        """Test the logarithms of a quantity's ratios, one a phase; or of all that add up in one."""
+        of_phases = [
+            np.stack([means(each[:, p, columns].reshape(len(each), -1), 1) for p in of], 1)
+            for each in squares
         ]
-        logs = np.log(squares[0] / squares[1]) / 2
-        uncapped = means(logs, 1)
+        logs = np.log(of_phases[0] / of_phases[1]) / 2
         of_seeds = means(np.clip(logs, -math.log(_CAP), math.log(_CAP)), 1)
-        mean = float(of_seeds.mean())
-        error = float(of_seeds.std(ddof=1)) / seeds**0.5
-        engines, roundings = (
-            float(means(each[:, when, which].ravel(), 0)) ** 0.5 for each in apart
-        )
-        found.append(
-            Departure(
-                precision,
-                quantity,
-                when.start,
-                when.stop,
-                engines,
-                roundings,
-                math.exp(uncapped.mean()),
-                _above(mean, math.log(TOLERANCE), error, seeds - 1),
-            )
-        )
-    return found
+        mean, error = _mean_and_error(of_seeds)
+        first, end = of[0].start, of[-1].stop
+        sizes = (float(means(each[:, first:end, columns].ravel(), 0)) ** 0.5 for each in squares)
+        ratio = math.exp(means(logs, 1).mean())
+        p = _above(mean, math.log(TOLERANCE), error, len(base) - 1)
+        return Departure(precision, quantity, first, end, *sizes, ratio, p)
 
-
-def means(values: Values, axis: int) -> Values:
-    """Average over an axis what is finite; NaN where nothing is."""
-    there = np.isfinite(values)
-    with np.errstate(invalid="ignore"):
-        found: Values = np.where(there, values, 0.0).sum(axis) / there.sum(axis)
-    return found
-
-
-def _above(found: float, limit: float, error: float, freedom: int) -> float:
-    """Return the p-value of a t test of whether a mean with a standard error exceeds a limit."""
-    from scipy.stats import t
-
-    return float(t.sf((found - limit) / error, freedom)) if error else float(found <= limit)
+    each = [departure(name, slice(i, i + 1), phases) for i, name in enumerate(quantities)]
+    return each + [departure(None, slice(None), [phase]) for phase in phases]
 
 
 def _late(
     reference: Values, engine: Values, quantities: Sequence[str], windows: list[tuple[int, int]]
 ) -> tuple[Difference, ...]:
-    there = (np.isfinite(reference) & np.isfinite(engine)).all(axis=2, keepdims=True)
-    reference, engine = (np.where(there, values, np.nan) for values in (reference, engine))
+    finite = (np.isfinite(reference) & np.isfinite(engine)).all(axis=2, keepdims=True)
+    reference, engine = (np.where(finite, values, np.nan) for values in (reference, engine))
     # The strictest that Holm's method asks of a family's least p-value.
     level = ALPHA / _FAMILIES / (len(quantities) * len(windows))
-    found = [
-        _difference(
-            quantity,
-            window,
-            means(reference[:, slice(*window), i], 1),
-            means(engine[:, slice(*window), i], 1),
-            level,
-        )
-        for i, quantity in enumerate(quantities)
-        for window in windows
-    ]
-    adjusted = holm([d.p for d in found])
-    return tuple(replace(d, p=p) for d, p in zip(found, adjusted, strict=True))
+    return _adjusted(
+        [
+            _difference(
+                quantity,
+                window,
+                means(reference[:, slice(*window), i], 1),
+                means(engine[:, slice(*window), i], 1),
+                level,
+            )
+            for i, quantity in enumerate(quantities)
+            for window in windows
+        ]
+    )
 
 
 def _difference(
@@ -301,12 +269,9 @@ def _difference(
     """Test the seeds' means, (seeds,); p is not adjusted yet."""
     from scipy.stats import t
 
-    seeds = len(reference)
-    paired = engine - reference
-    mean = float(paired.mean())
-    error = float(paired.std(ddof=1)) / seeds**0.5
-    half = float(t.ppf(0.975, seeds - 1)) * error
-    p = sum(_above(abs(mean), limit, error, seeds - 1) for limit in (NEGLIGIBLE, -NEGLIGIBLE))
+    freedom = len(reference) - 1
+    mean, error = _mean_and_error(engine - reference)
+    half = float(t.ppf(0.975, freedom)) * error
     return Difference(
         quantity,
         *window,
@@ -316,9 +281,34 @@ def _difference(
         mean - half,
         mean + half,
         float(reference.std(ddof=1)),
-        NEGLIGIBLE + float(t.isf(level, seeds - 1)) * error,
-        p,
+        NEGLIGIBLE + float(t.isf(level, freedom)) * error,
+        sum(_above(abs(mean), limit, error, freedom) for limit in (NEGLIGIBLE, -NEGLIGIBLE)),
     )
+
+
+def means(values: Values, axis: int) -> Values:
+    """Average over an axis what is finite; NaN where nothing is."""
+    finite = np.isfinite(values)
+    with np.errstate(invalid="ignore"):
+        found: Values = np.where(finite, values, 0.0).sum(axis) / finite.sum(axis)
+    return found
+
+
+def _mean_and_error(values: Values) -> tuple[float, float]:
+    return float(values.mean()), float(values.std(ddof=1)) / len(values) ** 0.5
+
+
+def _above(found: float, limit: float, error: float, freedom: int) -> float:
+    """Return the p-value of a t test of whether a mean with a standard error exceeds a limit."""
+    from scipy.stats import t
+
+    return float(t.sf((found - limit) / error, freedom)) if error else float(found <= limit)
+
+
+def _adjusted(family: Sequence[Test]) -> tuple[Test, ...]:
+    """Adjust the p-values of a family of tests."""
+    adjusted = holm([each.p for each in family])
+    return tuple(replace(each, p=p) for each, p in zip(family, adjusted, strict=True))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
