@@ -1,20 +1,18 @@
 """A trunk and a generator as a person writes them in torch.nn: the reference's layers."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from fastinfogan.experiments import Experiment
 from fastinfogan.reference import layers
 
+Parts = tuple[Tensor, ...]
+
 
 def plain(experiment: Experiment, which: str, device: torch.device) -> nn.Sequential:
-    """Make a network of the experiment, fp32, with the biases in front of batch norm frozen.
-
-    Args:
-        experiment: whose.
-        which: "trunk" or "generator".
-        device: where.
-    """
+    """Make a "trunk" or "generator", fp32, with the biases in front of batch norm frozen."""
     e = experiment
     with device:
         if which == "trunk":
@@ -27,38 +25,37 @@ def plain(experiment: Experiment, which: str, device: torch.device) -> nn.Sequen
     return network
 
 
-class ForwardBackward:
-    """A network forward and backward on fixed inputs.
+def forward_backward(
+    network: nn.Module,
+    parts: Parts,
+    upstream: Parts,
+    autocast: torch.dtype | None = None,
+    *,
+    compiled: bool = False,
+) -> Callable[[], tuple[Parts, Parts]]:
+    """Make a run of a network forward and backward.
 
     Args:
         network: in training mode.
-        parts: batches (N, C, H, W) or (N, features), each with batch statistics of its own.
+        parts: batches (N, C, H, W) or (N, features), each with its own batch statistics.
         upstream: the gradient by each result.
-        precision: of autocast; None for none.
+        autocast: its dtype; None for none.
         compiled: whether torch.compile makes it.
+
+    Returns:
+        Returns the results, and the gradients of the parameters that are trained.
     """
+    trained = [p for p in network.parameters() if p.requires_grad]
 
-    def __init__(
-        self,
-        network: nn.Module,
-        parts: tuple[Tensor, ...],
-        upstream: tuple[Tensor, ...],
-        precision: torch.dtype | None = None,
-        *,
-        compiled: bool = False,
-    ) -> None:
-        self.network = network
-        self._parts, self._upstream = parts, upstream
-        self._autocast = precision
-        self._trained = [p for p in network.parameters() if p.requires_grad]
-        self._forward = torch.compile(self._all, dynamic=False) if compiled else self._all
+    def forward(*parts: Tensor) -> Parts:
+        return tuple(network(part) for part in parts)
 
-    def _all(self, *parts: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.network(part) for part in parts)
+    if compiled:
+        forward = torch.compile(forward, dynamic=False)
 
-    def __call__(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Results, and the gradients of the parameters that are trained."""
-        on = self._autocast is not None
-        with torch.autocast(self._parts[0].device.type, self._autocast, enabled=on):
-            out = self._forward(*self._parts)
-        return out, torch.autograd.grad(out, self._trained, self._upstream)
+    def run() -> tuple[Parts, Parts]:
+        with torch.autocast(parts[0].device.type, autocast, enabled=autocast is not None):
+            results = forward(*parts)
+        return results, torch.autograd.grad(results, trained, upstream)
+
+    return run

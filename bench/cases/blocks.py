@@ -5,7 +5,7 @@ like the generator's, needs no gradient. Ours computes with weights in the activ
 working copies that Adam writes; the baselines' weights are fp32, and autocast rounds them.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bench.accuracy import check_accuracy
 from bench.baselines import BEST, COMPILED, EAGER, benchmark_cudnn, reset_compiled
-from bench.baselines.blocks import ForwardBackward, plain
+from bench.baselines.blocks import Parts, forward_backward, plain
 from bench.cases import Case, Planned, Setting, plan
 from bench.cases.shapes import batch_on, chosen_precisions, layer_shapes
 from fastinfogan import experiments
@@ -84,7 +84,7 @@ def _chain(at: Setting, which: str) -> Case:
         memory: torch.memory_format = torch.contiguous_format,
         *,
         compiled: bool = False,
-    ) -> ForwardBackward:
+    ) -> Callable[[], tuple[Parts, Parts]]:
         by_torch = plain(e, which, device)
         copy_parameters(network, by_torch)
         by_torch.to(of).to(memory_format=memory)  # type: ignore[call-overload]
@@ -92,9 +92,9 @@ def _chain(at: Setting, which: str) -> Case:
             tuple(_laid_out(part, memory) for part in t.to(to).chunk(groups))
             for t, to in ((x, of), (upstream, autocast or of))
         )
-        return ForwardBackward(by_torch, inputs, gradients, autocast, compiled=compiled)
+        return forward_backward(by_torch, inputs, gradients, autocast, compiled=compiled)
 
-    def best(*, compiled: bool = False) -> ForwardBackward:
+    def best(*, compiled: bool = False) -> Callable[[], tuple[Parts, Parts]]:
         autocast = None if dtype == torch.float32 else dtype
         return baseline(torch.float32, autocast, torch.channels_last, compiled=compiled)
 

@@ -1,4 +1,4 @@
-"""Compare what this tree counts with bench/results/counts.json: whatever grew fails.
+"""Compare what this tree counts with bench/results/counts.json: any count that grew fails.
 
 python -m bench.counting.committed            # make test runs it
 python -m bench.counting.committed --write    # record counts that grew on purpose
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench.timing.rows import RESULTS
+from fastinfogan.atomic_io import write_text
 from fastinfogan.errors import InputError
 from fastinfogan.files import set_compile_caches
 
@@ -20,17 +21,21 @@ FILE: Final = RESULTS / "counts.json"
 COMMAND: Final = "python -m bench.counting.committed --write"
 TARGET: Final = "sm_90"
 PRECISIONS: Final = ("bf16", "fp16", "fp32", "tf32")
+_FIELDS: Final = {
+    "launches": "launches", "bytes moved": "bytes", "FLOPs": "flops", "host waits": "host_syncs",
+    "allocations": "allocations",
+}  # fmt: skip
 _COMPILERS: Final = ("torch", "triton")  # which decide registers
 _SHOWN: Final = 40  # lines of a table
 
-Counts = dict[str, int]
+Counts = Mapping[str, int]
 
 
-def count_all() -> Counts:
+def count_all() -> dict[str, int]:
     """Count launches, bytes, FLOPs, saved bytes and registers of all experiments, by name."""
     from bench.counting.saved import chains
 
-    found: Counts = {}
+    found: dict[str, int] = {}
     for counts in (_iterations(), chains(), _kernels()):
         for name, number in counts:
             found[name] = max(number, found.get(name, 0))
@@ -41,17 +46,10 @@ def _iterations() -> Iterator[tuple[str, int]]:
     from bench.counting.iteration import count
     from fastinfogan import experiments
 
-    fields = {
-        "launches": "launches",
-        "bytes moved": "bytes",
-        "FLOPs": "flops",
-        "host waits": "host_syncs",
-        "allocations": "allocations",
-    }
     for name in experiments.EXPERIMENTS:
         for precision in PRECISIONS:
-            found = count(experiments.get(name), precision)  # type: ignore[arg-type]
-            for what, field in fields.items():
+            found = count(experiments.get(name), precision)
+            for what, field in _FIELDS.items():
                 yield f"{what} of {name} in {precision}", getattr(found, field)
 
 
@@ -108,14 +106,9 @@ class Comparison:
         return [*lines, summary]
 
 
-def compare(before: Mapping[str, int], now: Mapping[str, int]) -> Comparison:
-    """Compare counts exactly.
-
-    Args:
-        before: counts by name.
-        now: counts by name.
-    """
-    both = {name: (number, now[name]) for name, number in sorted(before.items()) if name in now}
+def compare(before: Counts, now: Counts) -> Comparison:
+    """Compare two sets of counts."""
+    both = {name: (before[name], now[name]) for name in now if name in before}
     return Comparison(
         sum(old == new for old, new in both.values()),
         {name: pair for name, pair in both.items() if pair[1] > pair[0]},
@@ -125,7 +118,7 @@ def compare(before: Mapping[str, int], now: Mapping[str, int]) -> Comparison:
     )
 
 
-def compare_with(text: str, now: Mapping[str, int], where: str) -> tuple[Comparison, list[str]]:
+def compare_with(text: str, now: Counts, where: str) -> tuple[Comparison, list[str]]:
     """Compare committed counts with this tree's.
 
     Args:
@@ -145,16 +138,14 @@ def compare_with(text: str, now: Mapping[str, int], where: str) -> tuple[Compari
         compilers = dict(document["versions"])
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"{where}: no counts: {error}; {COMMAND}") from error
-    others = [f"{name} {compilers.get(name)}" for name, version in _versions().items()
-              if compilers.get(name) != version]  # fmt: skip
-    if not others:
+    if compilers == _versions():
         return compare(before, now), []
     before, now = (
         {name: n for name, n in counts.items() if not name.startswith("registers")}
         for counts in (before, now)
     )
-    note = f"registers are not compared: {where} was written with {', '.join(others)}"
-    return compare(before, now), [note]
+    others = ", ".join(f"{name} {compilers.get(name)}" for name in _COMPILERS)
+    return compare(before, now), [f"registers are not compared: {where} was written with {others}"]
 
 
 def _versions() -> dict[str, str]:
@@ -162,12 +153,6 @@ def _versions() -> dict[str, str]:
 
     found = versions()
     return {name: str(found[name]).partition("+")[0] for name in _COMPILERS}
-
-
-def write(counts: Mapping[str, int], file: Path = FILE) -> None:
-    """Write the committed counts."""
-    document = {"versions": _versions(), "counts": dict(sorted(counts.items()))}
-    file.write_text(json.dumps(document, indent=0) + "\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -180,8 +165,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     set_compile_caches()
     if options.write:
-        counts = count_all()
-        write(counts, options.file)
+        counts = dict(sorted(count_all().items()))
+        document = {"versions": _versions(), "counts": counts}
+        write_text(options.file, json.dumps(document, indent=0) + "\n")
         print(f"{options.file}: {len(counts)} counts")
         return 0
     try:
