@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench.timing.rows import RESULTS
-from fastinfogan.atomic_io import write_text
 from fastinfogan.errors import InputError
-from fastinfogan.files import set_compile_caches
+from fastinfogan.files import set_compile_caches, write_text
 
 FILE: Final = RESULTS / "counts.json"
 COMMAND: Final = "python -m bench.counting.committed --write"
