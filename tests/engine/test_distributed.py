@@ -13,8 +13,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-from torch.multiprocessing import spawn
 
 from fastinfogan import experiments
 from fastinfogan.cli import main
@@ -23,6 +21,7 @@ from fastinfogan.engine import RunDirectory, RunOptions, Schedule, Trainer
 from fastinfogan.engine.config import BatchNorm
 from fastinfogan.engine.precision import ComputedIn
 from fastinfogan.errors import InputError, TrainingError
+from tests.helpers.ranks import run_ranks
 from tests.helpers.torchrun import MNIST, lines, torchrun
 from tests.helpers.training import made_up_images, make_iteration, narrow_experiment, train_config
 
@@ -45,23 +44,18 @@ def trained(
     return {name: t for kind in iteration.state().values() for name, t in kind.items()}
 
 
-def one_of(rank: int, count: int, folder: Path, precision: ComputedIn, norm: BatchNorm) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=count
-    )
+def one_of(rank: int, folder: Path, count: int, precision: ComputedIn, norm: BatchNorm) -> None:
     torch.save(trained(Distributed(rank, count), precision, norm), folder / f"{rank}")
-    dist.destroy_process_group()
 
 
 def by_ranks(
     count: int, folder: Path, precision: ComputedIn, norm: BatchNorm = "synchronised"
 ) -> list[dict[str, torch.Tensor]]:
-    spawn(one_of, (count, folder, precision, norm), count)
+    run_ranks(one_of, count, folder, count, precision, norm)
     return [torch.load(folder / f"{rank}") for rank in range(count)]
 
 
-@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_batch_gives_the_same_iteration_however_many_ranks_share_it(
     count: int, tmp_path: Path
 ) -> None:
@@ -86,10 +80,6 @@ def test_all_ranks_have_the_same_weights(
 
 def shared_troubles(rank: int, folder: Path) -> None:
     """Of two ranks the second has losses that are not finite, and then pictures that are lost."""
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2
-    )
     distributed = Distributed(rank, 2)
     tiny = replace(narrow_experiment(experiments.get("mnist"), 16), batch_size=4)
     iteration = make_iteration(tiny, batch_size=4, distributed=distributed)
@@ -122,12 +112,11 @@ def shared_troubles(rank: int, folder: Path) -> None:
     with pytest.raises(InputError, match=("another rank lacks", "picture 7 is torn")[rank]):
         trainer.train(9, Schedule())
     assert trainer.step == 2
-    dist.destroy_process_group()
 
 
 def test_what_is_wrong_on_one_rank_stops_all_in_order(tmp_path: Path) -> None:
     """Each by its own error, not by a lost process; and rank 0 has saved."""
-    spawn(shared_troubles, (tmp_path,), 2)
+    run_ranks(shared_troubles, 2, tmp_path)
     assert RunDirectory.open(tmp_path / "run").read_checkpoint().iteration == 2
 
 
@@ -146,6 +135,7 @@ def test_shared_gradients_begin_where_vectors_load_whole() -> None:
         assert shared._flat.count_nonzero() == sum(g.numel() for g in given)
 
 
+@pytest.mark.slow
 def test_a_run_of_two_ranks_goes_on_with_one(digits: str) -> None:
     more = ("--data", digits, "--pictures-every", "0", "--checkpoint-every", "2")
     printed, _ = torchrun(2, *MNIST, *more, "--iterations", "3", "--out", "two").communicate()
