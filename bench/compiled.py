@@ -32,8 +32,9 @@ from triton.runtime import driver
 
 from bench.counting.iteration import meta_iteration
 from fastinfogan import experiments
+from fastinfogan.engine.config import PRECISIONS, ComputedIn
 from fastinfogan.engine.iteration import Iteration
-from fastinfogan.engine.precision import PRECISIONS, ComputedIn, with_working_copies
+from fastinfogan.engine.network_step import with_working_copies
 from fastinfogan.errors import InputError
 from fastinfogan.experiments import Experiment
 from fastinfogan.networks import InfoGAN

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastinfogan.engine import Iteration, TrainConfig
-from fastinfogan.engine.precision import ComputedIn
+from fastinfogan.engine.config import ComputedIn
 from fastinfogan.experiments import Experiment
 
 SEED = 1

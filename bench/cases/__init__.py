@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bench.baselines import COMPILED, EAGER, reset_compiled
 from bench.timing.clock import Run
-from fastinfogan.engine.precision import PRECISIONS, ComputedIn
+from fastinfogan.engine.config import PRECISIONS, ComputedIn
 from fastinfogan.experiments import Experiment
 
 Group = Literal["ops", "blocks", "iteration", "data", "startup"]

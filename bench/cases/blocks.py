@@ -18,7 +18,8 @@ from bench.baselines.blocks import Parts, forward_backward, plain
 from bench.cases import Case, Planned, Setting, plan
 from bench.cases.shapes import batch_on, chosen_precisions, layer_shapes
 from fastinfogan import experiments
-from fastinfogan.engine.precision import PRECISIONS, ComputedIn, with_working_copies
+from fastinfogan.engine.config import PRECISIONS, ComputedIn
+from fastinfogan.engine.network_step import with_working_copies
 from fastinfogan.networks import InfoGAN
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ import torch  # noqa: E402 - it settles on a folder when it is imported
 from bench.baselines.iteration import BestLoop, inputs_of  # noqa: E402
 from bench.training import SEED, images_for, iteration_for  # noqa: E402
 from fastinfogan import experiments  # noqa: E402
+from fastinfogan.engine.config import choose_precision  # noqa: E402
 from fastinfogan.engine.execution import choose_execution  # noqa: E402
-from fastinfogan.engine.precision import choose_precision  # noqa: E402
 
 BATCH = 128
 

@@ -26,8 +26,8 @@ from bench.timing.clock import Run
 from bench.training import SEED, images_for, iteration_for
 from fastinfogan import experiments
 from fastinfogan.engine import Iteration
+from fastinfogan.engine.config import PRECISIONS, ComputedIn
 from fastinfogan.engine.execution import EagerExecution, Execution, choose_execution
-from fastinfogan.engine.precision import PRECISIONS, ComputedIn
 from fastinfogan.experiments import Experiment
 from fastinfogan.optim import Adam
 

@@ -17,7 +17,7 @@ from bench.cases import Case, Planned, Setting, plan
 from bench.cases.shapes import LayerShape, batch_on, layer_shapes
 from bench.timing.clock import Run
 from fastinfogan import experiments
-from fastinfogan.engine.precision import PRECISIONS, ComputedIn
+from fastinfogan.engine.config import PRECISIONS, ComputedIn
 from fastinfogan_kernels.conv_block import aten, cpu_backend, ops
 from fastinfogan_kernels.conv_block.deferred import Deferred
 from fastinfogan_kernels.conv_block.implicit_gemm import Epilogue

@@ -20,7 +20,7 @@ from bench.cases.objective import d_head, likelihood, q_head
 from bench.cases.shapes import chosen_precisions
 from bench.timing.clock import Run
 from fastinfogan import experiments
-from fastinfogan.engine.precision import ComputedIn
+from fastinfogan.engine.config import ComputedIn
 from fastinfogan.experiments import Experiment
 from fastinfogan.networks import InfoGAN
 from fastinfogan.optim import Adam

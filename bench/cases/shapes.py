@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fastinfogan.engine.precision import ComputedIn, choose_precision
+from fastinfogan.engine.config import ComputedIn, choose_precision
 from fastinfogan.experiments import Experiment
 from fastinfogan.networks import InfoGAN
 from fastinfogan_kernels.conv_block.layers import Layer

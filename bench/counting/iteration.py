@@ -20,9 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench.training import train_config
 from fastinfogan.distributed import SINGLE_PROCESS, Distributed
-from fastinfogan.engine.config import BatchNorm
+from fastinfogan.engine.config import PRECISIONS, BatchNorm, ComputedIn
 from fastinfogan.engine.iteration import Iteration
-from fastinfogan.engine.precision import PRECISIONS, ComputedIn
 from fastinfogan.errors import InputError
 from fastinfogan.experiments import Experiment
 from fastinfogan_kernels.runtime.launch import nbytes, recording

@@ -18,7 +18,7 @@ from bench.timing.clock import Run, clock_for
 from bench.timing.interleaved import Interleaved, Times
 from bench.timing.measure import measure
 from bench.timing.rows import FASTINFOGAN, Row
-from fastinfogan.engine.precision import ComputedIn
+from fastinfogan.engine.config import ComputedIn
 from fastinfogan_kernels.runtime.launch import native_available
 
 _BATCH, _DRY_BATCH = 128, 4

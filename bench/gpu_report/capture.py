@@ -17,13 +17,13 @@ from bench.gpu_report.workload import FIVE, config, experiment
 from bench.gpu_report.workload import iteration as make_iteration
 from fastinfogan.data.open import embedded_digits
 from fastinfogan.engine import Iteration, RunDirectory, Schedule, Trainer
+from fastinfogan.engine.config import ComputedIn
 from fastinfogan.engine.execution import (
     CompiledExecution,
     CudaGraphExecution,
     EagerExecution,
     Execution,
 )
-from fastinfogan.engine.precision import ComputedIn
 
 _STEPS = 23
 """Two graphs of ten iterations, three of one."""

@@ -29,7 +29,7 @@ from fastinfogan_kernels.runtime.launch import Launch, native_status
 from fastinfogan_kernels.runtime.machine import MACHINES, Machine, machine_of
 
 if TYPE_CHECKING:
-    from fastinfogan.engine.precision import ComputedIn
+    from fastinfogan.engine.config import ComputedIn
 
 OPTIONAL = {
     "tyro": "the command line; the report does without",

@@ -16,7 +16,7 @@ from torch import Tensor
 from bench.counting.iteration import meta_iteration
 from bench.gpu_report.workload import FIVE, experiment
 from bench.gpu_report.workload import iteration as make_iteration
-from fastinfogan.engine.precision import PRECISIONS
+from fastinfogan.engine.config import PRECISIONS
 from fastinfogan.nn import Chain, ConvBlock
 from fastinfogan_kernels.conv_block import ops
 from fastinfogan_kernels.conv_block.bn_stats import BatchNormForward

@@ -8,8 +8,8 @@ import torch
 from bench.training import images_for, iteration_for, train_config
 from fastinfogan import experiments
 from fastinfogan.engine import Iteration, TrainConfig, choose_execution
+from fastinfogan.engine.config import ComputedIn
 from fastinfogan.engine.execution import Execution
-from fastinfogan.engine.precision import ComputedIn
 from fastinfogan.experiments import BlockSpec, Experiment
 
 FIVE = ("mnist", "svhn", "celeba", "faces", "chairs")

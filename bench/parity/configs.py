@@ -22,9 +22,8 @@ from bench.training import train_config
 from fastinfogan.data import ImageSet
 from fastinfogan.data.transforms import to_network
 from fastinfogan.engine import Iteration, Precision, TrainConfig, choose_execution
-from fastinfogan.engine.config import versions
+from fastinfogan.engine.config import FP32, versions
 from fastinfogan.engine.execution import ExecutionName
-from fastinfogan.engine.precision import FP32
 from fastinfogan.errors import TrainingError
 from fastinfogan.experiments import Experiment
 from fastinfogan.reference import Reference

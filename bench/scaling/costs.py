@@ -13,8 +13,8 @@ from bench.timing.clock import Run, clock_for
 from bench.timing.interleaved import Interleaved
 from bench.training import images_for, iteration_for
 from fastinfogan import experiments
+from fastinfogan.engine.config import ComputedIn
 from fastinfogan.engine.execution import choose_execution
-from fastinfogan.engine.precision import ComputedIn
 from fastinfogan.experiments import BlockSpec, Experiment
 from fastinfogan_kernels.latents import Categorical
 

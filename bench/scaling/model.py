@@ -21,8 +21,7 @@ from typing import Any
 
 from bench.counting.iteration import Collective, Counts, count
 from fastinfogan import experiments
-from fastinfogan.engine.config import BatchNorm
-from fastinfogan.engine.precision import ComputedIn
+from fastinfogan.engine.config import BatchNorm, ComputedIn
 
 
 @dataclass(frozen=True)

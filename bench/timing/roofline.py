@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 import torch
 
 from bench.timing.clock import Run, clock_for
-from fastinfogan.engine.precision import PRECISIONS, ComputedIn
+from fastinfogan.engine.config import PRECISIONS, ComputedIn
 
 _SIDE = {"cpu": 2048, "cuda": 8192}
 _COPIED = {"cpu": 256 << 20, "cuda": 4 << 30}  # bytes: beyond any cache

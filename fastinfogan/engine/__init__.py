@@ -1,9 +1,14 @@
 """Training: one iteration, the loop around it, and the run directory it leaves behind."""
 
-from fastinfogan.engine.config import InitialWeights, RunOptions, TrainConfig
+from fastinfogan.engine.config import (
+    InitialWeights,
+    Precision,
+    RunOptions,
+    TrainConfig,
+    choose_precision,
+)
 from fastinfogan.engine.execution import choose_execution
 from fastinfogan.engine.iteration import Iteration
-from fastinfogan.engine.precision import Precision, choose_precision
 from fastinfogan.engine.run_directory import RunDirectory, SavedState
 from fastinfogan.engine.trainer import Schedule, Trainer
 

@@ -16,9 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastinfogan.distributed import SINGLE_PROCESS, Distributed, GradientAllReduce
-from fastinfogan.engine.config import TrainConfig
-from fastinfogan.engine.network_step import ChainStep, DHeadStep, OptimizerStep, QHeadStep
-from fastinfogan.engine.precision import PRECISIONS, with_working_copies
+from fastinfogan.engine.config import PRECISIONS, TrainConfig
+from fastinfogan.engine.network_step import (
+    ChainStep,
+    DHeadStep,
+    OptimizerStep,
+    QHeadStep,
+    with_working_copies,
+)
 from fastinfogan.errors import TrainingError
 from fastinfogan.experiments import Experiment
 from fastinfogan.networks import InfoGAN

@@ -1,12 +1,13 @@
 """A network's forward and backward pass and its update, written out: no autograd, no lookups."""
 
+import copy
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import Parameter
 
 from fastinfogan.nn import Chain, frozen_statistics
@@ -21,6 +22,8 @@ from fastinfogan_kernels.latents import LatentSpec
 from fastinfogan_kernels.objective.d_head import d_head_objective
 from fastinfogan_kernels.objective.q_head import q_head_objective
 from fastinfogan_kernels.runtime.launch import Implementation, choose, nbytes
+
+_Networks = TypeVar("_Networks", bound=nn.Module)
 
 
 class NetworkStep:
@@ -264,3 +267,26 @@ class OptimizerStep:
             group["eps"],
             self._number,
         )
+
+
+def with_working_copies(
+    networks: _Networks, dtype: torch.dtype
+) -> tuple[_Networks, dict[Tensor, Tensor]]:
+    """Copy networks so that they compute with working copies of the master weights.
+
+    Args:
+        networks: with the master weights.
+        dtype: of the working copies.
+
+    Returns:
+        Networks that share all other tensors with the given ones, and the working copy of each
+        weight of two or more dimensions, if its dtype is another one.
+    """
+    copies: dict[Tensor, Tensor] = {
+        p: nn.Parameter(p.detach().to(dtype), p.requires_grad)
+        for p in networks.parameters()
+        if p.dim() > 1 and p.dtype != dtype
+    }
+    shared = {id(t): t for t in (*networks.parameters(), *networks.buffers())}
+    replaced = {id(p): each for p, each in copies.items()}
+    return copy.deepcopy(networks, shared | replaced), copies

@@ -15,9 +15,15 @@ from fastinfogan.data.decoders.base import Decoder, DecoderName
 from fastinfogan.data.image_set import EncodedImageSet
 from fastinfogan.data.subset import evaluation_subset, is_annotated
 from fastinfogan.distributed import SINGLE_PROCESS, Distributed
-from fastinfogan.engine.config import BatchNorm, Information, RunOptions, TrainConfig
+from fastinfogan.engine.config import (
+    BatchNorm,
+    Information,
+    PrecisionName,
+    RunOptions,
+    TrainConfig,
+    choose_precision,
+)
 from fastinfogan.engine.execution import ExecutionName
-from fastinfogan.engine.precision import PrecisionName, choose_precision
 from fastinfogan.engine.run_directory import RunDirectory, SavedState
 from fastinfogan.engine.trainer import Trainer
 from fastinfogan.errors import InputError, reporting_out_of_memory

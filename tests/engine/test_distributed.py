@@ -18,8 +18,7 @@ from fastinfogan import experiments
 from fastinfogan.cli import main
 from fastinfogan.distributed import Distributed, GradientAllReduce
 from fastinfogan.engine import RunDirectory, RunOptions, Schedule, Trainer
-from fastinfogan.engine.config import BatchNorm
-from fastinfogan.engine.precision import ComputedIn
+from fastinfogan.engine.config import BatchNorm, ComputedIn
 from fastinfogan.errors import InputError, TrainingError
 from tests.helpers.ranks import run_ranks
 from tests.helpers.torchrun import MNIST, lines, torchrun

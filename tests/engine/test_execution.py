@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
+from fastinfogan.engine.config import ComputedIn
 from fastinfogan.engine.execution import (
     CompiledExecution,
     CudaGraphExecution,
@@ -13,7 +14,6 @@ from fastinfogan.engine.execution import (
     Execution,
     choose_execution,
 )
-from fastinfogan.engine.precision import ComputedIn
 from fastinfogan.errors import InputError
 from fastinfogan.experiments import Experiment
 from tests.helpers.training import make_iteration

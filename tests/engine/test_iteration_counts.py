@@ -10,7 +10,7 @@ from bench.counting.__main__ import main
 from bench.counting.iteration import Counts, count
 from fastinfogan import experiments
 from fastinfogan.engine import Iteration
-from fastinfogan.engine.precision import ComputedIn
+from fastinfogan.engine.config import ComputedIn
 
 
 @pytest.fixture(scope="module", params=experiments.EXPERIMENTS)

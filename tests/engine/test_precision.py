@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastinfogan.engine.precision import FP32, TF32, ComputedIn, choose_precision
+from fastinfogan.engine.config import FP32, TF32, ComputedIn, choose_precision
 from fastinfogan.errors import InputError, TrainingError
 from fastinfogan.experiments import Experiment
 from fastinfogan_kernels.adam.adam import OVERFLOWED
@@ -158,7 +158,7 @@ def test_precisions_that_a_cpu_does_not_have(monkeypatch: pytest.MonkeyPatch) ->
         choose_precision("tf32", CPU)
     with pytest.raises(InputError, match="there are auto, fp32, tf32, bf16, fp16"):
         choose_precision("fp8", CPU)  # type: ignore[arg-type]
-    monkeypatch.setattr("fastinfogan.engine.precision.cpu_multiplies", lambda name: None)
+    monkeypatch.setattr("fastinfogan.engine.config.cpu_multiplies", lambda name: None)
     assert choose_precision("auto", CPU)[0] is FP32
     for name in ("bf16", "fp16"):
         chosen, why = choose_precision(name, CPU)  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ import torch
 
 from fastinfogan import checkpoint
 from fastinfogan.engine import InitialWeights, RunDirectory, RunOptions, Schedule, Trainer
-from fastinfogan.engine.precision import ComputedIn
+from fastinfogan.engine.config import ComputedIn
 from fastinfogan.engine.run_directory import MetricsLog
 from fastinfogan.errors import InputError, TrainingError
 from fastinfogan.experiments import Experiment

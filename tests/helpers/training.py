@@ -12,8 +12,7 @@ import torch
 from fastinfogan.data import ImageSet
 from fastinfogan.distributed import SINGLE_PROCESS, Distributed
 from fastinfogan.engine import Iteration, TrainConfig, Trainer
-from fastinfogan.engine.config import BatchNorm, Information
-from fastinfogan.engine.precision import ComputedIn
+from fastinfogan.engine.config import BatchNorm, ComputedIn, Information
 from fastinfogan.experiments import BlockSpec, Experiment
 from fastinfogan_kernels import philox
 from fastinfogan_kernels.inputs.real_images import Augmentation

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from bench.counting.iteration import allocations_recorded
-from fastinfogan.engine.precision import ComputedIn
+from fastinfogan.engine.config import ComputedIn
 from fastinfogan.experiments import Experiment
 from fastinfogan_kernels.runtime import workspace
 from fastinfogan_kernels.runtime.workspace import Workspace, empty, empty_like, zeros_like

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fastinfogan import experiments
-from fastinfogan.engine.precision import ComputedIn
+from fastinfogan.engine.config import ComputedIn
 from fastinfogan.experiments import Experiment
 from tests.helpers.reference import check_iteration
 from tests.helpers.training import make_iteration, narrow_experiment
