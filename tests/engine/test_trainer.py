@@ -5,6 +5,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
@@ -20,6 +21,11 @@ from fastinfogan_kernels.inputs.real_images import Augmentation
 from tests.helpers.training import digest, made_up_images, train_config
 
 CPU = torch.device("cpu")
+
+
+def full(*_: object) -> NoReturn:
+    """Stands in for what writes to a disk without space."""
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def start(
@@ -96,7 +102,7 @@ def test_training_goes_on_when_a_checkpoint_cannot_be_written(
     def full_once(*arguments: object) -> Path:
         calls.append(arguments)
         if len(calls) == 1:
-            raise OSError(errno.ENOSPC, "No space left on device")
+            full()
         return save(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr("fastinfogan.checkpoint.save", full_once)
@@ -199,9 +205,6 @@ def test_training_goes_on_without_pictures_and_metrics(
     trainer = start(Path("run"), tiny)
     warnings: list[str] = []
 
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
     def no_picture() -> None:
         raise InputError("samples.png: cannot be written")
 
@@ -221,9 +224,6 @@ def test_training_goes_on_without_pictures_and_metrics(
 def test_the_last_checkpoint_must_be_written(
     tiny: Experiment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
     trainer = start(Path("run"), tiny)
     monkeypatch.setattr("fastinfogan.checkpoint.save", full)
     with pytest.raises(OSError, match="No space left"):
@@ -254,7 +254,7 @@ def test_a_line_after_a_torn_one_is_whole(
     def torn(self: Path, *arguments: object) -> object:
         with opened(self, "a") as file:
             file.write('{"itera')
-        raise OSError(errno.ENOSPC, "No space left on device")
+        full()
 
     with monkeypatch.context() as patched:
         patched.setattr(Path, "open", torn)
