@@ -9,7 +9,7 @@ A case that does not compute what the reference does fails and is not timed.
 import gc
 import time
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +51,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Replace pytest-benchmark's table."""
+    """Register the marker, ignore expected warnings, and begin with no rows."""
     config.addinivalue_line("markers", "short: in the set of about a minute")
     # Even windows are padded unevenly, as in the published networks; torch would warn each time.
     config.addinivalue_line("filterwarnings", "ignore:Using padding='same' with even kernel")
     config.addinivalue_line("filterwarnings", "ignore:`torch.jit.script_method` is deprecated")
-    config.option.benchmark_quiet = True
     config.stash[_CEILINGS] = Roofline(device())
     config.stash[_ROWS] = []
     config.stash[_BEGUN] = time.monotonic()
@@ -92,24 +90,22 @@ def cases(plans: list[Planned]) -> Any:  # noqa: ANN401 - pytest's mark
 
 
 @pytest.fixture
-def measured(benchmark: Any, request: pytest.FixtureRequest) -> Iterator[Measured]:  # noqa: ANN401
-    """Check and time a case; a round is one of pytest-benchmark's."""
+def measured(request: pytest.FixtureRequest) -> Iterator[Measured]:
+    """Check and time a case."""
     roofline = request.config.stash[_CEILINGS]
 
-    def by_benchmark(pair: Interleaved, rounds: int, budget: float) -> None:
+    def timing(pair: Interleaved, rounds: int, budget: float) -> None:
         begun = time.perf_counter()
         pair()
         once = time.perf_counter() - begun
         least = _LEAST if once < _LONG else 2
         if time.monotonic() - request.config.stash[_BEGUN] > _PATIENCE:
             budget = 0.0
-        more = max(least, min(rounds, int(budget / once))) - 1
-        benchmark.pedantic(pair, rounds=more)
+        for _ in range(max(least, min(rounds, int(budget / once))) - 1):
+            pair()
 
     def run(case: Case, budget: float) -> Row:
-        benchmark.group = case.group
-        row = measure(case, roofline, budget=budget, timing=by_benchmark)
-        benchmark.extra_info |= asdict(row)
+        row = measure(case, roofline, budget=budget, timing=timing)
         rows = request.config.stash[_ROWS]
         if rows and rows[-1].group != row.group:
             roofline.remeasure()
