@@ -9,7 +9,7 @@ A case that does not compute what the reference does fails and is not timed.
 import gc
 import time
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +51,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the marker, ignore expected warnings, and begin with no rows."""
+    """Replace pytest-benchmark's table."""
     config.addinivalue_line("markers", "short: in the set of about a minute")
     # Even windows are padded unevenly, as in the published networks; torch would warn each time.
     config.addinivalue_line("filterwarnings", "ignore:Using padding='same' with even kernel")
     config.addinivalue_line("filterwarnings", "ignore:`torch.jit.script_method` is deprecated")
+    config.option.benchmark_quiet = True
     config.stash[_CEILINGS] = Roofline(device())
     config.stash[_ROWS] = []
     config.stash[_BEGUN] = time.monotonic()
@@ -90,22 +92,24 @@ def cases(plans: list[Planned]) -> Any:  # noqa: ANN401 - pytest's mark
 
 
 @pytest.fixture
-def measured(request: pytest.FixtureRequest) -> Iterator[Measured]:
-    """Check and time a case."""
+def measured(benchmark: Any, request: pytest.FixtureRequest) -> Iterator[Measured]:  # noqa: ANN401
+    """Check and time a case; a round is one of pytest-benchmark's."""
     roofline = request.config.stash[_CEILINGS]
 
-    def timing(pair: Interleaved, rounds: int, budget: float) -> None:
+    def by_benchmark(pair: Interleaved, rounds: int, budget: float) -> None:
         begun = time.perf_counter()
         pair()
         once = time.perf_counter() - begun
         least = _LEAST if once < _LONG else 2
         if time.monotonic() - request.config.stash[_BEGUN] > _PATIENCE:
             budget = 0.0
-        for _ in range(max(least, min(rounds, int(budget / once))) - 1):
-            pair()
+        more = max(least, min(rounds, int(budget / once))) - 1
+        benchmark.pedantic(pair, rounds=more)
 
     def run(case: Case, budget: float) -> Row:
-        row = measure(case, roofline, budget=budget, timing=timing)
+        benchmark.group = case.group
+        row = measure(case, roofline, budget=budget, timing=by_benchmark)
+        benchmark.extra_info |= asdict(row)
         rows = request.config.stash[_ROWS]
         if rows and rows[-1].group != row.group:
             roofline.remeasure()
