@@ -36,8 +36,11 @@ def pip(*arguments: str, **environment: str) -> None:
 
 
 def make(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Run make, also where the tests are themselves run by make."""
+    outside = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS"))}
+    command = ["make", "--always-make", *arguments]
     return subprocess.run(
-        ["make", "--always-make", *arguments], cwd=TREE, capture_output=True, text=True, check=False
+        command, cwd=TREE, env=outside, capture_output=True, text=True, check=False
     )
 
 

@@ -32,7 +32,9 @@ def left_by(kind: type[Execution], tiny: Experiment, **more: Any) -> dict[str, t
     return {n: t.clone() for kind in iteration.state().values() for n, t in kind.items()}
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize(
+    "precision", ["fp32", *(pytest.param(p, marks=pytest.mark.slow) for p in ("bf16", "fp16"))]
+)
 def test_a_compiled_iteration_is_the_eager_one_to_the_last_bit(
     tiny: Experiment, precision: ComputedIn
 ) -> None:

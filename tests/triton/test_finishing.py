@@ -72,6 +72,7 @@ def names(launches: list[Launch]) -> set[str]:
 APART = {"bn_finalize_stats_kernel", "bn_finalize_grads_kernel"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_merged_or_apart_is_the_same_to_the_last_bit(
     name: str, monkeypatch: pytest.MonkeyPatch, device: torch.device

@@ -61,6 +61,7 @@ def test_mnist(dtype: torch.dtype, device: torch.device) -> None:
 
 
 # sprites has the same kinds of blocks, and takes a minute.
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(experiments.EXPERIMENTS) - {"mnist", "sprites"}))
 def test_fp32(name: str, device: torch.device) -> None:
     check(name, torch.float32, device)
