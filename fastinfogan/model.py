@@ -32,13 +32,13 @@ class Model:
         self.iteration = iteration
 
     @classmethod
-    def load(cls, path: Path, device: torch.device) -> "Model":
+    def load(cls, path: Path | str, device: torch.device | str = "cpu") -> "Model":
         """Read the newest checkpoint of a run.
 
         Raises:
             InputError: no run, no checkpoint, a damaged one, or one of another experiment.
         """
-        run = RunDirectory.open(path)
+        run = RunDirectory.open(Path(path))
         saved = run.read_checkpoint()
         networks = InfoGAN(run.experiment)
         saved.fit("weights", dict(networks.state_dict()))
