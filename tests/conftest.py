@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import triton  # noqa: F401 - in front of the kernels, so that tests can compile them
 from hypothesis import settings
 
 from fastinfogan import experiments

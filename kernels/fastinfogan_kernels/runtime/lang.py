@@ -1,31 +1,36 @@
-"""Triton where it is installed; elsewhere stand-ins with which every module can be imported.
+"""Triton where kernels can run; elsewhere stand-ins with which every module can be imported.
 
-Kernels are written against `tl` and `triton` from here. Without Triton the CPU paths work, and
-asking for a kernel raises one clear error.
+Kernels are written against `tl` and `triton` from here. A build of PyTorch without a GPU backend
+runs kernels in Triton's interpreter alone, so there Triton, whose import takes a fifth of torch's
+time, is imported only for that, or if it has been imported already, for compiling ahead of time.
+Without Triton the CPU paths work, and asking for a kernel raises one clear error.
 """
 
+import os
+import sys
 from collections.abc import Callable
+from importlib.metadata import version
+from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
 
+import torch
+
 from fastinfogan_kernels.errors import InputError
 
-try:
-    import triton
-    import triton.language as tl
-except ModuleNotFoundError as error:
-    if error.name != "triton":
-        raise
-    TRITON_AVAILABLE = False
-else:
-    TRITON_AVAILABLE = True
-
-__all__ = ["MISSING", "TRITON_AVAILABLE", "tl", "triton"]
+__all__ = ["MISSING", "TRITON_AVAILABLE", "interpreted", "tl", "triton"]
 
 MISSING = "Triton is not installed; pip install triton, or use impl='auto' or 'native' on a CPU"
+TRITON_AVAILABLE = find_spec("triton") is not None
+"""Whether Triton is installed."""
 
 
-class _MissingKernel:
+def interpreted() -> bool:
+    """Return whether this process runs Triton's kernels in its interpreter."""
+    return os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
+
+
+class _UnloadedKernel:
     """Stands in for a compiled kernel.
 
     Args:
@@ -36,18 +41,24 @@ class _MissingKernel:
         self.fn = fn
 
     def __getitem__(self, grid: object) -> Any:
-        raise InputError(MISSING)
+        raise InputError(
+            "set TRITON_INTERPRET=1 before fastinfogan is imported" if TRITON_AVAILABLE else MISSING
+        )
 
 
 def _jit(fn: Callable[..., Any] | None = None, **_: Any) -> Any:
-    return _MissingKernel if fn is None else _MissingKernel(fn)
+    return _UnloadedKernel if fn is None else _UnloadedKernel(fn)
 
 
-if not TRITON_AVAILABLE:
+_has_gpu_backend = torch.version.cuda is not None or torch.version.hip is not None
+if TRITON_AVAILABLE and (_has_gpu_backend or interpreted() or "triton" in sys.modules):
+    import triton
+    import triton.language as tl
+else:
     triton = SimpleNamespace(
         jit=_jit,
         cdiv=lambda a, b: -(-a // b),
         next_power_of_2=lambda n: 1 << max(n - 1, 0).bit_length(),
-        __version__="0.0",
+        __version__=version("triton") if TRITON_AVAILABLE else "0.0",
     )
     tl = SimpleNamespace(constexpr=lambda value: value)

@@ -8,7 +8,6 @@ name that cannot run raises; "auto" takes the fastest that can.
 chain can run on "meta" tensors without a GPU, and its launches be compiled and counted.
 """
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fastinfogan_kernels.errors import InputError
-from fastinfogan_kernels.runtime.lang import MISSING, TRITON_AVAILABLE
+from fastinfogan_kernels.runtime.lang import MISSING, TRITON_AVAILABLE, interpreted
 
 Implementation = Literal["auto", "reference", "native", "triton"]
 Chosen = Literal["reference", "native", "triton"]
@@ -45,11 +44,6 @@ def native_status() -> str:
     if native_available():
         return "compiled"
     return f"not compiled ({_reason}); install a C++ compiler, then fastinfogan again"
-
-
-def interpreted() -> bool:
-    """Return whether this process runs Triton's kernels in its interpreter."""
-    return os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
 
 
 def _is_gpu(device: torch.device) -> bool:
