@@ -20,8 +20,9 @@ from fastinfogan_kernels.adam.adam import (
     update_native,
     update_reference,
 )
-from fastinfogan_kernels.adam.multi_tensor import KINDS, TensorGroup, is_dense, same_memory_order
+from fastinfogan_kernels.adam.multi_tensor import KINDS, TensorGroup
 from fastinfogan_kernels.runtime.launch import Chosen, Implementation, choose, is_recording
+from fastinfogan_kernels.runtime.workspace import is_dense, same_memory_order
 
 # Options of torch.optim.Adam's groups beside lr, betas and eps, without which its load_state_dict
 # fails. The first change the arithmetic and must be off; the others choose torch's implementation.

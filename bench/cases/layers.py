@@ -18,9 +18,10 @@ from bench.cases.shapes import LayerShape, batch_on, layer_shapes
 from bench.timing.clock import Run
 from fastinfogan import experiments
 from fastinfogan.engine.config import PRECISIONS, ComputedIn
-from fastinfogan_kernels.conv_block import aten, cpu_backend, ops
+from fastinfogan_kernels.conv_block import cpu_backend, ops
 from fastinfogan_kernels.conv_block.deferred import Deferred
 from fastinfogan_kernels.conv_block.implicit_gemm import Epilogue
+from fastinfogan_kernels.conv_block.layers import aten_convolution, aten_gradients
 from fastinfogan_kernels.runtime.launch import nbytes
 
 FORWARD, BACKWARD = "forward", "backward"
@@ -168,14 +169,14 @@ def _by_aten(x: Tensor, dy: Tensor, weight: Tensor, bias: Tensor, shape: LayerSh
     geometry = shape.layer.geometry
 
     def gradient(index: int) -> Tensor:
-        found = aten.gradients(
+        found = aten_gradients(
             x, dy, weight, geometry, of_input=index == 0, of_weight=index == 1
         )[index]  # fmt: skip
         assert found is not None
         return found
 
     return (
-        lambda: aten.convolution(x, weight, bias, geometry),
+        lambda: aten_convolution(x, weight, bias, geometry),
         partial(gradient, 0),
         partial(gradient, 1),
     )

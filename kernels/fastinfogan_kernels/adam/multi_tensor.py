@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastinfogan_kernels.errors import InputError
+from fastinfogan_kernels.runtime.workspace import is_dense, same_memory_order
 
 CHUNK = 2048
 """Elements that a program updates: 16 a thread, four loads of 16 bytes from each operand."""
@@ -37,26 +38,6 @@ class TensorGroup:
     exp_avg_sq: Tensor
     step: Tensor
     working_copy: Tensor | None = None
-
-
-def same_memory_order(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors have their elements in the same order in memory."""
-    if a.shape != b.shape:
-        return False
-    return a.stride() == b.stride() or all(
-        x == y for x, y, size in zip(a.stride(), b.stride(), a.shape, strict=True) if size > 1
-    )
-
-
-def is_dense(x: Tensor) -> bool:
-    """Whether a tensor's elements fill a contiguous range of memory, without overlap."""
-    expected = 1
-    for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
-        if size != 1:
-            if stride != expected:
-                return False
-            expected *= size
-    return True
 
 
 class AddressTable:

@@ -20,9 +20,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastinfogan_kernels.conv_block import aten, sync_batch_norm
+from fastinfogan_kernels.conv_block import sync_batch_norm
 from fastinfogan_kernels.conv_block.deferred import ACTIVATIONS, Deferred
-from fastinfogan_kernels.conv_block.layers import ChainInput, Layer, LayerTensors
+from fastinfogan_kernels.conv_block.layers import (
+    ChainInput,
+    Layer,
+    LayerTensors,
+    aten_convolution,
+    aten_gradients,
+)
 from fastinfogan_kernels.runtime.launch import native_available, run_native
 from fastinfogan_kernels.runtime.registry import register
 from fastinfogan_kernels.runtime.workspace import empty, empty_like, zeros_like
@@ -248,7 +254,7 @@ def forward(
     saved: list[Tensor | None] = []
     for layer, t in zip(layers, tensors, strict=True):
         x = x.flatten(1)[:, None, None] if layer.flat else x
-        y = aten.convolution(x, t.weight, t.bias, layer.geometry)
+        y = aten_convolution(x, t.weight, t.bias, layer.geometry)
         if layer.norm:
             out, params = _norm(chain_input)(
                 y, *t[2:], groups, layer.momentum, layer.eps, layer.activation, layer.loaded_slope
@@ -320,7 +326,7 @@ def backward(
         of_input = input_gradient or any(map(any, needs_grad[:i]))
         dx = None
         if of_input or needs.weight:
-            dx, found["weight"] = aten.gradients(
+            dx, found["weight"] = aten_gradients(
                 layer_input, dout, t.weight, layer.geometry,
                 of_input=of_input, of_weight=bool(needs.weight),
             )  # fmt: skip

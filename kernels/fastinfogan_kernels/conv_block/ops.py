@@ -10,7 +10,7 @@ two: the weight gradient, and the data gradient with all that the previous block
 import torch
 from torch import Tensor
 
-from fastinfogan_kernels.conv_block import aten, elementwise, sync_batch_norm
+from fastinfogan_kernels.conv_block import elementwise, sync_batch_norm
 from fastinfogan_kernels.conv_block.bn_stats import (
     BatchNormBackward,
     BatchNormForward,
@@ -23,7 +23,14 @@ from fastinfogan_kernels.conv_block.implicit_gemm import (
     launch_implicit_gemm,
 )
 from fastinfogan_kernels.conv_block.launch_table import lookup
-from fastinfogan_kernels.conv_block.layers import ConvGeometry, Layer, LayerTensors, Window
+from fastinfogan_kernels.conv_block.layers import (
+    ConvGeometry,
+    Layer,
+    LayerTensors,
+    Window,
+    aten_convolution,
+    aten_gradients,
+)
 from fastinfogan_kernels.conv_block.sync_batch_norm import ProcessGroup
 from fastinfogan_kernels.conv_block.weight_grad import launch_weight_gradient
 from fastinfogan_kernels.runtime.registry import register
@@ -50,12 +57,12 @@ def convolve(
         stats_out = stats_out if isinstance(stats_out, BatchNormBackward) else None
         channels = weight.shape[0 if geometry.transposed else 1]
         like = x.new_empty((len(x), *geometry.input_size, channels))
-        dx, _ = aten.gradients(like, x, weight, geometry, of_input=True)
+        dx, _ = aten_gradients(like, x, weight, geometry, of_input=True)
         assert dx is not None
         if previous is None:
             return dx, None
         return elementwise.launch_act_backward_reduce(dx, previous, groups, stats_out=stats_out)
-    y = aten.convolution(x, weight, bias, geometry)
+    y = aten_convolution(x, weight, bias, geometry)
     if activation != "none":
         deferred = Deferred(y, None, slope)
         return elementwise.launch_materialize(deferred, groups, activation), None
@@ -75,7 +82,7 @@ def convolve_weight_gradient(
     if choice.candidate == "gemm" or weight.dim() == 2:
         return launch_weight_gradient(operand, gradient, weight, geometry, groups, tile=choice.tile)
     x, dy = (elementwise.write_out(each, groups) for each in (operand, gradient))
-    _, dw = aten.gradients(x, dy, weight, geometry, of_weight=True)
+    _, dw = aten_gradients(x, dy, weight, geometry, of_weight=True)
     assert dw is not None
     return dw
 

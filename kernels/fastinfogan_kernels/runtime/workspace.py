@@ -182,3 +182,23 @@ def zeros_like(x: Tensor) -> Tensor:
 
 def _like(x: Tensor, dtype: torch.dtype | None, *, zeroed: bool) -> Any:
     return _Request(tuple(x.shape), x.stride(), dtype or x.dtype, x.device, zeroed)
+
+
+def same_memory_order(a: Tensor, b: Tensor) -> bool:
+    """Return whether two tensors have their elements in the same order in memory."""
+    if a.shape != b.shape:
+        return False
+    return a.stride() == b.stride() or all(
+        x == y for x, y, size in zip(a.stride(), b.stride(), a.shape, strict=True) if size > 1
+    )
+
+
+def is_dense(x: Tensor) -> bool:
+    """Return whether a tensor's elements fill a contiguous range of memory, without overlap."""
+    expected = 1
+    for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
+        if size != 1:
+            if stride != expected:
+                return False
+            expected *= size
+    return True
