@@ -32,7 +32,7 @@ from fastinfogan.data.decoders.dali import DaliDecoder
 from fastinfogan.data.decoders.pillow import PillowDecoder
 from fastinfogan.data.image_set import CropResize, EncodedImageSet, ImageFile, ImageShape
 from fastinfogan.engine import RunDirectory, Trainer, choose_precision
-from fastinfogan_kernels import shuffle
+from fastinfogan_kernels import philox
 
 PHOTOGRAPHS, HEIGHT, WIDTH, SIDE = 1024, 218, 178, 32  # of CelebA's size
 CACHED, BATCH = 100_000, 128
@@ -60,7 +60,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> EncodedImageSet:
 def epoch(count: int) -> Iterator[NDArray[np.int64]]:
     """Yield the indices of all images once, in the order of a run; whole batches."""
     for first in range(0, count - BATCH + 1, BATCH):
-        yield shuffle.indices(1, first, BATCH, count)
+        yield philox.shuffled_indices(1, first, BATCH, count)
 
 
 def host_case(

@@ -16,7 +16,7 @@ from bench.baselines import BEST, COMPILED, CUDAGRAPHS, EAGER
 from bench.baselines.ops import Codes, draw_codes, log_likelihoods, losses
 from fastinfogan.experiments import Experiment
 from fastinfogan.reference import Reference
-from fastinfogan_kernels import shuffle
+from fastinfogan_kernels import philox
 from fastinfogan_kernels.inputs.draw import random_functions
 from fastinfogan_kernels.philox import Stream
 
@@ -48,7 +48,7 @@ def inputs_of(experiment: Experiment, images: Tensor, seed: int, step: int, batc
         batch: real images in it.
     """
     spec, device = experiment.latents, images.device
-    index = shuffle.indices(seed, step * batch, batch, len(images))
+    index = philox.shuffled_indices(seed, step * batch, batch, len(images))
     found = []
     for stream in (Stream.D_STEP, Stream.G_STEP):
         drawn = spec.draw(seed, step, stream, batch, functions=random_functions())

@@ -24,7 +24,7 @@ from fastinfogan.engine.config import ComputedIn
 from fastinfogan.experiments import Experiment
 from fastinfogan.networks import InfoGAN
 from fastinfogan.optim import Adam
-from fastinfogan_kernels import shuffle
+from fastinfogan_kernels import philox
 from fastinfogan_kernels.inputs.draw import draw_codes, empty_codes
 from fastinfogan_kernels.inputs.real_images import Augmentation, affine_matrices, real_images
 from fastinfogan_kernels.philox import Stream
@@ -120,7 +120,7 @@ def _images(at: Setting, augmentation: Augmentation = "none") -> Case:
         return found.to(at.dtype, memory_format=torch.channels_last)
 
     def by_definition(of: torch.dtype) -> dict[str, Tensor]:
-        index = torch.from_numpy(shuffle.indices(SEED, 0, batch, IMAGES)).to(device)
+        index = torch.from_numpy(philox.shuffled_indices(SEED, 0, batch, IMAGES)).to(device)
         found = images[index].permute(0, 3, 1, 2).to(of) / 255
         if affine:
             matrices = affine_matrices(SEED, 0, batch, e.height, e.width)

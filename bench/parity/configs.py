@@ -27,7 +27,7 @@ from fastinfogan.engine.execution import ExecutionName
 from fastinfogan.errors import TrainingError
 from fastinfogan.experiments import Experiment
 from fastinfogan.reference import Reference
-from fastinfogan_kernels import shuffle
+from fastinfogan_kernels import philox
 from fastinfogan_kernels.philox import Stream
 
 Config = Literal["reference", "engine", "rounded", "engine32", "rounded32"]
@@ -189,7 +189,7 @@ def _reference(setup: Setup, seed: int, rounded: Precision | None) -> Step:
     images = torch.from_numpy(setup.source.images)
 
     def run(step: int) -> Sequence[float]:
-        index = shuffle.indices(seed, step * e.batch_size, e.batch_size, len(images))
+        index = philox.shuffled_indices(seed, step * e.batch_size, e.batch_size, len(images))
         real = to_network(images[torch.from_numpy(index)].to(device), e.image_range, dtype)
         real = real.contiguous()
         d_codes, g_codes = (

@@ -10,7 +10,7 @@ from fastinfogan.data.cache.storage import CacheKey, open_complete
 from fastinfogan.data.decoders.base import Decoder
 from fastinfogan.data.image_set import EncodedImageSet, Factors, ImageSet
 from fastinfogan.errors import InputError
-from fastinfogan_kernels import shuffle
+from fastinfogan_kernels import philox
 from fastinfogan_kernels.philox import Stream
 
 MAX_IMAGES = 10_000
@@ -66,8 +66,8 @@ def subset_indices(count: int, most: int) -> NDArray[np.int64]:
     Random, because a set may be sorted by class or cycle through the classes.
     """
     # Step 2 of the stream: evaluation uses the ones before it.
-    key = shuffle.keys(0, 2, Stream.EVALUATION)
-    return np.sort(shuffle.permute(np.arange(min(count, most), dtype=np.int64), count, key))
+    key = philox.shuffle_keys(0, 2, Stream.EVALUATION)
+    return np.sort(philox.permute(np.arange(min(count, most), dtype=np.int64), count, key))
 
 
 def decode_subset(

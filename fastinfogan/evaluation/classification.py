@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fastinfogan.data import ImageSet
 from fastinfogan.data.subset import subset_indices
 from fastinfogan.model import Model
-from fastinfogan_kernels import shuffle
+from fastinfogan_kernels import philox
 from fastinfogan_kernels.philox import Stream
 
 Indices = NDArray[np.int64]
@@ -62,8 +62,8 @@ def classify(model: Model, source: ImageSet) -> dict[str, CodeAsClassifier]:
     else:
         values = _most_likely(model, source.images)
         # Step 1 of the stream: step 0 has the codes of `fresh_information`.
-        shuffled = shuffle.permute(
-            np.arange(len(values)), len(values), shuffle.keys(0, 1, Stream.EVALUATION)
+        shuffled = philox.permute(
+            np.arange(len(values)), len(values), philox.shuffle_keys(0, 1, Stream.EVALUATION)
         )
         fitted = len(values) // 2
         fit, score = values[shuffled[:fitted]], values[shuffled[fitted:]]

@@ -1,4 +1,4 @@
-"""Counter-based random numbers: Philox4x32-10, in NumPy.
+"""Counter-based random numbers, Philox4x32-10, and the shuffle of an epoch, in NumPy.
 
 Every random number of a run is a pure function of (seed, step, stream, row, column), so the whole
 random state of a run is (seed, step), a row's numbers do not depend on its batch, and CPUs, GPUs
@@ -8,9 +8,16 @@ kernels/native implement it in Triton and C++, with the same bits.
 Layout: key = (seed low, seed high), counter = (column // 4, row, step, stream); the four words of
 a counter are columns 4j .. 4j + 3.
 
-Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3" (constants and rounds).
+An epoch's shuffle is a Feistel network on pairs (left, right), each in [0, side), where side * side
+is the least square that holds the set. A position that is mapped outside the set is mapped again
+until it is inside, which keeps the map a bijection of the set. So the image at a position is a pure
+function, too, without an array, which a GPU computes inside a captured program.
+
+Sources: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3" (constants and rounds);
+Luby and Rackoff 1988 (the network), Black and Rogaway 2002 (cycle walking).
 """
 
+import math
 from enum import IntEnum
 from typing import Final
 
@@ -170,3 +177,74 @@ def normal(drawn: Words) -> Floats:
     tail = _polynomial(_ERFINV_TAIL, np.sqrt(w) - np.float32(3))
     erfinv = np.where(w < np.float32(5), centre, tail) * x
     return erfinv * np.float32(1.41421356)
+
+
+# --- the shuffle ---------------------------------------------------------------------------------
+
+SHUFFLE_ROUNDS: Final = 8
+MAX_SHUFFLED: Final = 2**31
+
+_MURMUR3: Final = (np.uint32(0x85EBCA6B), np.uint32(0xC2B2AE35))
+
+
+def shuffle_keys(seed: int, epoch: int, stream: Stream = Stream.DATA_ORDER) -> Words:
+    """Return an epoch's keys, uint32 (SHUFFLE_ROUNDS,); they repeat after 2^32 epochs."""
+    return words(seed, epoch & 0xFFFFFFFF, stream, 1, SHUFFLE_ROUNDS).reshape(SHUFFLE_ROUNDS)
+
+
+def shuffle_side(count: int) -> int:
+    """Return the least side whose square holds `count` images."""
+    return math.isqrt(count - 1) + 1
+
+
+def permute(position: NDArray[np.int64], count: int, key: Words) -> NDArray[np.int64]:
+    """Return the images at positions of a shuffle.
+
+    Args:
+        position: int64, any shape, in [0, count).
+        count: images in the set, 1 to 2^31.
+        key: uint32 (SHUFFLE_ROUNDS,).
+
+    Returns:
+        int64 of the same shape, in [0, count); a bijection.
+
+    Raises:
+        InputError: the count is out of range.
+    """
+    if not 0 < count <= MAX_SHUFFLED:
+        raise InputError(f"a set of 1 to {MAX_SHUFFLED:,} images can be shuffled, not of {count}")
+    side = shuffle_side(count)
+    index = _network(position, side, key)
+    outside = index >= count
+    while outside.any():
+        index[outside] = _network(index[outside], side, key)
+        outside = index >= count
+    return index
+
+
+def _network(value: NDArray[np.int64], side: int, key: Words) -> NDArray[np.int64]:
+    left, right = value // side, value % side
+    for each in key:
+        left, right = right, (left + _mixed(right, each, side)) % side
+    return left * side + right
+
+
+def _mixed(value: NDArray[np.int64], key: np.uint32, side: int) -> NDArray[np.int64]:
+    """Hash value and key to [0, side), by the last steps of murmur3."""
+    h = value.astype(np.uint32) ^ key
+    h ^= h >> np.uint32(16)
+    h *= _MURMUR3[0]
+    h ^= h >> np.uint32(13)
+    h *= _MURMUR3[1]
+    h ^= h >> np.uint32(16)
+    return below(h, side)
+
+
+def shuffled_indices(seed: int, first: int, rows: int, count: int) -> NDArray[np.int64]:
+    """Return the images at `rows` positions of concatenated epochs from `first` on; int64."""
+    epoch, position = np.divmod(np.arange(first, first + rows), count)
+    found = np.empty(rows, np.int64)
+    for number in range(int(epoch[0]), int(epoch[-1]) + 1):
+        here = epoch == number
+        found[here] = permute(position[here], count, shuffle_keys(seed, number))
+    return found

@@ -17,7 +17,7 @@ from fastinfogan.data.decoders.base import DecodedBatch, choose_decoder
 from fastinfogan.data.decoders.pillow import PillowDecoder
 from fastinfogan.data.image_set import CropResize, EncodedImageSet, ImageFile, ImageShape
 from fastinfogan.errors import InputError
-from fastinfogan_kernels import shuffle
+from fastinfogan_kernels import philox
 from tests.helpers.image_files import bytes_of, exif_orientation
 
 pytest.importorskip("nvidia.dali", reason="DALI is not installed (the extras dali12 and dali13)")
@@ -197,7 +197,7 @@ def test_resuming_anywhere_gives_the_same_images(faces: EncodedImageSet, threads
     """Bit for bit, whatever the batch, the cut and the threads."""
 
     def run(first: int, rows: int, count: int, **options: int) -> NDArray[np.uint8]:
-        order = (shuffle.indices(7, first + rows * i, rows, 40) for i in range(count))
+        order = (philox.shuffled_indices(7, first + rows * i, rows, 40) for i in range(count))
         return all_of(DaliDecoder(faces, **options), list(order)).images
 
     whole = run(0, 10, 10, threads=2)

@@ -18,7 +18,7 @@ from fastinfogan.data.loader import StagedLoader
 from fastinfogan.engine import RunDirectory, Schedule, Trainer
 from fastinfogan.errors import InputError
 from fastinfogan.experiments import Experiment
-from fastinfogan_kernels import shuffle
+from fastinfogan_kernels import philox
 from tests.helpers.image_files import RawDecoder, encoded
 from tests.helpers.training import digest, made_up_images, train_config
 
@@ -111,7 +111,7 @@ def test_a_bad_image_ends_the_run_with_a_checkpoint_or_is_skipped(
 ) -> None:
     source = made_up_images(tiny)
     decoder = RawDecoder(encoded(source))
-    late = int(shuffle.indices(3, 5 * 8, 1, 64)[0])  # in the sixth batch
+    late = int(philox.shuffled_indices(3, 5 * 8, 1, 64)[0])  # in the sixth batch
     decoder.image_set.files[late].path.write_bytes(b"short")
     trainer = begin(tiny, "run", decoder, cache=cache)
     reported = f"pictures: {late:04d}.raw cannot be decoded: cut short; .* `on_bad_image='skip'`"
@@ -217,7 +217,7 @@ def test_batches_are_staged_one_by_one_while_the_cache_is_filled(tiny: Experimen
     loader = StagedLoader(CPU, "", filler, shape=source.images.shape[1:])
     for step in [*range(40), 4, 5]:
         assert loader.prepare(step, 1)
-        expected = source.images[shuffle.indices(3, step * 10 + 2, 8, 64)]
+        expected = source.images[philox.shuffled_indices(3, step * 10 + 2, 8, 64)]
         assert np.array_equal(loader.images.numpy(), expected)
     loader.close()
     assert loader.in_order

@@ -13,7 +13,7 @@ import fastinfogan_kernels
 from fastinfogan.cli import main
 
 ROOTS = [str(Path(package.__file__).parent) for package in (fastinfogan, fastinfogan_kernels)]
-AT_MOST = 33
+AT_MOST = 30
 
 
 class FirstConvolution(BaseException):

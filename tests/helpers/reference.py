@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fastinfogan.engine import Iteration
 from fastinfogan.reference import Reference
-from fastinfogan_kernels import shuffle
+from fastinfogan_kernels import philox
 from fastinfogan_kernels.philox import Stream
 from tests.helpers.training import made_up_images, watch_gradients
 
@@ -23,7 +23,7 @@ def step_reference(
     """
     e, s = reference.experiment, iteration.config
     images = made_up_images(e).images
-    images = images[shuffle.indices(s.seed, step * s.batch_size, s.batch_size, len(images))]
+    images = images[philox.shuffled_indices(s.seed, step * s.batch_size, s.batch_size, len(images))]
     low, high = e.image_range
     dtype = next(reference.trunk.parameters()).dtype
     real = torch.tensor(images).permute(0, 3, 1, 2).to(dtype) / 255 * (high - low) + low

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fastinfogan.errors import InputError
-from fastinfogan_kernels import shuffle
+from fastinfogan_kernels import philox
 from fastinfogan_kernels.inputs.real_images import affine_matrices, real_images, resample
 
 COUNT, SEED = 20, 3
@@ -24,7 +24,7 @@ def batch(step: int, rows: int = 8, **more: object) -> torch.Tensor:
 
 @pytest.mark.parametrize("step", [0, 1, 2, 1000])
 def test_a_step_takes_its_places_of_the_shuffle(step: int) -> None:
-    index = torch.from_numpy(shuffle.indices(SEED, step * 8, 8, COUNT))
+    index = torch.from_numpy(philox.shuffled_indices(SEED, step * 8, 8, COUNT))
     assert torch.equal(batch(step), images()[index].float() / 255)
 
 
@@ -62,7 +62,7 @@ def test_a_counter_is_as_good_as_a_number() -> None:
 
 
 def test_rows_in_order_are_chosen_already() -> None:
-    chosen = images()[torch.from_numpy(shuffle.indices(SEED, 4 * 8, 8, COUNT))]
+    chosen = images()[torch.from_numpy(philox.shuffled_indices(SEED, 4 * 8, 8, COUNT))]
     out = torch.empty(8, 28, 28, 1)
     real_images(chosen, SEED, 4, out, augmentation="affine", in_order=True)
     assert torch.equal(out, batch(4, augmentation="affine"))

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from fastinfogan.errors import InputError
-from fastinfogan_kernels import shuffle
+from fastinfogan_kernels import philox
 
 
 def permutation(count: int, seed: int = 1, epoch: int = 0) -> np.ndarray:
-    return shuffle.permute(np.arange(count), count, shuffle.keys(seed, epoch))
+    return philox.permute(np.arange(count), count, philox.shuffle_keys(seed, epoch))
 
 
 @given(st.integers(1, 5000), st.integers(0, 2**64 - 1), st.integers(0, 2**32 - 1))
@@ -29,7 +29,7 @@ def test_it_is_a_bijection_of_the_sets_in_use(count: int) -> None:
 
 def test_a_square_holds_the_set_and_no_smaller_one_does() -> None:
     for count in (1, 2, 4, 5, 9, 10, 99, 100, 101, 2**31):
-        side = shuffle.side_of(count)
+        side = philox.shuffle_side(count)
         assert (side - 1) ** 2 < count <= side**2
 
 
@@ -63,7 +63,9 @@ def test_neighbours_and_epochs_are_uncorrelated() -> None:
 @given(st.integers(1, 60), st.integers(1, 70), st.integers(0, 2**63 - 1))
 def test_every_image_once_per_epoch(count: int, batch: int, seed: int) -> None:
     steps = 3 * count // batch + 2
-    seen = np.concatenate([shuffle.indices(seed, s * batch, batch, count) for s in range(steps)])
+    seen = np.concatenate(
+        [philox.shuffled_indices(seed, s * batch, batch, count) for s in range(steps)]
+    )
     for epoch in range(len(seen) // count):
         assert np.array_equal(np.sort(seen[epoch * count :][:count]), np.arange(count))
 
@@ -75,7 +77,7 @@ def test_epochs_and_seeds_shuffle_differently() -> None:
 
 
 def test_indices_go_through_epoch_after_epoch() -> None:
-    found = shuffle.indices(3, 90, 60, 50)
+    found = philox.shuffled_indices(3, 90, 60, 50)
     expected = np.concatenate([permutation(50, 3, 1)[40:], permutation(50, 3, 2)])
     assert np.array_equal(found, expected)
 
@@ -83,4 +85,4 @@ def test_indices_go_through_epoch_after_epoch() -> None:
 @pytest.mark.parametrize("count", [0, -1, 2**31 + 1])
 def test_invalid_sizes(count: int) -> None:
     with pytest.raises(InputError, match="can be shuffled"):
-        shuffle.permute(np.arange(1), count, shuffle.keys(1, 0))
+        philox.permute(np.arange(1), count, philox.shuffle_keys(1, 0))

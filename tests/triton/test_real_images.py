@@ -5,7 +5,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fastinfogan_kernels import shuffle
+from fastinfogan_kernels import philox
 from fastinfogan_kernels.inputs.real_images import real_images
 
 
@@ -42,7 +42,7 @@ def test_the_same_images_whatever_the_set(
     actual, baseline = both(images, rows, seed, counter, first_row=first_row, all_rows=all_rows)
     pixels = (actual * 255).round().long().view(rows, 2)
     number = pixels[:, 0] + 256 * pixels[:, 1]
-    expected = shuffle.indices(seed, step * all_rows + first_row, rows, count)
+    expected = philox.shuffled_indices(seed, step * all_rows + first_row, rows, count)
     assert torch.equal(number.cpu(), torch.from_numpy(expected))
     torch.testing.assert_close(actual, baseline)
 
@@ -65,7 +65,7 @@ def test_rows_in_order_are_moved_as_their_rows_of_the_set_are(device: torch.devi
     for augmentation in ("none", "affine"):
         more = {"augmentation": augmentation, "first_row": 2, "all_rows": 8}
         whole = both(images, 5, 5, 2, **more)
-        chosen = images[torch.from_numpy(shuffle.indices(5, 2 * 8 + 2, 5, 9)).to(device)]
+        chosen = images[torch.from_numpy(philox.shuffled_indices(5, 2 * 8 + 2, 5, 9)).to(device)]
         buffer = torch.cat([chosen, chosen[:1]])  # longer than the batch
         for one, other in zip(both(buffer, 5, 5, 2, in_order=True, **more), whole, strict=True):
             assert torch.equal(one, other)

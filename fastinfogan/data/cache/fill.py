@@ -27,7 +27,7 @@ from fastinfogan.data.cache.storage import (
 from fastinfogan.data.decoders.base import DecodedBatch, Decoder
 from fastinfogan.distributed import Distributed
 from fastinfogan.errors import InputError
-from fastinfogan_kernels import shuffle
+from fastinfogan_kernels import philox
 
 _SYNC_EVERY = 2.0  # seconds between two collectives while rank 0 decodes for all
 
@@ -51,7 +51,7 @@ class Sampler:
     def __call__(self, step: int) -> Index:
         """Return the indices of an iteration: int64 (rows,)."""
         first = step * self.batch + self.rows.start
-        return shuffle.indices(self.seed, first, len(self.rows), self.count)
+        return philox.shuffled_indices(self.seed, first, len(self.rows), self.count)
 
     def since(self, step: int) -> Iterator[Index]:
         """Yield the indices of an iteration and all that follow."""

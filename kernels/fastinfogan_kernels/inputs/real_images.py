@@ -1,6 +1,6 @@
 """A batch of real images from a resident set, as the networks see it: the input of the D step.
 
-An image's index is computed from (seed, step, row), see `shuffle`, and so is the affine map by
+An image's index is computed from (seed, step, row), see `philox`, and so is the affine map by
 which it is moved, see `affine_matrices`; nothing of it needs the host. Images that are not resident
 are passed batch by batch, in the batch's order.
 """
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastinfogan_kernels import philox, shuffle
+from fastinfogan_kernels import philox
 from fastinfogan_kernels.errors import InputError
 from fastinfogan_kernels.inputs.draw import random_functions, signed
 from fastinfogan_kernels.inputs.triton_random import encrypt, image_at, uniform
@@ -47,7 +47,7 @@ def real_images(
 ) -> None:
     """Write a step's real images.
 
-    Every image is used once per epoch; epochs are concatenated and cut into batches, see `shuffle`.
+    Every image is used once per epoch; epochs are concatenated and cut into batches, see `philox`.
 
     Args:
         images: the whole set; uint8 (N, height, width, channels), contiguous. With `in_order`, the
@@ -98,8 +98,8 @@ def _check(images: Tensor, step: int | Tensor, out: Tensor) -> None:
         raise InputError(
             f"the step counter must be int64 on {images.device}, not {step.dtype} on {step.device}"
         )
-    if not 0 < len(images) <= shuffle.MAX_COUNT:
-        raise InputError(f"a set must have 1 to {shuffle.MAX_COUNT:,} images, not {len(images)}")
+    if not 0 < len(images) <= philox.MAX_SHUFFLED:
+        raise InputError(f"a set must have 1 to {philox.MAX_SHUFFLED:,} images, not {len(images)}")
 
 
 def affine_matrices(
@@ -165,7 +165,7 @@ def _reference_op(
     if in_order:
         chosen = images[:rows]
     else:
-        drawn = shuffle.indices(seed, number * all_rows + first_row, rows, len(images))
+        drawn = philox.shuffled_indices(seed, number * all_rows + first_row, rows, len(images))
         index = torch.from_numpy(drawn).to(images.device, non_blocking=True)
         chosen = images.index_select(0, index)
     wide = torch.promote_types(out.dtype, torch.float32)
@@ -274,7 +274,7 @@ def _real_images_op(
         signed(seed_low),
         signed(seed_high),
         count,
-        shuffle.side_of(count),
+        philox.shuffle_side(count),
         first_row,
         all_rows,
         height,

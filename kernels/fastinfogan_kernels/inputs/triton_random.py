@@ -1,4 +1,4 @@
-"""Triton functions for random numbers and the shuffle, bit for bit `philox` and `shuffle`.
+"""Triton functions for random numbers and the shuffle, bit for bit `philox`.
 
 Those modules are the definitions and describe the layout of key and counter. The same bits need the
 same operations in the same order, each rounded by itself: a kernel that calls `normal` must be
