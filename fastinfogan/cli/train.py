@@ -13,7 +13,7 @@ from fastinfogan.errors import InputError
 if TYPE_CHECKING:
     from fastinfogan.engine import RunDirectory, Trainer
     from fastinfogan.engine.config import Device
-    from fastinfogan.engine.session import Images, Session
+    from fastinfogan.engine.session import Session, TrainingImages
 
 
 def _open(kind: str, default: str) -> Any:  # noqa: ANN401 - tyro's own type is private
@@ -166,7 +166,7 @@ class Train:
 
     def _start(
         self, session: "Session", device: "Device", options: dict[str, Any]
-    ) -> "tuple[Trainer, Images]":
+    ) -> "tuple[Trainer, TrainingImages]":
         from fastinfogan import checkpoint
         from fastinfogan.engine import InitialWeights, RunDirectory, RunOptions
         from fastinfogan.engine.session import free_path, new_config
@@ -203,7 +203,7 @@ class Train:
 
 
 def train_and_evaluate(
-    trainer: "Trainer", images: "Images", *, new: bool, resume_with: str | None = None
+    trainer: "Trainer", images: "TrainingImages", *, new: bool, resume_with: str | None = None
 ) -> int:
     """Train as the run's options say, showing metrics; then evaluate and draw.
 

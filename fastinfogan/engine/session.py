@@ -14,6 +14,7 @@ from fastinfogan.data import ImageSet, open_image_set
 from fastinfogan.data.decoders.base import Decoder, DecoderName
 from fastinfogan.data.image_set import EncodedImageSet
 from fastinfogan.data.subset import evaluation_subset, is_annotated
+from fastinfogan.data.synthetic import Progress
 from fastinfogan.distributed import SINGLE_PROCESS, Distributed
 from fastinfogan.engine.config import (
     BatchNorm,
@@ -30,9 +31,8 @@ from fastinfogan.errors import InputError, reporting_out_of_memory
 from fastinfogan.experiments import EXPERIMENTS, Experiment
 from fastinfogan_kernels.inputs.real_images import Augmentation
 
-Images = ImageSet | Decoder
-Progress = Callable[[int, int], None]
-"""Called with the number of images rendered so far, and of all."""
+TrainingImages = ImageSet | Decoder
+"""What a run trains on: decoded images, or what decodes them."""
 
 _EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 _DECODER_BATCH = 128
@@ -104,7 +104,7 @@ class Session:
         options: RunOptions,
         *,
         require_free: bool = True,
-    ) -> tuple[RunDirectory, Images]:
+    ) -> tuple[RunDirectory, TrainingImages]:
         """Open the images of a new run; nothing is written.
 
         Args:
@@ -128,7 +128,7 @@ class Session:
         return RunDirectory(path, experiment, config, options), images
 
     def start(
-        self, run: RunDirectory, images: Images, weights: SavedState | None = None
+        self, run: RunDirectory, images: TrainingImages, weights: SavedState | None = None
     ) -> Trainer:
         """Build a new run's trainer, then make its folder.
 
@@ -157,7 +157,7 @@ class Session:
 
     def resume(
         self, run: RunDirectory, options: RunOptions, data: Path | None = None
-    ) -> tuple[Trainer, Images]:
+    ) -> tuple[Trainer, TrainingImages]:
         """Resume a run at its newest checkpoint, or at its seed if it has none.
 
         Args:
@@ -202,7 +202,7 @@ class Session:
             run.update(config, options)
         return trainer, images
 
-    def _trainer(self, run: RunDirectory, images: Images) -> Trainer:
+    def _trainer(self, run: RunDirectory, images: TrainingImages) -> Trainer:
         return Trainer(
             run,
             images,
@@ -219,7 +219,7 @@ def open_images(
     experiment: Experiment,
     options: RunOptions,
     progress: Progress | None = None,
-) -> Images:
+) -> TrainingImages:
     """Open a set: its images if they are decoded, else the set and its decoder.
 
     Args:
@@ -263,19 +263,19 @@ def images_of(
     options: RunOptions | None = None,
     data: Path | None = None,
     progress: Progress | None = None,
-) -> Images:
+) -> TrainingImages:
     """Open the images that a run was started with, where they were or where they are now."""
     path = data or (Path(run.config.data) if run.config.data else None)
     return open_images(path, run.experiment, options or run.options, progress)
 
 
-def name_of(images: Images) -> str:
+def name_of(images: TrainingImages) -> str:
     """Return what the user calls a set."""
     return images.name if isinstance(images, ImageSet) else images.image_set.name
 
 
 def annotated_images(
-    images: Images, options: RunOptions, report: Callable[[str], object]
+    images: TrainingImages, options: RunOptions, report: Callable[[str], object]
 ) -> ImageSet | str:
     """Return decoded images with labels or factors, to evaluate on; or why there are none."""
     if isinstance(images, ImageSet):

@@ -19,7 +19,7 @@ from fastinfogan.nn.blocks import Block, Chain
 from fastinfogan.nn.call_order import ModelSource, call_sequences
 from fastinfogan.nn.forward import Implementation
 from fastinfogan.nn.fused_layers import (
-    ACTIVATIONS,
+    ACTIVATION_MODULES,
     LAYERS,
     NORMS,
     FusedChain,
@@ -77,7 +77,7 @@ def fuse(model: nn.Module, *, impl: Implementation = "auto") -> FusionReport:
     for prefix, parent in list(model.named_modules()):
         if isinstance(parent, Block) or not any(_is_fusible(c) for c in parent.children()):
             continue
-        runs, why = call_sequences(parent, source, (*LAYERS, *NORMS, *ACTIVATIONS))
+        runs, why = call_sequences(parent, source, (*LAYERS, *NORMS, *ACTIVATION_MODULES))
         if used_elsewhere.get(id(parent)):
             runs, why = [], used_elsewhere[id(parent)]
         for run in runs:
@@ -125,7 +125,7 @@ def _chains(
             continue
         group = LayerGroup(child, names=[names[at - 1]])
         why = _unsupported(child, occurrences)
-        for kinds, part in ((NORMS, "norm"), (ACTIVATIONS, "activation")):
+        for kinds, part in ((NORMS, "norm"), (ACTIVATION_MODULES, "activation")):
             following = parent._modules.get(names[at]) if at < len(names) else None
             if isinstance(following, kinds) and not why:
                 mismatch = _unsupported(following, occurrences) or _norm_mismatch(child, following)
@@ -158,7 +158,7 @@ def _chains(
 
 def _unsupported(layer: nn.Module, occurrences: dict[int, int]) -> str:
     """Return why a layer cannot be fused, whatever precedes or follows it, or an empty string."""
-    if type(layer) not in (*LAYERS, *NORMS, *ACTIVATIONS):
+    if type(layer) not in (*LAYERS, *NORMS, *ACTIVATION_MODULES):
         return f"{type(layer).__name__} is a subclass, which may compute something else"
     if occurrences.get(id(layer), 0) > 1:
         return "it is in more than one place of the model"

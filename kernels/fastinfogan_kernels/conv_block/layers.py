@@ -243,7 +243,7 @@ def aten_gradients(
     return dx if of_input else None, dw.to(weight.dtype) if of_weight else None
 
 
-ActivationName = Literal["none", "leaky_relu", "sigmoid", "tanh"]
+LayerActivation = Literal["none", "leaky_relu", "sigmoid", "tanh"]
 
 
 @dataclass(frozen=True)
@@ -265,7 +265,7 @@ class Layer:
 
     geometry: ConvGeometry
     norm: bool
-    activation: ActivationName = "leaky_relu"
+    activation: LayerActivation = "leaky_relu"
     slope: float = 0.1
     eps: float = 1e-5
     momentum: float = 0.1

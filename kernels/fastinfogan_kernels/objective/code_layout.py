@@ -16,7 +16,7 @@ CATEGORICAL, GAUSSIAN, UNIT_GAUSSIAN = 0, 1, 2
 
 
 @dataclass(frozen=True)
-class Entry:
+class CodeEntry:
     """One code's row of the table, in Python numbers.
 
     Attributes:
@@ -36,20 +36,20 @@ class Entry:
     high: float = math.inf
 
 
-def entries(spec: LatentSpec) -> tuple[Entry, ...]:
+def entries(spec: LatentSpec) -> tuple[CodeEntry, ...]:
     """Return the table's rows, in the order of the codes."""
     found = [
-        Entry(CATEGORICAL, logits.start, logits.stop - logits.start, i)
+        CodeEntry(CATEGORICAL, logits.start, logits.stop - logits.start, i)
         for i, logits in enumerate(spec.logit_slices)
     ]
     for i, code in enumerate(spec.continuous):
         mean, raw = spec.mean_slice.start + i, spec.deviation_slice.start + i
         if code.deviation == "clipped":
             low, high = (math.log(bound) for bound in code.clip)
-            found.append(Entry(GAUSSIAN, mean, raw, i, low, high))
+            found.append(CodeEntry(GAUSSIAN, mean, raw, i, low, high))
         else:
             kind = UNIT_GAUSSIAN if code.deviation == "fixed" else GAUSSIAN
-            found.append(Entry(kind, mean, raw, i))
+            found.append(CodeEntry(kind, mean, raw, i))
     return tuple(found)
 
 
@@ -58,7 +58,7 @@ class CodeTable:
     """The layout of Q's output on one device: one compiled kernel serves every mix of codes.
 
     Attributes:
-        table: int32 (codes, 4): kind, column, width and index of each `Entry`.
+        table: int32 (codes, 4): kind, column, width and index of each `CodeEntry`.
         bounds: fp32 (codes, 2): low and high.
         owners: int64 (output_width,): the code to which a column of Q's output belongs.
         ones: fp32 (codes,): default weights.

@@ -29,8 +29,8 @@ from fastinfogan_kernels.latents import LatentSpec
 from fastinfogan_kernels.objective.code_layout import (
     CATEGORICAL,
     UNIT_GAUSSIAN,
+    CodeEntry,
     CodeTable,
-    Entry,
     check_counters,
     check_inputs,
     check_weights,
@@ -103,7 +103,7 @@ def reference_log_likelihood(
     return torch.stack(values, dim=1) if values else wide.new_zeros(len(wide), 0)
 
 
-def _reference_gaussian(wide: Tensor, continuous: Tensor, entry: Entry) -> Tensor:
+def _reference_gaussian(wide: Tensor, continuous: Tensor, entry: CodeEntry) -> Tensor:
     raw = wide[:, entry.width]
     log_deviation = torch.zeros_like(raw)
     if entry.kind != UNIT_GAUSSIAN:
