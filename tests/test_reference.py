@@ -1,7 +1,9 @@
 """The product against the reference: losses, gradients, ten iterations, from the same seed."""
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from statistics import median
 
 import pytest
 import torch
@@ -26,18 +28,10 @@ CASES = [
 
 def pairs(iteration: Iteration, reference: Reference) -> list[tuple[str, Tensor, Tensor]]:
     """Weights and batch-norm statistics of both, by the product's names."""
-    state = [
-        (name, t)
-        for name, t in iteration.networks.state_dict().items()
-        if not name.endswith("num_batches_tracked")
-    ]
-    other = [
-        t
-        for network in reference.networks
-        for name, t in network.state_dict().items()
-        if not name.endswith("num_batches_tracked")
-    ]
-    return [(name, actual, expected) for (name, actual), expected in zip(state, other, strict=True)]
+    actual = [(k, t) for k, t in iteration.networks.state_dict().items() if t.is_floating_point()]
+    every = [t for network in reference.networks for t in network.state_dict().values()]
+    expected = [t for t in every if t.is_floating_point()]
+    return [(name, one, other) for (name, one), other in zip(actual, expected, strict=True)]
 
 
 @pytest.mark.parametrize(("name", "variants", "divisor"), CASES)
@@ -73,30 +67,44 @@ def test_losses_and_gradients_in_bf16(name: str) -> None:
     check_iteration(iteration, 0, lambda: iteration.run(0), autocast=torch.bfloat16, tolerance=1e-2)
 
 
+def copy_state(iteration: Iteration, reference: Reference) -> None:
+    """Give the reference the iteration's weights, statistics and Adam's moments."""
+    for _, tensor, into in pairs(iteration, reference):
+        into.data.copy_(tensor)
+    reference.d_adam.load_state_dict(copy.deepcopy(iteration.d_adam.state_dict()))
+    reference.g_adam.load_state_dict(copy.deepcopy(iteration.g_adam.state_dict()))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", experiments.EXPERIMENTS)
-def test_weights_after_20_iterations_in_fp32(name: str) -> None:
-    """Weights are at most twice as far from fp64 as the reference's; MNIST at full size.
+def test_twenty_updates_in_fp32(name: str) -> None:
+    """From the same state, an update's error against fp64 is that of the reference in fp32.
 
-    Adam's first updates are the learning rate times a gradient's sign, and rounding decides the
-    sign of the small ones: both trajectories diverge from fp64, by chance further or less.
+    The state is copied before each iteration: trajectories of their own would diverge from fp64 by
+    chance further or less, as rounding decides the sign of small gradients, which Adam's first
+    updates follow. And the median is taken, since one such sign may be an iteration's whole error.
+    On x86, with SSE, AVX2 and AVX-512, medians are 0.4 to 1.1.
     """
-    divisor = {"mnist": 1, "svhn": 2, "celeba": 2}.get(name, 4)
-    experiment = narrow_experiment(experiments.get(name), divisor)
+    experiment = narrow_experiment(experiments.get(name), 4)
     iteration = make_iteration(experiment, batch_size=4)
     reference, truth = Reference(experiment, 3), Reference(experiment, 3, torch.float64)
+    ratios: dict[str, list[float]] = {}
     for step in range(20):
+        errors: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        copy_state(iteration, reference)
+        copy_state(iteration, truth)
         iteration.run(step)
         step_reference(reference, iteration, step)
         step_reference(truth, iteration, step)
-    exact = {key: t for key, _, t in pairs(iteration, truth)}
-    errors: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
-    for key, actual, expected in pairs(iteration, reference):
-        kind = f"{key.split('.')[0]} {'statistics' if 'running' in key else 'weights'}"
-        for side, tensor in zip(errors.setdefault(kind, ([], [])), (actual, expected), strict=True):
-            side.append((tensor.double() - exact[key]).flatten())
-    for kind, (of_iteration, of_reference) in errors.items():
-        assert torch.cat(of_iteration).norm() <= 2 * torch.cat(of_reference).norm(), kind
+        both = zip(pairs(iteration, reference), pairs(iteration, truth), strict=True)
+        for (key, actual, baseline), (_, _, exact) in both:
+            kind = f"{key.split('.')[0]} {'statistics' if 'running' in key else 'weights'}"
+            error = ((actual - exact).norm(), (baseline - exact).norm())
+            errors.setdefault(kind, []).append(error)
+        for kind, norms in errors.items():
+            actual, baseline = torch.tensor(norms).norm(dim=0)
+            ratios.setdefault(kind, []).append((actual / baseline).item())
+    assert {kind for kind, found in ratios.items() if median(found) > 1.25} == set()
 
 
 def test_bf16_follows_fp32() -> None:

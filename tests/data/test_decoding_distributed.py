@@ -16,13 +16,14 @@ from fastinfogan.data import ImageSet
 from fastinfogan.data.cache import fill
 from fastinfogan.data.cache.storage import cache_folder
 from fastinfogan.distributed import Distributed
+from fastinfogan.engine import RunDirectory
 from tests.helpers.image_files import RawDecoder, encoded
 from tests.helpers.torchrun import MNIST, lines, torchrun
 
 
 @pytest.mark.slow
 def test_rank_0_decodes_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The other rank maps its file, and the run is that of a single process."""
+    """The other rank maps its file; the run is that of a single process, which goes on with it."""
     random = np.random.default_rng(7)
     Path("pictures").mkdir()
     for i in range(40):
@@ -38,6 +39,9 @@ def test_rank_0_decodes_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert main([*MNIST, *more, "--iterations", "2", "--out", "one"]) == 0
     for ours, theirs in zip(lines(Path("two")), lines(Path("one")), strict=True):
         assert ours["d_loss"] == pytest.approx(theirs["d_loss"], abs=2e-2)
+    assert main(["train", "--resume", "two", "--iterations", "3"]) == 0
+    run = RunDirectory.open(Path("two"))
+    assert (run.config.ranks, run.read_checkpoint().iteration) == (1, 3)
 
 
 def ranks_alone(*arguments: str) -> list[subprocess.Popen[str]]:
