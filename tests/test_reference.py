@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fastinfogan import experiments
 from fastinfogan.engine import Iteration
+from fastinfogan.engine.config import Information
 from fastinfogan.experiments import Experiment
 from fastinfogan.reference import Reference
 from tests.helpers.reference import check_iteration, step_reference
@@ -83,7 +84,7 @@ def test_twenty_updates_in_fp32(name: str) -> None:
     The state is copied before each iteration: trajectories of their own would diverge from fp64 by
     chance further or less, as rounding decides the sign of small gradients, which Adam's first
     updates follow. And the median is taken, since one such sign may be an iteration's whole error.
-    On x86, with SSE, AVX2 and AVX-512, medians are 0.4 to 1.1.
+    Measured with the instructions of SSE 4.1, of AVX2 and of the CPU: 0.4 to 1.16.
     """
     experiment = narrow_experiment(experiments.get(name), 4)
     iteration = make_iteration(experiment, batch_size=4)
@@ -104,7 +105,7 @@ def test_twenty_updates_in_fp32(name: str) -> None:
         for kind, norms in errors.items():
             actual, baseline = torch.tensor(norms).norm(dim=0)
             ratios.setdefault(kind, []).append((actual / baseline).item())
-    assert {kind for kind, found in ratios.items() if median(found) > 1.25} == set()
+    assert {kind for kind, found in ratios.items() if median(found) > 1.5} == set()
 
 
 def test_bf16_follows_fp32() -> None:
@@ -121,41 +122,39 @@ def test_bf16_follows_fp32() -> None:
     assert {p.dtype for p in narrow.networks.parameters()} == {torch.float32}
 
 
+@pytest.mark.parametrize("information", ["maximise", "observe"])
 def test_the_mi_term_trains_trunk_and_q_in_the_d_step_and_only_g_in_the_g_step(
-    tiny: Experiment,
+    tiny: Experiment, information: Information
 ) -> None:
-    """Gradients of the MI term alone: those of two iterations that differ in lambda only."""
+    """And not even G where Q observes: gradients of two iterations that differ in lambda only."""
 
     def gradients(scale: float) -> dict[str, Tensor]:
         iteration = make_iteration(
-            replace(tiny, lambda_categorical=scale, lambda_continuous=scale), precision="fp64"
+            replace(tiny, lambda_categorical=scale, lambda_continuous=scale),
+            precision="fp64",
+            information=information,
         )
         n = iteration.networks
-        names = {
-            step: [name for name, _ in named]
-            for step, named in (("D", n.d_parameters()), ("G", n.g_parameters()))
-        }
+        first = {name: t.clone() for name, t in n.state_dict().items()}
+        named = {"D": n.d_parameters(), "G": n.g_parameters()}
         seen: dict[str, Tensor] = {}
 
         def keep(step: str, gradients: Sequence[Tensor]) -> None:
-            for name, gradient in zip(names[step], gradients, strict=True):
+            for (name, _), gradient in zip(named[step], gradients, strict=True):
                 seen[f"{step} {name}"] = gradient.clone()
 
         watch_gradients(iteration, keep)
         iteration.draw(0)
         iteration.d_step()
-        # The same networks for the G step in both, whatever the D step did.
-        iteration.networks.load_state_dict(
-            make_iteration(tiny, precision="fp64").networks.state_dict()
-        )
+        n.load_state_dict(first)  # the same for both G steps
         iteration.g_step()
         return seen
 
     without, with_mi = gradients(0.0), gradients(1.0)
-    taught = {key.split(".")[0] for key in with_mi if not torch.equal(with_mi[key], without[key])}
-    assert taught == {"D trunk", "D q_head", "G generator"}
-    trained = {key.split(".")[0] for key in with_mi}
-    assert trained == {"D trunk", "D d_head", "D q_head", "G generator"}
+    changed = {key.split(".")[0] for key in with_mi if not torch.equal(with_mi[key], without[key])}
+    observed = {"D trunk", "D q_head"}
+    assert changed == (observed | {"G generator"} if information == "maximise" else observed)
+    assert {key.split(".")[0] for key in with_mi} == observed | {"D d_head", "G generator"}
 
 
 def test_a_step_changes_what_it_trains_and_nothing_else(tiny: Experiment) -> None:

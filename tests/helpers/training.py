@@ -12,10 +12,8 @@ import torch
 from fastinfogan.data import ImageSet
 from fastinfogan.distributed import SINGLE_PROCESS, Distributed
 from fastinfogan.engine import Iteration, TrainConfig, Trainer
-from fastinfogan.engine.config import BatchNorm, ComputedIn, Information
 from fastinfogan.experiments import BlockSpec, Experiment
 from fastinfogan_kernels import philox
-from fastinfogan_kernels.inputs.real_images import Augmentation
 from fastinfogan_kernels.runtime.launch import Implementation
 
 QUICK = ["--batch-size", "4", "--precision", "fp32"]
@@ -47,53 +45,23 @@ def made_up_images(experiment: Experiment, count: int = 64, seed: int = 5) -> Im
     return ImageSet("made-up images", images, labels)
 
 
-def train_config(
-    source: ImageSet,
-    *,
-    seed: int = 3,
-    batch_size: int = 8,
-    precision: ComputedIn = "fp32",
-    log_every: int = 10,
-    augmentation: Augmentation = "none",
-    information: Information = "maximise",
-) -> TrainConfig:
-    """Settings as the tests need them."""
-    return TrainConfig(
-        seed=seed,
-        batch_size=batch_size,
-        precision=precision,
-        augmentation=augmentation,
-        information=information,
-        data=None,
-        data_fingerprint=source.fingerprint,
-        log_every=log_every,
-    )
+def train_config(source: ImageSet, **settings: Any) -> TrainConfig:  # noqa: ANN401
+    """Settings as the tests need them, fields of `TrainConfig` changed."""
+    default = TrainConfig(3, 8, "fp32", "none", "maximise", None, source.fingerprint)
+    return replace(default, **settings)
 
 
 def make_iteration(
     experiment: Experiment,
     *,
-    seed: int = 3,
-    batch_size: int = 8,
-    precision: ComputedIn = "fp32",
-    augmentation: Augmentation = "none",
-    information: Information = "maximise",
     device: str = "cpu",
     impl: Implementation = "auto",
     distributed: Distributed = SINGLE_PROCESS,
-    batch_norm: BatchNorm = "synchronised",
+    **settings: Any,  # noqa: ANN401
 ) -> Iteration:
-    """The product's iteration on made-up images."""
+    """The product's iteration on made-up images; settings are fields of `TrainConfig`."""
     source = made_up_images(experiment)
-    config = train_config(
-        source,
-        seed=seed,
-        batch_size=batch_size,
-        precision=precision,
-        augmentation=augmentation,
-        information=information,
-    )
-    config = replace(config, batch_norm=batch_norm, ranks=distributed.world_size)
+    config = train_config(source, ranks=distributed.world_size, **settings)
     return Iteration.create(
         experiment, config, source.images, device, impl=impl, distributed=distributed
     )
