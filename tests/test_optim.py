@@ -25,6 +25,11 @@ IMPLEMENTATIONS = [
 BETAS = (0.5, 0.999)
 
 
+@pytest.fixture(params=IMPLEMENTATIONS)
+def impl(request: pytest.FixtureRequest) -> Impl:
+    return request.param  # type: ignore[no-any-return]
+
+
 def parameters(dtype: torch.dtype = torch.float32) -> list[Parameter]:
     """Rows, a map's weight in channels_last memory, a scalar, a long vector, and nothing at all."""
     source = torch.Generator().manual_seed(1)
@@ -60,7 +65,6 @@ def largest_difference(a: list[Parameter], b: list[Parameter]) -> float:
     )
 
 
-@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 def test_a_thousand_steps(impl: Impl) -> None:
     actual, baseline, truth = parameters(), parameters(), parameters(torch.float64)
     made: list[torch.optim.Optimizer] = [
@@ -86,7 +90,6 @@ def test_fp64() -> None:
     assert largest_difference(actual, baseline) < 1e-14
 
 
-@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 @pytest.mark.parametrize("beta1", [0.0, 0.9])
 def test_the_first_step_is_exact(impl: Impl, beta1: float) -> None:
     """1 - 0.999 in fp32 is wrong by 6e-5; the first update is lr * sign(g), to fp32's last bits."""
@@ -96,7 +99,6 @@ def test_the_first_step_is_exact(impl: Impl, beta1: float) -> None:
     torch.testing.assert_close(p.detach(), torch.tensor([-1e-3, 1e-3, -1e-3]), rtol=3e-7, atol=0)
 
 
-@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 @pytest.mark.parametrize("options", [{}, {"foreach": True}, {"fused": True}])
 def test_state_dicts_are_interchangeable_with_torch(impl: Impl, options: dict[str, bool]) -> None:
     straight = parameters()
@@ -147,43 +149,45 @@ def test_a_duplicate_is_independent(duplicate: Callable[[Any], Any]) -> None:
         assert torch.equal(other.working_copies[p[3]], p[3].bfloat16())
 
 
-@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
-def test_schedulers_move_rates_and_betas(impl: Impl) -> None:
-    actual, baseline = parameters(), parameters()
-    for optimizer in (Adam(actual, 1e-3, impl=impl), torch.optim.Adam(baseline, 1e-3)):
-        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=40)
-        for step in range(40):
-            train(optimizer, range(step, step + 1))
-            scheduler.step()
-    assert largest_difference(actual, baseline) < 1e-6
+def scheduled(optimizer: torch.optim.Optimizer) -> None:
+    """OneCycleLR moves rates and betas."""
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=40)
+    for step in range(40):
+        train(optimizer, range(step, step + 1))
+        scheduler.step()
 
 
-@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
-def test_a_rate_in_a_tensor_is_read_at_every_step(impl: Impl) -> None:
-    actual, baseline, lr = parameters(), parameters(), torch.tensor(1e-3)
-    adam, plain = Adam(actual, lr, impl=impl), torch.optim.Adam(baseline, 1e-3)
+def halved(optimizer: torch.optim.Optimizer) -> None:
+    """The rate, in a tensor or not, is halved after each step."""
     for step in range(4):
-        train(adam, range(step, step + 1))
-        train(plain, range(step, step + 1))
-        lr.mul_(0.5)
-        plain.param_groups[0]["lr"] *= 0.5
-    assert largest_difference(actual, baseline) < 1e-7
+        train(optimizer, range(step, step + 1))
+        group = optimizer.param_groups[0]
+        if isinstance(group["lr"], Tensor):
+            group["lr"].mul_(0.5)
+        else:
+            group["lr"] *= 0.5
 
 
-@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
-def test_groups_have_their_own_rates(impl: Impl) -> None:
+def regrouped(optimizer: torch.optim.Optimizer) -> None:
+    """Another group is added between two steps."""
+    first = optimizer.param_groups[0]
+    first["params"], others = first["params"][:2], first["params"][2:]
+    train(optimizer, range(3))
+    optimizer.add_param_group({"params": others, "lr": 1e-4, "betas": (0.3, 0.99)})
+    train(optimizer, range(3, 9))
+
+
+@pytest.mark.parametrize("lr", [1e-3, torch.tensor(1e-3)], ids=["number", "tensor"])
+@pytest.mark.parametrize("use", [scheduled, halved, regrouped])
+def test_rates_and_groups_that_change(
+    impl: Impl, lr: float | Tensor, use: Callable[[torch.optim.Optimizer], None]
+) -> None:
     actual, baseline = parameters(), parameters()
-    for optimizer, p in (
-        (Adam([{"params": actual[:2], "lr": 1e-2}], impl=impl), actual),
-        (torch.optim.Adam([{"params": baseline[:2], "lr": 1e-2}]), baseline),
-    ):
-        train(optimizer, range(3))
-        optimizer.add_param_group({"params": p[2:], "betas": (0.3, 0.99)})
-        train(optimizer, range(3, 9))
+    use(Adam(actual, lr.clone() if isinstance(lr, Tensor) else lr, impl=impl))
+    use(torch.optim.Adam(baseline, 1e-3))
     assert largest_difference(actual, baseline) < 1e-6
 
 
-@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 def test_torchs_gradient_scaler(impl: Impl) -> None:
     """An overflow skips the update, counts it, and halves the scale; all as with torch's fused."""
     outcomes = []
@@ -207,7 +211,6 @@ def test_torchs_gradient_scaler(impl: Impl) -> None:
     assert outcomes[0][1:] == outcomes[1][1:] == (3.0, 512.0)
 
 
-@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_working_copies_are_the_rounded_parameters(impl: Impl, dtype: torch.dtype) -> None:
     masters, plain = parameters(), parameters()

@@ -1,9 +1,5 @@
 """Several ranks and an encoded set: rank 0 decodes it for all."""
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import ClassVar
 
@@ -18,12 +14,12 @@ from fastinfogan.data.cache.storage import cache_folder
 from fastinfogan.distributed import Distributed
 from fastinfogan.engine import RunDirectory
 from tests.helpers.image_files import RawDecoder, encoded
-from tests.helpers.torchrun import MNIST, lines, torchrun
+from tests.helpers.torchrun import MNIST, lines, torchrun, without_torchrun
 
 
 @pytest.mark.slow
 def test_rank_0_decodes_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The other rank maps its file; the run is that of a single process, which goes on with it."""
+    """The other rank maps its file; one process trains the same, and goes on with the run."""
     random = np.random.default_rng(7)
     Path("pictures").mkdir()
     for i in range(40):
@@ -44,30 +40,14 @@ def test_rank_0_decodes_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert (run.config.ranks, run.read_checkpoint().iteration) == (1, 3)
 
 
-def ranks_alone(*arguments: str) -> list[subprocess.Popen[str]]:
-    """Start two ranks without torchrun, which would end both when one fails."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return [
-        subprocess.Popen(
-            [sys.executable, "-m", "fastinfogan", *arguments],
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **shared, "OMP_NUM_THREADS": "1", "RANK": str(rank)},
-        )
-        for rank in (0, 1)
-    ]
-
-
 @pytest.mark.slow
 def test_a_bad_image_on_rank_0_ends_all_ranks_with_one_line_each() -> None:
     Path("pictures").mkdir()
     Path("pictures/bad.png").write_bytes(b"")
     reported = []
-    for process in ranks_alone(*MNIST, "--data", "pictures", "--decoder", "pillow", "--out", "bad"):
-        _, line = process.communicate(timeout=60)
+    data = ("--data", "pictures", "--decoder", "pillow")
+    for process in without_torchrun(*MNIST, *data, "--out", "bad"):
+        line, _ = process.communicate(timeout=60)
         assert process.returncode == 2, line
         reported.append(line)
     assert reported[0].startswith("fastinfogan, rank 0: ")

@@ -3,15 +3,12 @@
 import os
 import re
 import signal
-import socket
-import subprocess
-import sys
-import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from fastinfogan import experiments
 from fastinfogan.distributed import Distributed, GradientAllReduce
@@ -19,17 +16,23 @@ from fastinfogan.engine import RunDirectory, RunOptions, Schedule, Trainer
 from fastinfogan.engine.config import BatchNorm, ComputedIn
 from fastinfogan.errors import InputError, TrainingError
 from tests.helpers.ranks import run_ranks
-from tests.helpers.torchrun import MNIST, lines, torchrun
+from tests.helpers.torchrun import MNIST, torchrun, wait_for_lines, without_torchrun
 from tests.helpers.training import made_up_images, make_iteration, narrow_experiment, train_config
 
 BATCH, ITERATIONS = 12, 3
 NARROW = replace(narrow_experiment(experiments.get("mnist"), 16), batch_size=BATCH)
 SOURCE = made_up_images(NARROW)
+CPU = torch.device("cpu")
+PRECISIONS: dict[ComputedIn, BatchNorm] = {
+    "fp64": "synchronised",
+    "bf16": "synchronised",
+    "fp16": "per-rank",
+}
 
 
 def trained(
     distributed: Distributed, precision: ComputedIn, batch_norm: BatchNorm
-) -> dict[str, torch.Tensor]:
+) -> dict[str, Tensor]:
     """The state of the tiny experiment after some iterations."""
     iteration = make_iteration(
         NARROW,
@@ -46,38 +49,75 @@ def trained(
     return {name: t for kind in iteration.state().values() for name, t in kind.items()}
 
 
-def one_of(rank: int, folder: Path, count: int, precision: ComputedIn, norm: BatchNorm) -> None:
-    torch.save(trained(Distributed(rank, count), precision, norm), folder / f"{rank}")
+def train_a_run(rank: int, folder: Path, count: int, until: int) -> Trainer:
+    """Train a run in fp64, as one of `count` ranks."""
+    config = train_config(SOURCE, batch_size=BATCH, precision="fp64", ranks=count)
+    run = RunDirectory(folder / f"run-{count}", NARROW, config, RunOptions(until))
+    distributed = Distributed(rank, count)
+    trainer = Trainer(run, SOURCE, CPU, distributed=distributed)
+    if distributed.is_main:
+        run.make()
+    trainer.train(until)
+    return trainer
 
 
-def by_ranks(
-    count: int, folder: Path, precision: ComputedIn, norm: BatchNorm = "synchronised"
-) -> list[dict[str, torch.Tensor]]:
-    run_ranks(one_of, count, folder, count, precision, norm)
-    return [torch.load(folder / f"{rank}") for rank in range(count)]
+def one_of(rank: int, folder: Path, count: int) -> None:
+    for precision, norm in PRECISIONS.items():
+        found = trained(Distributed(rank, count), precision, norm)
+        torch.save(found, folder / f"{precision}-{rank}")
+    train_a_run(rank, folder, count, ITERATIONS)
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_a_batch_gives_the_same_iteration_however_many_ranks_share_it(
-    count: int, tmp_path: Path
-) -> None:
-    """In fp64, where order of summation is no excuse; on all ranks, to the last bit alike."""
-    alone = trained(Distributed(), "fp64", "synchronised")
-    found = by_ranks(count, tmp_path, "fp64")
-    for name, tensor in alone.items():
-        torch.testing.assert_close(found[0][name], tensor, rtol=1e-8, atol=1e-10, msg=name)
-        assert all(torch.equal(found[0][name], other[name]) for other in found[1:]), name
+@dataclass(frozen=True)
+class Trained:
+    """What several ranks left in a folder."""
+
+    folder: Path
+    count: int
+
+    def states(self, precision: str) -> list[dict[str, Tensor]]:
+        return [torch.load(self.folder / f"{precision}-{rank}") for rank in range(self.count)]
 
 
-@pytest.mark.parametrize(("precision", "norm"), [("bf16", "synchronised"), ("fp16", "per-rank")])
-def test_all_ranks_have_the_same_weights(
-    precision: ComputedIn, norm: BatchNorm, tmp_path: Path
-) -> None:
-    one, other = by_ranks(2, tmp_path, precision, norm)
+@pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.slow)])
+def by_ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """One start of the processes for all that they train."""
+    folder = tmp_path_factory.mktemp("ranks")
+    run_ranks(one_of, request.param, folder, request.param)
+    return Trained(folder, request.param)
+
+
+def assert_close(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    for name, tensor in actual.items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-8, atol=1e-10, msg=name)
+
+
+def test_a_batch_gives_the_same_iteration_however_many_ranks_share_it(by_ranks: Trained) -> None:
+    """In fp64, where order of summation is no excuse."""
+    assert_close(by_ranks.states("fp64")[0], trained(Distributed(), "fp64", "synchronised"))
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_all_ranks_have_the_same_weights(by_ranks: Trained, precision: str) -> None:
+    """To the last bit, but for statistics per rank."""
+    one, *others = by_ranks.states(precision)
     for name, tensor in one.items():
-        own = norm == "per-rank" and "running" in name
-        assert torch.equal(tensor, other[name]) != own, name
+        own = PRECISIONS[precision] == "per-rank" and "running" in name
+        assert {torch.equal(tensor, other[name]) for other in others} == {not own}, name
     assert one["tally"].tolist() == [ITERATIONS, 0, 0]
+
+
+def test_a_run_of_several_ranks_goes_on_with_one(by_ranks: Trained, tmp_path: Path) -> None:
+    """In fp64 too: in fp32 each iteration amplifies a difference in rounding tenfold."""
+    run = RunDirectory.open(by_ranks.folder / f"run-{by_ranks.count}")
+    run.update(replace(run.config, ranks=1), run.options)
+    resumed = Trainer(run, SOURCE, CPU)
+    resumed.resume()
+    assert resumed.step == ITERATIONS
+    resumed.train(ITERATIONS + 2)
+    alone = train_a_run(0, tmp_path, 1, ITERATIONS + 2).iteration.state()
+    for kind, tensors in resumed.iteration.state().items():
+        assert_close(tensors, alone[kind])
 
 
 def shared_troubles(rank: int, folder: Path) -> None:
@@ -96,9 +136,9 @@ def shared_troubles(rank: int, folder: Path) -> None:
         after = iteration.networks.parameters()
         assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
-    settings = replace(train_config(SOURCE, batch_size=4), ranks=2)
+    settings = train_config(SOURCE, batch_size=4, ranks=2)
     run = RunDirectory(folder / "run", NARROW, settings, RunOptions(9))
-    trainer = Trainer(run, SOURCE, torch.device("cpu"), distributed=distributed)
+    trainer = Trainer(run, SOURCE, CPU, distributed=distributed)
     if distributed.is_main:
         run.make()
     trainer.loader.seconds_waited, trainer.loader.iterations_per_call = 0.0, 1
@@ -135,34 +175,6 @@ def test_shared_gradients_begin_where_vectors_load_whole() -> None:
         assert shared._flat.count_nonzero() == sum(g.numel() for g in given)
 
 
-def train_a_run(rank: int, folder: Path, count: int, until: int) -> None:
-    """Train a run in fp64, as one of `count` ranks."""
-    config = replace(train_config(SOURCE, batch_size=BATCH, precision="fp64"), ranks=count)
-    run = RunDirectory(folder / f"{count}", NARROW, config, RunOptions(until))
-    distributed = Distributed(rank, count)
-    trainer = Trainer(run, SOURCE, torch.device("cpu"), distributed=distributed)
-    if distributed.is_main:
-        run.make()
-    trainer.train(until)
-
-
-def test_a_run_of_two_ranks_goes_on_with_one(tmp_path: Path) -> None:
-    """In fp64, as above: in fp32 each iteration amplifies a difference in rounding tenfold."""
-    run_ranks(train_a_run, 2, tmp_path, 2, 3)
-    run = RunDirectory.open(tmp_path / "2")
-    run.update(replace(run.config, ranks=1), run.options)
-    resumed = Trainer(run, SOURCE, torch.device("cpu"))
-    resumed.resume()
-    assert resumed.step == 3
-    resumed.train(5)
-    train_a_run(0, tmp_path, 1, 5)
-    expected = RunDirectory.open(tmp_path / "1").read_checkpoint()
-    for kind, tensors in resumed.iteration.state().items():
-        for name, tensor in tensors.items():
-            other = expected.tensors[kind][name]
-            torch.testing.assert_close(tensor, other, rtol=1e-8, atol=1e-10, msg=name)
-
-
 @pytest.mark.slow
 def test_a_rank_that_dies_ends_the_others(digits: str) -> None:
     """With an error; what was saved is whole."""
@@ -170,9 +182,7 @@ def test_a_rank_that_dies_ends_the_others(digits: str) -> None:
         2, *MNIST, "--data", digits, "--iterations", "100000", "--checkpoint-every", "1",
         "--pictures-every", "0", "--out", "run",
     )  # fmt: skip
-    deadline = time.monotonic() + 60
-    while len(lines(Path("run"))) < 3 and time.monotonic() < deadline:
-        time.sleep(0.1)
+    wait_for_lines(Path("run"), 3)
     children = Path(f"/proc/{launched.pid}/task/{launched.pid}/children").read_text().split()
     os.kill(int(children[1]), signal.SIGKILL)
     printed, _ = launched.communicate(timeout=120)
@@ -187,27 +197,9 @@ def test_a_rank_that_dies_ends_the_others(digits: str) -> None:
 @pytest.mark.slow
 def test_a_signal_to_one_rank_stops_all(digits: str) -> None:
     """Rank 0 saves and says so, and does not take the run for finished."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {
-        **os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-    }  # fmt: skip
     arguments = ("--data", digits, "--iterations", "100000", "--pictures-every", "0")
-    both = [
-        subprocess.Popen(
-            [sys.executable, "-m", "fastinfogan", *MNIST, *arguments, "--out", "run"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env={**environment, "RANK": str(rank)},
-        )
-        for rank in range(2)
-    ]
-    deadline = time.monotonic() + 60
-    while len(lines(Path("run"))) < 2 and time.monotonic() < deadline:
-        time.sleep(0.1)
+    both = without_torchrun(*MNIST, *arguments, "--out", "run")
+    wait_for_lines(Path("run"), 2)
     both[1].send_signal(signal.SIGTERM)
     printed = [each.communicate(timeout=60)[0] for each in both]
     assert [each.returncode for each in both] == [143, 143], printed

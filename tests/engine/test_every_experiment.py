@@ -40,17 +40,17 @@ DATA = {"svhn": svhn, "celeba": celeba}
 
 @pytest.mark.usefixtures("narrow_networks")
 @pytest.mark.parametrize("name", ["mnist", "svhn", "celeba", "faces", "chairs", "sprites"])
-def test_fifty_iterations(
+def test_twenty_iterations(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(synthetic, "COUNT", 200)
     data = ["--data", DATA[name]()] if name in DATA else []
-    command = ["train", name, *data, "--iterations", "50", "--batch-size", "8", "--out", "run"]
+    command = ["train", name, *data, "--iterations", "20", "--batch-size", "4", "--out", "run"]
     assert main(command) == 0
     printed = capsys.readouterr().out
-    assert "iterations 0 to 50" in printed
+    assert "iterations 0 to 20" in printed
     assert "MI bound" in printed
     lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
-    assert [line["iteration"] for line in lines] == [10, 20, 30, 40, 50]
+    assert [line["iteration"] for line in lines] == [10, 20]
     assert all(line["skipped"] == 0 for line in lines)
     assert Path("run/pictures/samples.png").stat().st_size > 1000

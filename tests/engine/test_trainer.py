@@ -5,7 +5,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -28,21 +28,34 @@ def full(*_: object) -> NoReturn:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def start(
-    path: Path,
-    experiment: Experiment,
-    precision: ComputedIn = "fp32",
-    augmentation: Augmentation = "none",
-) -> Trainer:
+def start(path: str, experiment: Experiment, **settings: Any) -> Trainer:  # noqa: ANN401
     source = made_up_images(experiment)
-    settings = train_config(source, precision=precision, augmentation=augmentation)
-    return Trainer(RunDirectory.create(path, experiment, settings), source, CPU)
+    config = train_config(source, **settings)
+    return Trainer(RunDirectory.create(Path(path), experiment, config), source, CPU)
 
 
-def go_on(path: Path, experiment: Experiment) -> Trainer:
-    trainer = Trainer(RunDirectory.open(path), made_up_images(experiment), CPU)
+def go_on(path: str, experiment: Experiment) -> Trainer:
+    trainer = Trainer(RunDirectory.open(Path(path)), made_up_images(experiment), CPU)
     trainer.resume()
     return trainer
+
+
+@pytest.fixture
+def run(tiny: Experiment) -> RunDirectory:
+    """A run of two iterations."""
+    trainer = start("run", tiny)
+    trainer.train(2)
+    return trainer.run
+
+
+def checkpoints() -> list[int]:
+    """Iterations of the run's checkpoints."""
+    return [int(folder.name[-6:]) for folder in checkpoint.all_in(Path("run/checkpoints"))]
+
+
+def logged(run: RunDirectory) -> list[int]:
+    """Iterations of the run's lines of metrics."""
+    return [line["iteration"] for line in run.metrics()]
 
 
 @pytest.mark.parametrize(
@@ -56,24 +69,25 @@ def go_on(path: Path, experiment: Experiment) -> Trainer:
 def test_resuming_is_bit_for_bit(
     tiny: Experiment, stop: int, precision: ComputedIn, augmentation: Augmentation
 ) -> None:
-    whole = start(Path("whole"), tiny, precision, augmentation)
-    whole.train(24, Schedule())
-    start(Path("cut"), tiny, precision, augmentation).train(stop, Schedule())
-    cut = go_on(Path("cut"), tiny)
+    settings = {"precision": precision, "augmentation": augmentation}
+    whole = start("whole", tiny, **settings)
+    whole.train(24)
+    start("cut", tiny, **settings).train(stop)
+    cut = go_on("cut", tiny)
     assert cut.step == stop
-    cut.train(24, Schedule())
+    cut.train(24)
     assert digest(cut) == digest(whole)
 
 
 def test_metrics_of_a_crashed_run_are_those_of_the_run_never_stopped(tiny: Experiment) -> None:
     """A crash at 27 goes back to the checkpoint at 25, in the middle of a line's iterations."""
-    start(Path("whole"), tiny).train(40, Schedule())
-    crashed = start(Path("crashed"), tiny)
+    start("whole", tiny).train(40)
+    crashed = start("crashed", tiny)
     schedule = Schedule(checkpoint_every=25, stop=lambda: crashed.step == 31 and 1 // 0 == 1)
     with pytest.raises(ZeroDivisionError):
         crashed.train(40, schedule)
-    assert [line["iteration"] for line in crashed.run.metrics()] == [10, 20, 30]
-    go_on(Path("crashed"), tiny).train(40, Schedule())
+    assert logged(crashed.run) == [10, 20, 30]
+    go_on("crashed", tiny).train(40)
 
     def lines(path: str) -> list[dict[str, float]]:
         timings = (
@@ -85,17 +99,16 @@ def test_metrics_of_a_crashed_run_are_those_of_the_run_never_stopped(tiny: Exper
     assert lines("crashed") == lines("whole")
 
 
+@pytest.mark.usefixtures("run")
 def test_memory_formats_survive(tiny: Experiment) -> None:
-    trainer = start(Path("run"), tiny)
-    trainer.train(2, Schedule())
-    conv = go_on(Path("run"), tiny).networks.trunk[1].layer.weight
+    conv = go_on("run", tiny).networks.trunk[1].layer.weight
     assert conv.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_training_goes_on_when_a_checkpoint_cannot_be_written(
     tiny: Experiment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = start(Path("run"), tiny)
+    trainer = start("run", tiny)
     warnings: list[str] = []
     save, calls = checkpoint.save, []
 
@@ -108,60 +121,51 @@ def test_training_goes_on_when_a_checkpoint_cannot_be_written(
     monkeypatch.setattr("fastinfogan.checkpoint.save", full_once)
     trainer.train(6, Schedule(checkpoint_every=2, on_warning=warnings.append))
     assert warnings == ["no checkpoint at iteration 2: [Errno 28] No space left on device"]
-    names = [folder.name for folder in checkpoint.all_in(Path("run/checkpoints"))]
-    assert names == ["iteration-000004", "iteration-000006"]
+    assert checkpoints() == [4, 6]
 
 
 def test_old_checkpoints_are_pruned(tiny: Experiment) -> None:
-    start(Path("run"), tiny).train(10, Schedule(checkpoint_every=2, keep=2))
-    names = [folder.name for folder in checkpoint.all_in(Path("run/checkpoints"))]
-    assert names == ["iteration-000008", "iteration-000010"]
+    start("run", tiny).train(10, Schedule(checkpoint_every=2, keep=2))
+    assert checkpoints() == [8, 10]
 
 
-def test_resume_refuses_what_is_not_the_run(tiny: Experiment) -> None:
-    start(Path("run"), tiny).train(2, Schedule())
-    other_images = made_up_images(tiny, seed=6)
+@pytest.mark.usefixtures("run")
+def test_other_images_are_refused(tiny: Experiment) -> None:
     with pytest.raises(InputError, match="not the images that run was started with"):
-        Trainer(RunDirectory.open(Path("run")), other_images, CPU)
-    config = json.loads(Path("run/config.json").read_text())
-    config["experiment"]["name"] = "svhn"
-    Path("run/config.json").write_text(json.dumps(config))
-    with pytest.raises(InputError, match="written by a run of another experiment"):
-        go_on(Path("run"), tiny)
+        Trainer(RunDirectory.open(Path("run")), made_up_images(tiny, seed=6), CPU)
 
 
-def edit(part: str, field: str, value: object) -> str:
-    """Change one field of run/config.json; the file as it was."""
+def edit(part: str, field: str, value: object) -> None:
+    """Change one field of run/config.json."""
     file = Path("run/config.json")
-    before = file.read_text()
-    config = json.loads(before)
+    config = json.loads(file.read_text())
     config[part][field] = value
     file.write_text(json.dumps(config))
-    return before
 
 
 @pytest.mark.parametrize(
     ("part", "field", "value", "says"),
     [
+        ("experiment", "name", "svhn", "another experiment"),
         ("experiment", "slope", 0.2, r"another experiment .*; slope: 0\.2 and 0\.1"),
         ("experiment", "variants", ["released"], "another experiment .*; variants"),
         ("settings", "seed", 4, "another settings .*; seed: 4 and 3"),
         ("settings", "log_every", 11, "another settings .*; log_every: 11 and 10"),
     ],
 )
+@pytest.mark.usefixtures("run")
 def test_a_config_that_is_not_the_checkpoints_is_refused(
     tiny: Experiment, part: str, field: str, value: object, says: str
 ) -> None:
-    start(Path("run"), tiny).train(2, Schedule())
     edit(part, field, value)
     with pytest.raises(InputError, match=says):
-        go_on(Path("run"), tiny)
+        go_on("run", tiny)
     with pytest.raises(InputError, match=says):
         Model.load(Path("run"), CPU)
 
 
-def test_a_digit_flipped_in_a_block_table_is_named(tiny: Experiment) -> None:
-    start(Path("run"), tiny).train(2, Schedule())
+@pytest.mark.usefixtures("run")
+def test_a_digit_flipped_in_a_block_table_is_named() -> None:
     tables = json.loads(Path("run/config.json").read_text())["experiment"]["trunk"]
     tables[1]["channels"] += 1
     edit("experiment", "trunk", tables)
@@ -169,40 +173,38 @@ def test_a_digit_flipped_in_a_block_table_is_named(tiny: Experiment) -> None:
         Model.load(Path("run"), CPU)
 
 
+@pytest.mark.usefixtures("run")
 def test_where_the_images_lie_is_not_compared(tiny: Experiment) -> None:
-    start(Path("run"), tiny).train(2, Schedule())
     edit("settings", "data", "/elsewhere")
-    assert go_on(Path("run"), tiny).step == 2
+    assert go_on("run", tiny).step == 2
 
 
 def test_a_run_that_came_to_no_checkpoint_starts_again_from_its_seed(tiny: Experiment) -> None:
-    start(Path("whole"), tiny).train(12, Schedule())
-    crashed = start(Path("run"), tiny)
+    start("whole", tiny).train(12)
+    crashed = start("run", tiny)
     with pytest.raises(ZeroDivisionError):
         crashed.train(40, Schedule(stop=lambda: crashed.step == 11 and 1 // 0 == 1))
     assert not crashed.run.has_checkpoint()
     again = Trainer(RunDirectory.open(Path("run")), made_up_images(tiny), CPU)
-    again.train(12, Schedule())
-    assert digest(again) == digest(go_on(Path("whole"), tiny))
-    assert [line["iteration"] for line in again.run.metrics()] == [10, 12]
+    again.train(12)
+    assert digest(again) == digest(go_on("whole", tiny))
+    assert logged(again.run) == [10, 12]
 
 
 def test_the_checkpoint_is_written_before_the_pictures(tiny: Experiment) -> None:
-    trainer = start(Path("run"), tiny)
-    seen: list[list[str]] = []
-
-    def draw() -> None:
-        seen.append([folder.name for folder in checkpoint.all_in(trainer.run.checkpoints)])
-
-    trainer.train(2, Schedule(checkpoint_every=1, pictures_every=1, on_pictures=draw))
-    first = "iteration-000001"
-    assert seen == [[first], [first, "iteration-000002"], [first, "iteration-000002"]]
+    trainer = start("run", tiny)
+    seen: list[list[int]] = []
+    schedule = Schedule(
+        checkpoint_every=1, pictures_every=1, on_pictures=lambda: seen.append(checkpoints())
+    )
+    trainer.train(2, schedule)
+    assert seen == [[1], [1, 2], [1, 2]]
 
 
 def test_training_goes_on_without_pictures_and_metrics(
     tiny: Experiment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = start(Path("run"), tiny)
+    trainer = start("run", tiny)
     warnings: list[str] = []
 
     def no_picture() -> None:
@@ -224,30 +226,30 @@ def test_training_goes_on_without_pictures_and_metrics(
 def test_the_last_checkpoint_must_be_written(
     tiny: Experiment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = start(Path("run"), tiny)
+    trainer = start("run", tiny)
     monkeypatch.setattr("fastinfogan.checkpoint.save", full)
     with pytest.raises(OSError, match="No space left"):
-        trainer.train(2, Schedule())
+        trainer.train(2)
 
 
 def test_ruined_lines_of_metrics_are_skipped_and_the_rest_kept(tiny: Experiment) -> None:
-    trainer = start(Path("run"), tiny)
-    trainer.train(20, Schedule())
+    trainer = start("run", tiny)
+    trainer.train(20)
     file = Path("run/metrics.jsonl")
     one, two = file.read_bytes().splitlines()
     ruined = [b"\xff\xfe\x00", one, b'{"iteration": 15, "d_l', b"[1, 2]", b"{}", b"", two]
     file.write_bytes(b"\n".join(ruined) + b'\n{"iter')
-    assert [line["iteration"] for line in trainer.run.metrics()] == [10, 20]
-    go_on(Path("run"), tiny).train(30, Schedule())
+    assert logged(trainer.run) == [10, 20]
+    go_on("run", tiny).train(30)
     lines = [json.loads(line) for line in file.read_text().splitlines()]
-    assert [line["iteration"] for line in lines] == [10, 20, 30]
+    assert [line["iteration"] for line in lines] == [10, 20, 30]  # and nothing else
     assert not list(Path("run").glob("*.partial"))
 
 
 def test_a_line_after_a_torn_one_is_whole(
     tiny: Experiment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    log = MetricsLog(start(Path("run"), tiny).run, 0)
+    log = MetricsLog(start("run", tiny).run, 0)
     log.write({"iteration": 1})
     opened = Path.open
 
@@ -262,17 +264,14 @@ def test_a_line_after_a_torn_one_is_whole(
             log.write({"iteration": 2})
     log.write({"iteration": 3})
     log.close()
-    run = RunDirectory.open(Path("run"))
-    assert [line["iteration"] for line in run.metrics()] == [1, 3]
+    assert logged(RunDirectory.open(Path("run"))) == [1, 3]
 
 
 @pytest.mark.parametrize("log_every", [10, 7])
 def test_training_that_diverges_stops_and_saves_nothing_of_it(
     tiny: Experiment, log_every: int
 ) -> None:
-    source = made_up_images(tiny)
-    settings = train_config(source, log_every=log_every)
-    trainer = Trainer(RunDirectory.create(Path("run"), tiny, settings), source, CPU)
+    trainer = start("run", tiny, log_every=log_every)
 
     def poison() -> bool:
         if trainer.step == 15:
@@ -286,8 +285,7 @@ def test_training_that_diverges_stops_and_saves_nothing_of_it(
         trainer.train(40, Schedule(checkpoint_every=4, stop=poison))
     assert "\n" not in str(caught.value)
     assert "its newest checkpoint is of iteration 12" in str(caught.value)
-    names = [folder.name for folder in checkpoint.all_in(Path("run/checkpoints"))]
-    assert names == ["iteration-000004", "iteration-000008", "iteration-000012"]
+    assert checkpoints() == [4, 8, 12]
     for line in RunDirectory.open(Path("run")).metrics():
         assert all(math.isfinite(value) for value in line.values())
 
@@ -338,20 +336,21 @@ def test_a_config_with_nonsense_in_it_is_refused(
     assert "\n" not in str(caught.value)
 
 
-def test_weights_of_other_shapes_are_refused_and_nothing_is_copied(tiny: Experiment) -> None:
-    start(Path("run"), tiny).train(2, Schedule())
+def test_weights_of_other_shapes_are_refused_and_nothing_is_copied(
+    tiny: Experiment, run: RunDirectory
+) -> None:
     wider = replace(tiny, generator=(replace(tiny.generator[0], channels=99), *tiny.generator[1:]))
-    trainer = start(Path("wider"), wider)
+    trainer = start("wider", wider)
     before = digest(trainer)
     with pytest.raises(InputError, match=r"generator\.0\.layer\.weight is torch\.float32 \(128"):
-        trainer.take_weights(RunDirectory.open(Path("run")).read_checkpoint())
+        trainer.take_weights(run.read_checkpoint())
     assert digest(trainer) == before
 
 
 def test_init_from_takes_weights_alone(tiny: Experiment) -> None:
-    first = start(Path("run"), tiny)
-    first.train(4, Schedule())
-    second = start(Path("second"), tiny)
+    first = start("run", tiny)
+    first.train(4)
+    second = start("second", tiny)
     second.take_weights(first.run.read_checkpoint())
     for name, tensor in first.networks.state_dict().items():
         assert torch.equal(second.networks.state_dict()[name], tensor)
@@ -359,13 +358,13 @@ def test_init_from_takes_weights_alone(tiny: Experiment) -> None:
     assert not second.iteration.state()["optimizer"]["generator.0.layer.weight.exp_avg"].any()
 
 
+@pytest.mark.usefixtures("run")
 def test_a_folder_with_another_run_is_left_alone(tiny: Experiment) -> None:
-    start(Path("run"), tiny).train(1, Schedule())
     before = {p: p.read_bytes() for p in Path("run").rglob("*") if p.is_file()}
     with pytest.raises(InputError, match="run: holds another run already"):
-        start(Path("run"), tiny)
+        start("run", tiny)
     Path("files").mkdir()
     Path("files/mine.txt").write_text("mine")
     with pytest.raises(InputError, match="files: holds files already"):
-        start(Path("files"), tiny)
+        start("files", tiny)
     assert before == {p: p.read_bytes() for p in Path("run").rglob("*") if p.is_file()}
