@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Stamps: what development needs, and what the demo needs alone.
 INSTALLED := .venv/installed
 INSTALLED_CORE := .venv/installed-core
-OLDEST := .venv-oldest
+OLDEST := .venv-oldest$(TORCH:%=-torch)
 CONSTRAINTS := $(CURDIR)/.ci/constraints.txt
 # What builds the C++ part is installed apart from .venv and asks the environment for its versions.
 PINNED = PIP_CONSTRAINT=$(CONSTRAINTS) PIP_BUILD_CONSTRAINT=$(CONSTRAINTS)
@@ -28,14 +28,15 @@ define check_python
 endef
 
 define DOWNLOADS
-.venv is made here. Downloaded once: PyTorch with CUDA, 3.1 GB (its CPU build: 0.2 GB), Triton, 0.2 GB,
-and 0.1 GB of other packages.
+Making .venv; downloading PyTorch with CUDA, 3.1 GB (its CPU build: 0.2 GB);
+Triton, 0.2 GB; other packages, 0.1 GB.
 endef
 export DOWNLOADS
 
 define WITHOUT_GPU
-There is no NVIDIA GPU here, so that PyTorch's CPU build will do. pip takes it if it is given the index
-that pytorch.org names for "Compute Platform: CPU": make PIP_EXTRA_INDEX_URL=INDEX
+No NVIDIA GPU was found; PyTorch's CPU build is enough without one. To download
+that instead, stop here and give pip the index that pytorch.org names for it:
+  make demo PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
 endef
 export WITHOUT_GPU
 
@@ -48,7 +49,9 @@ help:
 	@echo "make demo         train on the embedded digits for 600 iterations and show what was learned"
 	@echo "make test         lint, types, counts and tests"
 	@echo "make test-slow    the tests that take longest"
-	@echo "make test-oldest  some tests with the oldest version of every dependency, in $(OLDEST)"
+	@echo "make test-oldest  some tests with the oldest dependencies; PyTorch and Triton as pinned"
+	@echo "make test-oldest TORCH=oldest"
+	@echo "                  more tests, with the oldest PyTorch (PyPI: CUDA, 3 GB) and Triton too"
 	@echo "make docs         the documentation as a site, in build/site"
 	@echo "make bench        time operations, blocks, iterations, data and start-up against PyTorch"
 	@echo "make bench-compare BASE=COMMIT"
@@ -99,11 +102,11 @@ bench-compare: $(INSTALLED)
 counts: $(INSTALLED)
 	$(COMPILED) $(BIN)/python -m bench.counting.committed
 
-# torch and Triton as pinned; of all else the oldest versions that pyproject.toml allows.
+# The oldest versions that pyproject.toml allows; torch and Triton as pinned, unless TORCH=oldest.
 test-oldest: $(OLDEST)/installed
 	$(OLDEST)/bin/python -m pytest -m "not slow" --durations=10 tests/cli/test_cli.py tests/evaluation \
 		tests/figures tests/data/test_array_formats.py tests/data/test_open.py tests/test_checkpoint.py \
-		tests/test_optional.py
+		tests/test_optional.py $(if $(TORCH),tests/kernels tests/nn tests/engine)
 
 # torch's libgomp is the one to use: a second one would have threads of its own.
 wheel: $(INSTALLED)
@@ -138,10 +141,10 @@ $(OLDEST)/installed: BIN := $(OLDEST)/bin
 $(OLDEST)/installed: $(SOURCES) .ci/oldest.py
 	$(check_python)
 	mkdir -p build
-	$(PYTHON) .ci/oldest.py > build/oldest.txt
+	$(PYTHON) .ci/oldest.py $(if $(TORCH),,torch triton) > build/oldest.txt
 	$(PYTHON) -m venv $(OLDEST)
 	$(PIP_INSTALL) --config-settings=build-dir=build/oldest --editable '.[test]'
 	touch $@
 
 clean:
-	rm -rf .venv $(OLDEST) build dist
+	rm -rf .venv .venv-oldest* build dist

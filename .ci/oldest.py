@@ -1,14 +1,14 @@
 """Print constraints: oldest versions that pyproject.toml allows, and constraints.txt for the rest.
 
-Torch and Triton stay as constraints.txt has them: older ones are not built for every CPU.
+Packages named as arguments stay as constraints.txt has them.
 """
 
 import re
+import sys
 import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-KEPT = {"torch", "triton"}
 
 pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
 project = pyproject["project"]
@@ -27,6 +27,6 @@ oldest = dict(
 pinned = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / ".ci/constraints.txt").read_text(), re.M))
 normalised = {re.sub(r"[-_.]+", "-", name).lower(): name for name in pinned}
 for name, version in oldest.items():
-    if name not in KEPT:
+    if name not in sys.argv[1:]:
         pinned[normalised.get(name, name)] = version
 print("\n".join(f"{name}=={version}" for name, version in sorted(pinned.items())))
