@@ -9,12 +9,15 @@ from bench.accuracy import check_accuracy, check_same_bits
 from fastinfogan_kernels.conv_block import cpu_backend
 from fastinfogan_kernels.conv_block.deferred import ACTIVATIONS
 
+by_every_instruction_set = pytest.mark.usefixtures("native")
+
 DTYPES = (torch.float64, *cpu_backend.NATIVE_DTYPES)
 SHAPES = {
     "feature map": (6, 5, 3, 37),
     "row": (10, 1, 1, 133),
     "5 channels": (8, 1, 2, 5),
-    "wide": (4, 9, 9, 64),
+    "1 channel": (4, 7, 7, 1),
+    "wide": (4, 4, 5, 300),
 }
 ACTIVATED = (
     ("leaky_relu", 0.1),
@@ -81,6 +84,7 @@ def found(*values: Tensor | None) -> Found:
     return {name: value.detach() for name, value in pairs if value is not None}
 
 
+@by_every_instruction_set
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("groups", [1, 2])
@@ -93,6 +97,7 @@ def test_norm_activation_against_fp64(
     check_accuracy(actual, baseline, by_torch(y.double(), groups, activation, slope), dtype)
 
 
+@by_every_instruction_set
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("name", "slope"), ACTIVATED)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
@@ -118,6 +123,7 @@ def test_activation_alone(
     assert cpu_backend.activation_gradient(dout, out, name, slope, None)[1].numel() == 0
 
 
+@by_every_instruction_set
 @pytest.mark.parametrize("mean", [300.0, -300.0])
 def test_a_mean_300_times_the_deviation(mean: float) -> None:
     y = made((8, 16, 16, 20), 0, 1.0, mean).float()
@@ -127,6 +133,7 @@ def test_a_mean_300_times_the_deviation(mean: float) -> None:
         assert (actual[name] - truth[name]).norm() < tolerance * truth[name].norm()
 
 
+@by_every_instruction_set
 def test_a_constant_channel_gives_beta_and_no_gradient() -> None:
     y, beta = torch.full((4, 5, 5, 3), 7.0), torch.tensor([0.5, -2.0, 0.0])
     gamma = torch.ones(3)
@@ -138,6 +145,7 @@ def test_a_constant_channel_gives_beta_and_no_gradient() -> None:
     assert dy.abs().max() < 1e-3
 
 
+@by_every_instruction_set
 def test_nan_in_nan_out_of_its_channel_alone() -> None:
     y = made((4, 3, 3, 6), 0).float()
     y[1, 0, 1, 2] = float("nan")
@@ -147,6 +155,7 @@ def test_nan_in_nan_out_of_its_channel_alone() -> None:
     assert out[..., [0, 1, 3, 4, 5]].isfinite().all()
 
 
+@by_every_instruction_set
 def test_threads_change_no_bit() -> None:
     y = made((64, 14, 14, 64), 0).float()
     runs = []

@@ -19,13 +19,20 @@ from fastinfogan_kernels.latents import Categorical, Continuous, LatentSpec, Noi
 from fastinfogan_kernels.objective.code_layout import code_table, entries, make_counters
 from fastinfogan_kernels.objective.likelihood import (
     REDUCTIONS,
+    Reduction,
     likelihood_with_gradient,
     log_likelihood_op,
     q_head_log_likelihood,
     reference_log_likelihood,
 )
-from fastinfogan_kernels.runtime.launch import native_available
-from tests.helpers.specs import MIXED, WEIGHTS, Drawn, any_codes, assert_as_good, drawn, spec_of
+from fastinfogan_kernels.runtime.launch import Implementation, native_available
+from tests.helpers.likelihood import (
+    check_derivatives,
+    check_extremes,
+    check_invalid_data,
+    check_likelihood,
+)
+from tests.helpers.specs import MIXED, WEIGHTS, Drawn, any_codes, drawn, spec_of
 
 ON_CPU = ["reference", *(["native"] if native_available() else [])]
 
@@ -99,77 +106,30 @@ def test_the_table_has_each_column_once() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-@pytest.mark.skipif(not native_available(), reason="fastinfogan_kernels._native was not compiled")
-def test_native_is_as_good_as_torch(reduction: str, dtype: torch.dtype) -> None:
+def test_native_is_as_good_as_torch(
+    native: Implementation, reduction: Reduction, dtype: torch.dtype
+) -> None:
     d = drawn(MIXED, 133, spread=1.0)
-    output = d.output.to(dtype)
-    keywords = {"weights": WEIGHTS, "reduction": reduction}
-    truth = likelihood_with_gradient(
-        output.double(), d.classes, d.continuous.double(), MIXED, **keywords
-    )
-    counters = make_counters(MIXED)
-    baseline, actual = (
-        likelihood_with_gradient(
-            output, d.classes, d.continuous, MIXED, counters=counters, impl=impl, **keywords
-        )
-        for impl in ("reference", "native")
-    )
-    assert not counters.any()
-    for one, torchs, true in zip(actual, baseline, truth, strict=True):
-        assert one.dtype == torchs.dtype
-        assert_as_good(one, torchs, true, 3e-6)
+    check_likelihood(d, native, dtype=dtype, weights=WEIGHTS, reduction=reduction)
 
 
 @settings(max_examples=40)
 @given(any_codes(), st.integers(1, 40), st.integers(0, 2**31))
-@pytest.mark.skipif(not native_available(), reason="fastinfogan_kernels._native was not compiled")
-def test_native_of_any_mix(spec: LatentSpec, rows: int, seed: int) -> None:
-    d = drawn(spec, rows, seed, spread=1.0)
-    truth = likelihood_with_gradient(*in_fp64(d), spec)
-    actual = likelihood_with_gradient(d.output, d.classes, d.continuous, spec, impl="native")
-    for one, true in zip(actual, truth, strict=True):
-        torch.testing.assert_close(one.double(), true, rtol=1e-4, atol=1e-5)
+def test_native_of_any_mix(native: Implementation, spec: LatentSpec, rows: int, seed: int) -> None:
+    check_likelihood(drawn(spec, rows, seed, spread=1.0), native)
 
 
-@pytest.mark.parametrize("impl", ON_CPU)
-def test_extremes_stay_finite_and_exact(impl: str) -> None:
-    spec = spec_of(Categorical(2), Continuous(), Continuous("clipped", (0.1, 2.0)))
-    output = torch.tensor(
-        [
-            [1e4, -1e4, 0.5, 0.0, math.log(1e-6), -3.0],
-            [1e4, -1e4, 0.5, 0.0, math.log(1e6), 0.7],
-        ]
-    )
-    classes, continuous = torch.tensor([[1], [0]]), torch.tensor([[0.50001, 0.0], [-1.0, 0.0]])
-    truth, true_gradient = likelihood_with_gradient(
-        output.double(), classes, continuous.double(), spec, reduction="none"
-    )
-    values, gradient = likelihood_with_gradient(
-        output, classes, continuous, spec, reduction="none", impl=impl
-    )
-    assert values[:, 0].tolist() == [-2e4, 0.0]
-    torch.testing.assert_close(values.double(), truth, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(gradient.double(), true_gradient, rtol=1e-4, atol=1e-5)
-    assert gradient[:, -1].tolist() == [0.0, 0.0]
-    assert gradient[0, -2] > 50
+def test_extremes_stay_finite_and_exact(impl: Implementation) -> None:
+    check_extremes(impl)
 
 
-@pytest.mark.parametrize("impl", ON_CPU)
-def test_backward_is_the_upstream_gradient_times_the_saved_one(impl: str) -> None:
-    d = drawn(MIXED, 40, spread=1.0)
-    for reduction in REDUCTIONS:
-        grads = []
-        for dtype, by in ((torch.float64, "auto"), (torch.float32, impl)):
-            output = d.output.to(dtype).requires_grad_()
-            values = q_head_log_likelihood(
-                output, d.classes, d.continuous.to(dtype), MIXED, weights=WEIGHTS,
-                reduction=reduction, impl=by,
-            )  # fmt: skip
-            upstream = torch.linspace(-1, 2, values.numel(), dtype=dtype).view(values.shape)
-            (first,) = torch.autograd.grad(values, output, upstream, create_graph=True)
-            (second,) = torch.autograd.grad(first.square().sum(), output)
-            grads.append((first.detach().double(), second.double()))
-        torch.testing.assert_close(grads[1], grads[0], rtol=2e-3, atol=2e-3)
+def test_invalid_classes_and_rows_are_counted_and_become_nan(impl: Implementation) -> None:
+    check_invalid_data(impl)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_first_and_second_derivatives(impl: Implementation, reduction: Reduction) -> None:
+    check_derivatives(impl, reduction)
 
 
 @pytest.mark.skipif(not native_available(), reason="fastinfogan_kernels._native was not compiled")
