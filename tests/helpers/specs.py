@@ -25,6 +25,20 @@ def any_codes(classes: int = 1000, at_most: int = 6) -> st.SearchStrategy[Latent
     return mixes.map(lambda mix: spec_of(*mix[0], *mix[1]))
 
 
+def any_spec(
+    noise: int = 70, classes: int = 1000, most_categorical: int = 4, most_continuous: int = 6
+) -> st.SearchStrategy[LatentSpec]:
+    """Draw any noise and numbers of codes."""
+    return st.builds(
+        lambda noise, classes, continuous: LatentSpec(
+            noise, tuple(map(Categorical, classes)) + (Continuous(),) * continuous
+        ),
+        st.builds(Noise, st.integers(1, noise), st.sampled_from(["uniform", "normal"])),
+        st.lists(st.integers(2, classes), max_size=most_categorical),
+        st.integers(0, most_continuous),
+    )
+
+
 MIXED = spec_of(
     Categorical(3),
     Categorical(70),

@@ -1,7 +1,5 @@
 """The heads' last layers with their objective: on CPU, counted, and compiled ahead of time."""
 
-import math
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -24,12 +22,12 @@ from fastinfogan_kernels.objective.q_head import (
     q_head_objective,
     q_head_op,
 )
-from fastinfogan_kernels.runtime.launch import Launch, native_available, recording
+from fastinfogan_kernels.runtime.launch import Implementation, Launch, native_available, recording
 from tests.helpers import ahead
+from tests.helpers.d_head import D_SHAPES, check_d_head, check_non_finite_logits
 from tests.helpers.specs import MIXED, WEIGHTS, drawn, spec_of
 
 META = torch.device("meta")
-ON_CPU = ["reference", *(["native"] if native_available() else [])]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -54,15 +52,16 @@ def test_losses_are_differentiable_twice() -> None:
     assert torch.autograd.gradgradcheck(lambda x: adversarial_losses(x, (1, 0)), logits)
 
 
-@pytest.mark.parametrize("impl", ON_CPU)
-def test_non_finite_logits_are_counted(impl: str) -> None:
-    counters = torch.zeros(2, dtype=torch.int32)
-    rows = torch.tensor([0.0, math.nan, 1.0, math.inf])[:, None]
-    found = d_head_objective(
-        Deferred(rows), torch.ones(1, 1), None, (1, 0), counters=counters, impl=impl
-    )
-    assert counters.tolist() == [2, 0]
-    assert found.losses[0].isnan()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("groups", "rows", "depth"), D_SHAPES)
+def test_d_head(
+    groups: int, rows: int, depth: int, dtype: torch.dtype, native: Implementation
+) -> None:
+    check_d_head(groups, rows, depth, native, torch.device("cpu"), dtype)
+
+
+def test_non_finite_logits_are_counted(impl: Implementation) -> None:
+    check_non_finite_logits(impl, torch.device("cpu"))
 
 
 def test_invalid_arguments() -> None:
@@ -84,9 +83,8 @@ def test_invalid_arguments() -> None:
         q_head_objective(Deferred(torch.zeros(4, 3)), torch.zeros(79, 2), None, *codes)
 
 
-@pytest.mark.parametrize("impl", ON_CPU)
 @pytest.mark.parametrize("deferred", [True, False])
-def test_last_layers_on_cpu_are_the_composition(impl: str, deferred: bool) -> None:
+def test_last_layers_on_cpu_are_the_composition(impl: Implementation, deferred: bool) -> None:
     source = torch.Generator().manual_seed(1)
     d, width = drawn(MIXED, 10), MIXED.output_width
     y = torch.randn(10, 8, generator=source)

@@ -11,17 +11,10 @@ from torch import Tensor
 from fastinfogan_kernels.inputs.draw import draw_codes, empty_codes
 from fastinfogan_kernels.latents import Categorical, Continuous, LatentSpec, Noise
 from fastinfogan_kernels.philox import Stream
+from tests.helpers.specs import any_spec
 
 SPEC = LatentSpec(Noise(62), (Categorical(10), Categorical(3), Continuous(), Continuous()))
 
-specs = st.builds(
-    lambda noise, classes, continuous: LatentSpec(
-        noise, tuple(Categorical(k) for k in classes) + (Continuous(),) * continuous
-    ),
-    st.builds(Noise, st.integers(1, 40), st.sampled_from(["uniform", "normal"])),
-    st.lists(st.integers(2, 60), max_size=3),
-    st.integers(0, 4),
-)
 words = st.integers(0, 2**32 - 1)
 
 
@@ -34,8 +27,8 @@ def stored(x: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 @settings(max_examples=40)
 @given(
-    specs, st.integers(0, 2**64 - 1), words, st.booleans(), st.integers(1, 9), words,
-    st.integers(1, 2), st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
+    any_spec(40, 60, 3, 4), st.integers(0, 2**64 - 1), words, st.booleans(), st.integers(1, 9),
+    words, st.integers(1, 2), st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
 )  # fmt: skip
 def test_triton_is_the_reference_bit_for_bit(
     device: torch.device, spec: LatentSpec, seed: int, step: int, on_device: bool, rows: int,

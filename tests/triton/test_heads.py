@@ -20,6 +20,7 @@ from fastinfogan_kernels.objective.q_head import (
     q_head_op,
 )
 from fastinfogan_kernels.runtime.launch import Implementation
+from tests.helpers.d_head import D_SHAPES, check_d_head, check_non_finite_logits
 from tests.helpers.specs import MIXED, assert_as_good, drawn, spec_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, of NaN in the kernels
@@ -137,34 +138,11 @@ def test_chain_operations_take_the_gradient_that_q_head_leaves(device: torch.dev
     torch.testing.assert_close(found.bias_gradient.double(), bias_grad, rtol=1e-4, atol=1e-4)
 
 
-D_SHAPES = [(1, 1, 16), (2, 37, 70), (2, 128, 1024), (3, 5, 600), (1, 516, 16)]
-
-
 @pytest.mark.parametrize(("groups", "rows", "depth"), D_SHAPES)
 def test_d_head(
     groups: int, rows: int, depth: int, device: torch.device, dtype: torch.dtype
 ) -> None:
-    source = torch.Generator().manual_seed(depth)
-    y = torch.randn(groups * rows, depth, generator=source).to(device, dtype)
-    params = torch.randn(groups, 3, depth, generator=source).to(device)
-    weight = (torch.randn(1, depth, generator=source) * 3 / depth**0.5).to(device)
-    bias = torch.randn(1, generator=source).to(device)
-    counters = torch.zeros(2, dtype=torch.int32, device=device)
-
-    def run(dtype: torch.dtype, impl: Implementation) -> DHeadResult:
-        wide = torch.promote_types(dtype, torch.float32)
-        return d_head_objective(
-            Deferred(y.to(dtype), params.to(wide), 0.1), weight.to(wide), bias.to(wide),
-            (1, 0, 1)[:groups], 2.5, counters=counters, impl=impl,
-        )  # fmt: skip
-
-    truth, baseline = run(torch.float64, "reference"), run(dtype, "reference")
-    for _ in range(2):
-        actual = run(dtype, "triton")
-    assert not counters.any()
-    assert actual.gradient.dtype == dtype
-    for one, torchs, true in zip(actual, baseline, truth, strict=True):
-        assert_as_good(one, torchs, true, 3e-6 if dtype == torch.float32 else 1e-3)
+    check_d_head(groups, rows, depth, "triton", device, dtype)
 
 
 def test_pixels_of_a_channel_have_its_parameters_in_d_head(device: torch.device) -> None:
@@ -199,14 +177,7 @@ def test_losses_at_extremes(device: torch.device) -> None:
 
 
 def test_d_head_counts_non_finite_logits(device: torch.device) -> None:
-    counters = torch.zeros(2, dtype=torch.int32, device=device)
-    rows = torch.zeros(40, 1, device=device)
-    rows[[5, 19], 0] = torch.tensor([math.nan, -math.inf], device=device)
-    weight = torch.ones(1, 1, device=device)
-    found = d_head_objective(Deferred(rows), weight, None, (1, 0), counters=counters, impl="triton")
-    assert counters.tolist() == [2, 0]
-    assert found.losses[0].isnan()
-    assert found.losses[1].isfinite()
+    check_non_finite_logits("triton", device)
 
 
 def test_opcheck(device: torch.device) -> None:
