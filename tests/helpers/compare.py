@@ -29,6 +29,11 @@ def everything(module: nn.Module, run: Callable[[Tensor], Tensor], x: Tensor) ->
     return found  # type: ignore[return-value]
 
 
+def tolerance_of(dtype: torch.dtype) -> dict[str, float]:
+    """What `assert_same` allows of results in fp64 or fp32."""
+    return {"atol": 1e-11, "rtol": 1e-9} if dtype == torch.float64 else {"atol": 2e-5, "rtol": 1e-4}
+
+
 def assert_same(
     one: dict[str, Tensor], other: dict[str, Tensor], atol: float = 1e-11, rtol: float = 1e-9
 ) -> None:

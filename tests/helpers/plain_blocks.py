@@ -40,10 +40,10 @@ def plain(block: Block) -> Callable[[Tensor], Tensor]:
     return run
 
 
-def trained_somewhat(module: nn.Module) -> nn.Module:
-    """In fp64, with statistics and parameters that are none of 0 and 1."""
+def trained_somewhat(module: nn.Module, dtype: torch.dtype = torch.float64) -> nn.Module:
+    """In a dtype, with statistics and parameters that are none of 0 and 1."""
     source = torch.Generator().manual_seed(7)
-    module.double()
+    module.to(dtype)
     with torch.no_grad():
         for name, tensor in (*module.named_parameters(), *module.named_buffers()):
             if tensor.is_floating_point():

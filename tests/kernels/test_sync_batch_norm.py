@@ -8,13 +8,15 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.multiprocessing import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from fastinfogan.nn import Chain, ConvBlock, LinearBlock, fuse, synchronise
+from tests.helpers.compare import assert_same
+from tests.helpers.ranks import run_ranks
 
 RANKS = 2
 Report = dict[str, Tensor]
+Distributed = list[dict[tuple[str, str], Report]]
 
 
 def model(kind: str) -> nn.Module:
@@ -56,7 +58,7 @@ def state(module: nn.Module) -> Report:
 
 
 def one_step(kind: str, rank: int) -> Report:
-    """GradientAllReduce statistics, each rank's gradients averaged by hand."""
+    """Shared statistics, each rank's gradients averaged by hand."""
     module = synchronise(model(kind))
     x = batch().chunk(RANKS)[rank].requires_grad_()
     out = module(x)
@@ -107,31 +109,15 @@ KINDS = ("chain", "fused")
 
 
 def work(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=RANKS
-    )
     found = {(f.__name__, kind): f(kind, rank) for f in WORK for kind in KINDS}
     torch.save(found, folder / f"rank {rank}")
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[tuple[str, str], Report]]:
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Distributed:
     folder = tmp_path_factory.mktemp("ranks")
-    spawn(work, (folder,), RANKS)  # type: ignore[no-untyped-call]
+    run_ranks(work, RANKS, folder)
     return [torch.load(folder / f"rank {rank}") for rank in range(RANKS)]
-
-
-def assert_same(one: Report, other: Report) -> None:
-    assert one.keys() == other.keys()
-    for name in one:
-        torch.testing.assert_close(
-            one[name], other[name], rtol=1e-8, atol=1e-10, msg=lambda m, name=name: f"{name}: {m}"
-        )
-
-
-Distributed = list[dict[tuple[str, str], Report]]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -12,7 +12,7 @@ from fastinfogan.errors import InputError
 from fastinfogan.nn import Block, Chain, ConvBlock, Images, LinearBlock, UpconvBlock
 from fastinfogan_kernels.conv_block.layers import LINEAR, ConvGeometry, Layer, LayerTensors, Window
 from fastinfogan_kernels.conv_block.reference import reference_chain
-from tests.helpers.compare import assert_same, draw, everything
+from tests.helpers.compare import assert_same, draw, everything, tolerance_of
 from tests.helpers.plain_blocks import a_chain, plain, plain_chain, trained_somewhat
 
 BLOCKS: dict[str, tuple[Callable[[], Block], tuple[int, ...]]] = {
@@ -36,26 +36,28 @@ BLOCKS: dict[str, tuple[Callable[[], Block], tuple[int, ...]]] = {
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("name", BLOCKS)
-def test_a_block_is_its_layers(name: str, training: bool) -> None:
+def test_a_block_is_its_layers(name: str, training: bool, dtype: torch.dtype) -> None:
     make, shape = BLOCKS[name]
-    block = trained_somewhat(make()).train(training)
+    block = trained_somewhat(make(), dtype).train(training)
     twin = copy.deepcopy(block)
-    assert_same(
-        everything(block, block, draw(*shape)),
-        everything(twin, plain(twin), draw(*shape)),
-    )
+    x = draw(*shape, dtype=dtype)
+    found, truth = everything(block, block, x), everything(twin, plain(twin), x)
+    assert_same(found, truth, **tolerance_of(dtype))
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("training", [True, False])
-def test_a_chain_is_its_layers(training: bool, memory_format: torch.memory_format) -> None:
-    chain = trained_somewhat(a_chain()).train(training)
+def test_a_chain_is_its_layers(
+    training: bool, memory_format: torch.memory_format, dtype: torch.dtype
+) -> None:
+    chain = trained_somewhat(a_chain(), dtype).train(training)
     assert isinstance(chain, Chain)
     twin = copy.deepcopy(chain)
-    x = draw(6, 2, 8, 8).contiguous(memory_format=memory_format)
-    assert_same(everything(chain, chain, x), everything(twin, plain_chain(twin), x))
-    sliced = draw(6, 2, 8, 16)[..., ::2]
-    assert_same(everything(chain, chain, sliced), everything(twin, plain_chain(twin), sliced))
+    dense = draw(6, 2, 8, 8, dtype=dtype).contiguous(memory_format=memory_format)
+    sliced = draw(6, 2, 8, 16, dtype=dtype)[..., ::2]
+    for x in (dense, sliced):
+        found, truth = everything(chain, chain, x), everything(twin, plain_chain(twin), x)
+        assert_same(found, truth, **tolerance_of(dtype))
 
 
 def test_groups_are_separate_batches() -> None:

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from bench.counting.saved import saved_bytes
 from fastinfogan.errors import InputError
 from fastinfogan.nn import Chain, ConvBlock, LinearBlock, frozen_statistics, synchronise
-from tests.helpers.compare import assert_same, draw, everything
+from tests.helpers.compare import assert_same, draw, everything, tolerance_of
 from tests.helpers.plain_blocks import a_chain, plain_chain, trained_somewhat
 
 
@@ -26,24 +26,30 @@ def test_frozen_statistics_are_left_alone() -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_compiled(training: bool) -> None:
-    chain = trained_somewhat(a_chain()).train(training)
+def test_compiled(training: bool, dtype: torch.dtype) -> None:
+    chain = trained_somewhat(a_chain(), dtype).train(training)
     twin = copy.deepcopy(chain)
     torch._dynamo.reset()
     compiled = torch.compile(chain, fullgraph=True, backend="aot_eager")
-    x = draw(4, 2, 8, 8)
+    x = draw(4, 2, 8, 8, dtype=dtype)
     for _ in range(2):
-        assert_same(everything(chain, compiled, x), everything(twin, twin, x))
+        assert_same(
+            everything(chain, compiled, x), everything(twin, twin, x), **tolerance_of(dtype)
+        )
 
 
 @pytest.mark.slow
-def test_compiled_by_inductor() -> None:
-    chain = trained_somewhat(Chain(ConvBlock(2, 4, 4, 2), LinearBlock(4 * 4 * 4, 3)))
+def test_compiled_by_inductor(dtype: torch.dtype) -> None:
+    chain = trained_somewhat(Chain(ConvBlock(2, 4, 4, 2), LinearBlock(4 * 4 * 4, 3)), dtype)
     twin = copy.deepcopy(chain)
     torch._dynamo.reset()
     compiled = torch.compile(chain, fullgraph=True)
-    x = draw(4, 2, 8, 8)
-    assert_same(everything(chain, compiled, x), everything(twin, twin, x), 1e-9)
+    x = draw(4, 2, 8, 8, dtype=dtype)
+    assert_same(
+        everything(chain, compiled, x),
+        everything(twin, twin, x),
+        **(tolerance_of(dtype) | {"atol": 1e-9}),
+    )
 
 
 def test_autocast() -> None:
@@ -75,15 +81,15 @@ def test_autocast() -> None:
 
 
 @pytest.mark.parametrize("trained", ["0.", "1.norm", "2.layer.weight", "5.", "input"])
-def test_subsets_of_the_parameters(trained: str) -> None:
-    chain = trained_somewhat(a_chain())
+def test_subsets_of_the_parameters(trained: str, dtype: torch.dtype) -> None:
+    chain = trained_somewhat(a_chain(), dtype)
     twin = copy.deepcopy(chain)
     for module in (chain, twin):
         for name, p in module.named_parameters():
             p.requires_grad_(name.startswith(trained))
-    x = draw(4, 2, 8, 8)
+    x = draw(4, 2, 8, 8, dtype=dtype)
     found, truth = everything(chain, chain, x), everything(twin, plain_chain(twin), x)
-    assert_same(found, truth)
+    assert_same(found, truth, **tolerance_of(dtype))
     trained_ones = [name for name, _ in chain.named_parameters() if name in found]
     assert all(name.startswith(trained) for name in trained_ones)
 
@@ -120,8 +126,8 @@ def test_gradients_accumulate() -> None:
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_activation_checkpointing(reentrant: bool) -> None:
-    chain = trained_somewhat(a_chain())
+def test_activation_checkpointing(reentrant: bool, dtype: torch.dtype) -> None:
+    chain = trained_somewhat(a_chain(), dtype)
     assert isinstance(chain, Chain)
     twin = copy.deepcopy(chain)
 
@@ -131,9 +137,10 @@ def test_activation_checkpointing(reentrant: bool) -> None:
     def expected(x: Tensor) -> Tensor:
         return checkpoint(plain_chain(twin), x, use_reentrant=reentrant)
 
-    x = draw(4, 2, 8, 8)
+    x = draw(4, 2, 8, 8, dtype=dtype)
     # As with torch's batch norm, running statistics are updated twice.
-    assert_same(everything(chain, checkpointed, x), everything(twin, expected, x))
+    found, truth = everything(chain, checkpointed, x), everything(twin, expected, x)
+    assert_same(found, truth, **tolerance_of(dtype))
     assert chain[1].norm.num_batches_tracked == 2
 
 
@@ -157,17 +164,17 @@ def test_copies_are_independent(copied: str) -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_gradient_penalty(training: bool) -> None:
-    chain = trained_somewhat(a_chain()).train(training)
+def test_gradient_penalty(training: bool, dtype: torch.dtype) -> None:
+    chain = trained_somewhat(a_chain(), dtype).train(training)
     assert isinstance(chain, Chain)
     twin = copy.deepcopy(chain)
     results = []
     for module, run in ((chain, chain), (twin, plain_chain(twin))):
-        x = draw(4, 2, 8, 8).requires_grad_()
+        x = draw(4, 2, 8, 8, dtype=dtype).requires_grad_()
         (slopes,) = torch.autograd.grad(run(x).sum(), x, create_graph=True)
         slopes.flatten(1).norm(dim=1).sub(1).square().sum().backward()
         results.append({k: p.grad for k, p in module.named_parameters() if p.grad is not None})
-    assert_same(*results)
+    assert_same(*results, **tolerance_of(dtype))
 
 
 def test_convert_sync_batchnorm_is_an_error() -> None:

@@ -5,9 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.multiprocessing import spawn
 
 from bench.accuracy import check_accuracy
 from fastinfogan.errors import InputError
@@ -15,6 +13,7 @@ from fastinfogan.nn import Chain, ConvBlock, Images, LinearBlock, fuse, synchron
 from fastinfogan_kernels.runtime.launch import recording
 from tests.helpers.by_kernels import a_chain, draw, everything, on, twin_of, varied
 from tests.helpers.compare import assert_same
+from tests.helpers.ranks import run_ranks
 
 RANKS = 2
 FP32 = {"rtol": 1e-4, "atol": 2e-5}
@@ -196,19 +195,14 @@ def batch() -> Tensor:
 
 
 def work(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
     torch.manual_seed(5)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=RANKS
-    )
     torch.save(one_step(rank), folder / f"rank {rank}")
-    dist.destroy_process_group()
 
 
 def test_synchronised_statistics(tmp_path: Path, device: torch.device) -> None:
     if device.type == "cuda":
         pytest.skip("two ranks need two GPUs")
-    spawn(work, (tmp_path,), RANKS)  # type: ignore[no-untyped-call]
+    run_ranks(work, RANKS, tmp_path)
     found = [torch.load(tmp_path / f"rank {rank}") for rank in range(RANKS)]
     torch.manual_seed(5)
     chain = Chain(ConvBlock(1, 4, 4, 2), LinearBlock(4 * 16, 3, slope=0.2), impl="reference")
