@@ -20,7 +20,6 @@ def test_a_new_experiment_is_one_entry(
 ) -> None:
     section = DOCUMENT.read_text().partition("## Add an experiment")[2]
     recipe = re.search(r"```python\n(Entry\(.*?)```", section, re.DOTALL)
-    assert recipe is not None
     entry = eval(recipe[1], vars(tables))
     monkeypatch.setitem(experiments.EXPERIMENTS, "toy", entry)
     monkeypatch.setattr("fastinfogan.data.synthetic.COUNT", 200)

@@ -38,7 +38,6 @@ def test_dsprites(tmp_path: Path) -> None:
         source = in_memory(place, SPRITES)
         assert np.array_equal(source.images[..., 0], SHAPES * 255)
         factors = source.factors
-        assert factors is not None
         assert factors.names == ("shape", "scale", "rotation", "x", "y")
         assert factors.classes == (3, None, None, None, None)
         assert factors.periods == (None, None, 360, None, None)
@@ -97,7 +96,6 @@ def test_shapes3d(tmp_path: Path) -> None:
         assert source.shape == (32, 32, 3)
         means = COLOURED.astype(float).reshape(8, 32, 2, 32, 2, 3).mean((2, 4))
         assert np.array_equal(source.images, np.floor(means + 0.5))
-        assert source.factors is not None
         assert source.factors.names[4] == "shape"
         assert source.factors.classes[4] == 4
         assert source.factors.periods == (1, 1, 1, None, None, None)
@@ -120,7 +118,6 @@ def test_mpi3d(suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     source = in_memory(path, CHAIRS)
     assert source.shape == (64, 64, 1)
     factors = source.factors
-    assert factors is not None
     assert factors.names[0] == "object colour"
     assert factors.classes == (2, 1, 2, 1, 1, None, None)
     assert np.array_equal(factors.values[:, 0], [0, 0, 0, 0, 1, 1, 1, 1])

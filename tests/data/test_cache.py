@@ -53,7 +53,6 @@ def test_a_complete_file_is_mapped_and_a_damaged_one_filled_again(source: ImageS
     assert prepare(decoder) == []
     assert there() == {".u8", ".json"}
     found = open_complete(key, pytest.fail)
-    assert found is not None
     assert np.array_equal(found.images, source.images)
     found.images[0] = 0  # private to this process
     data = cache_folder() / f"{key.hash}.u8"
@@ -115,7 +114,6 @@ def test_a_killed_fill_is_resumed_and_verified(source: ImageSet) -> None:
     tests = str(Path(__file__).parents[2])
     command = [sys.executable, "-c", KILLED.format(tests=tests)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
         for line in process.stdout:
             if line.strip() == "20":
                 break
@@ -140,7 +138,6 @@ def test_a_killed_fill_is_resumed_and_verified(source: ImageSet) -> None:
     assert len(again.asked) < COUNT - 15
     assert there() == {".u8", ".json"}
     found = open_complete(key, pytest.fail)
-    assert found is not None
     assert np.array_equal(found.images, source.images)
 
 

@@ -22,6 +22,7 @@ from fastinfogan.data.image_set import CropResize, EncodedImageSet, ImageShape
 from fastinfogan.data.listing import list_images
 from fastinfogan.errors import InputError
 from tests.helpers.image_files import bytes_of, exif_orientation
+from tests.helpers.open_set import encoded, names
 
 SVHN = experiments.get("svhn")
 COLOUR, GREY = CropResize(ImageShape(32, 32, 3)), CropResize(ImageShape(32, 32, 1))
@@ -199,9 +200,7 @@ def test_an_unreadable_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     monkeypatch.setattr(os, "scandir", refusing)
     with pytest.raises(InputError, match="b/: cannot be listed: Permission denied"):
         open_image_set(tmp_path, SVHN)
-    source = open_image_set(tmp_path, SVHN, on_bad_image="skip")
-    assert isinstance(source, EncodedImageSet)
-    assert [p.name for p in source.files] == ["a/one.png"]
+    assert names(encoded(tmp_path, SVHN, on_bad_image="skip")) == ["a/one.png"]
 
 
 def test_links_and_names_of_any_bytes(tmp_path: Path) -> None:
@@ -215,14 +214,15 @@ def test_links_and_names_of_any_bytes(tmp_path: Path) -> None:
     scene().save(elsewhere / "linked.png")
     (tmp_path / "z").symlink_to(elsewhere)
     (tmp_path / "y").symlink_to(elsewhere)
+    (tmp_path / "self.png").symlink_to("self.png")
+    os.mkfifo(tmp_path / "pipe.png")
     Path(os.fsdecode(bytes(tmp_path / "\udcff\n.png"))).write_bytes(b"")
     (tmp_path / "._a.png").write_bytes(b"left by macOS")
-    source = open_image_set(tmp_path, SVHN)
-    assert isinstance(source, EncodedImageSet)
-    found = [p.name for p in source.files]
-    assert found == ["a/a.png", "b/b.png", "y/linked.png", "\\udcff\\n.png"]
-    assert source.fingerprint["images"] == "4"
-    assert [bad.name for bad in decode(source).bad] == ["\\udcff\\n.png"]
+    source = encoded(tmp_path, SVHN)
+    bad = {"self.png": "too many levels of symbolic links", "\\udcff\\n.png": "an empty file"}
+    assert names(source) == ["a/a.png", "b/b.png", "self.png", "y/linked.png", "\\udcff\\n.png"]
+    assert source.fingerprint["images"] == "5"
+    assert {each.name: each.reason for each in decode(source).bad} == bad
 
 
 def test_bounded_prefetch_and_closing() -> None:

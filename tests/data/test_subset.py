@@ -37,8 +37,6 @@ def taken(source: EncodedImageSet, most: int, reported: list[str]) -> ImageSet:
 
 
 def check(found: ImageSet, first: int) -> None:
-    assert found.labels is not None
-    assert found.factors is not None
     assert np.array_equal(found.images[:, 0, 0, 0], found.labels % 256)
     assert np.array_equal(found.factors.values[:, 0], found.labels)
     assert found.labels.min() >= first
@@ -48,7 +46,6 @@ def check(found: ImageSet, first: int) -> None:
 def test_a_subset_with_labels_and_factors(source: EncodedImageSet) -> None:
     reported: list[str] = []
     found = taken(source, 50, reported)
-    assert found.test is not None
     assert len(found) == len(found.test) == 50
     check(found, 0)
     check(found.test, 100)
@@ -66,7 +63,6 @@ def test_bad_images_are_not_evaluated(source: EncodedImageSet, kept: bool) -> No
     reported: list[str] = []
     found = taken(source, COUNT, reported)
     check(found, 0)
-    assert found.labels is not None
     assert 7 not in found.labels
     assert len(found) == COUNT - 1
     assert any("1 of them cannot be decoded" in each for each in reported)

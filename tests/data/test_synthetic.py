@@ -70,10 +70,7 @@ def test_a_set_and_its_factors(name: str) -> None:
     assert (reported[0], reported[-1]) == ((0, 220), (220, 220))
     assert source.shape == scene.shape
     test, factors = source.test, source.factors
-    assert test is not None
-    assert factors is not None
     assert len(test) == 20
-    assert test.factors is not None
     assert factors.names == test.factors.names == tuple(f.name for f in scene.factors)
     for i, factor in enumerate(scene.factors):
         values = factors.values[:, i]
@@ -82,7 +79,6 @@ def test_a_set_and_its_factors(name: str) -> None:
             assert set(values) == set(range(int(factor.high)))
             assert factors.classes[i] == factor.high
             if scene.label == factor.name:
-                assert source.labels is not None
                 assert np.array_equal(source.labels, values)
     assert not (test.images[:, None] == source.images[None, :20]).all(axis=(2, 3, 4)).any()
     larger = synthetic.load(name, 230, 5)
@@ -206,7 +202,6 @@ def test_wrong_arguments() -> None:
 
 def test_the_smallest_set_has_a_test_image() -> None:
     source = synthetic.load("sprites", 1)
-    assert source.test is not None
     assert (len(source), len(source.test)) == (1, 1)
 
 

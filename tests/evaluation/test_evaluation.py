@@ -100,7 +100,6 @@ def test_without_labels_there_is_no_classifier(tiny: Experiment) -> None:
 
 def test_large_label_values(tiny: Experiment) -> None:
     few = labelled(600, 1)
-    assert few.labels is not None
     large = ImageSet("large", few.images, few.labels * 10**17 + 5)
     assert classify(oracle(tiny), large) == classify(oracle(tiny), few)
     test = ImageSet("test", few.images[:50], large.labels[:50])
