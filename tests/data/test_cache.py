@@ -35,6 +35,11 @@ def source() -> ImageSet:
     return ImageSet("noise", random.integers(0, 256, (COUNT, 6, 5, 3), dtype=np.uint8))
 
 
+@pytest.fixture
+def decoder(source: ImageSet) -> RawDecoder:
+    return RawDecoder(encoded(source))
+
+
 def there() -> set[str]:
     return {path.suffix for path in cache_folder().iterdir()}
 
@@ -46,8 +51,9 @@ def prepare(decoder: RawDecoder, **more: Any) -> list[str]:  # noqa: ANN401
     return reported
 
 
-def test_a_complete_file_is_mapped_and_a_damaged_one_filled_again(source: ImageSet) -> None:
-    decoder = RawDecoder(encoded(source))
+def test_a_complete_file_is_mapped_and_a_damaged_one_filled_again(
+    source: ImageSet, decoder: RawDecoder
+) -> None:
     key = CacheKey.of(decoder)
     assert open_complete(key, pytest.fail) is None
     assert prepare(decoder) == []
@@ -73,8 +79,7 @@ def test_a_complete_file_is_mapped_and_a_damaged_one_filled_again(source: ImageS
     assert len(decoder.asked) == 4 * COUNT
 
 
-def test_another_decoder_or_changed_files_have_another_key(source: ImageSet) -> None:
-    decoder = RawDecoder(encoded(source))
+def test_another_decoder_or_changed_files_have_another_key(decoder: RawDecoder) -> None:
     prepare(decoder)
     other = RawDecoder(decoder.image_set)
     other.name = "raw 2"
@@ -89,12 +94,9 @@ def test_another_decoder_or_changed_files_have_another_key(source: ImageSet) -> 
 
 
 KILLED = """
-import sys, time
+import sys
 sys.path.insert(0, {tests!r})
-import numpy as np
-from tests.helpers.image_files import RawDecoder, encoded
-from fastinfogan.data import ImageSet
-from fastinfogan.data.decoders.base import BadImage
+from tests.helpers.image_files import RawDecoder
 from fastinfogan.data.cache.fill import fill_cache_file
 from fastinfogan.data.bad_images import BadImages
 from fastinfogan.data.image_set import EncodedImageSet, ImageShape, ImageFile, CropResize
@@ -103,14 +105,12 @@ found = sorted(Path("pictures").iterdir())
 pictures = [ImageFile(f.name, f, 0, f.stat().st_size) for f in found]
 encoded = EncodedImageSet("pictures", pictures, CropResize(ImageShape(6, 5, 3)))
 decoder = RawDecoder(encoded, delay=0.05)
-print("started", flush=True)
 bad_images = BadImages("noise", len(found), "fail")
 fill_cache_file(decoder, bad_images, print, lambda done: print(done, flush=True), batch_size=4)
 """
 
 
-def test_a_killed_fill_is_resumed_and_verified(source: ImageSet) -> None:
-    decoder = RawDecoder(encoded(source))
+def test_a_killed_fill_is_resumed_and_verified(source: ImageSet, decoder: RawDecoder) -> None:
     tests = str(Path(__file__).parents[2])
     command = [sys.executable, "-c", KILLED.format(tests=tests)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -141,8 +141,9 @@ def test_a_killed_fill_is_resumed_and_verified(source: ImageSet) -> None:
     assert np.array_equal(found.images, source.images)
 
 
-def test_abandoned_partial_files_are_removed_and_locked_ones_kept(source: ImageSet) -> None:
-    decoder = RawDecoder(encoded(source))
+def test_abandoned_partial_files_are_removed_and_locked_ones_kept(
+    source: ImageSet, decoder: RawDecoder
+) -> None:
     key = CacheKey.of(decoder)
     live = FileCache(key)
     FileCache(key).close()
@@ -155,19 +156,16 @@ def test_abandoned_partial_files_are_removed_and_locked_ones_kept(source: ImageS
     assert len(list(cache_folder().glob("*.partial"))) == 3
     assert other.exists()
     assert not old.exists()
-    live.put(np.arange(COUNT), source.images)
-    live.finish(BadImages("noise", COUNT, "fail"))
-    assert open_complete(key, pytest.fail) is not None
-    taken.put(np.arange(COUNT), source.images)
-    taken.finish(BadImages("noise", COUNT, "fail"))
-    assert open_complete(key, pytest.fail) is not None
+    for slots in (live, taken):
+        slots.put(np.arange(COUNT), source.images)
+        slots.finish(BadImages("noise", COUNT, "fail"))
+        assert open_complete(key, pytest.fail) is not None
     assert [p.name for p in cache_folder().glob("*.partial")] == [other.name]
 
 
 def test_the_fullest_partial_file_is_resumed_and_leftovers_removed(
-    source: ImageSet,
+    source: ImageSet, decoder: RawDecoder
 ) -> None:
-    decoder = RawDecoder(encoded(source))
     key = CacheKey.of(decoder)
     fills = [FileCache(key) for _ in range(3)]
     for slots, count in zip(fills, (7, 21, 14), strict=True):
@@ -189,9 +187,8 @@ def test_the_fullest_partial_file_is_resumed_and_leftovers_removed(
 
 
 def test_an_unreadable_file_is_reported_and_kept(
-    source: ImageSet, monkeypatch: pytest.MonkeyPatch
+    decoder: RawDecoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decoder = RawDecoder(encoded(source))
     prepare(decoder)
 
     def no_memory(*_: object, **__: object) -> None:

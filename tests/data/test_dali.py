@@ -265,9 +265,7 @@ def test_importing_fastinfogan_does_not_import_dali() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_a_broken_dali_is_not_a_bad_image(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_broken_dali_is_not_a_bad_image(monkeypatch: pytest.MonkeyPatch) -> None:
     files = {f"{i}.png": bytes_of(scene(i, 20, 20), "PNG") for i in range(9)}
     decoder = DaliDecoder(stored(files, RECIPES[0]))
 
