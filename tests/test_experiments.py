@@ -13,16 +13,16 @@ from fastinfogan.experiments import Experiment
 from fastinfogan.networks import InfoGAN
 from fastinfogan.reference import Reference
 
-# Parameters of (trunk + D head, Q head, generator), each with the digits that it is stated to.
-PARAMETERS = {
-    "mnist": ("6.559M", "0.133M", "6.652M"),
-    "svhn": ("0.664M", "0.531M", "2.801M"),
-    "celeba": ("0.664M", "0.538M", "2.908M"),
-    "faces": ("8.525M", "10k", "8.685M"),
-    "chairs": ("19.54M", "64k", "19.78M"),
-    "sprites": ("0.247M", "18k", "0.251M"),
+# Width of (z, c), and parameters of (trunk + D head, Q head, generator), each with the digits that
+# it is stated to.
+STATED = {
+    "mnist": (74, "6.559M", "0.133M", "6.652M"),
+    "svhn": (168, "0.664M", "0.531M", "2.801M"),
+    "celeba": (228, "0.664M", "0.538M", "2.908M"),
+    "faces": (133, "8.525M", "10k", "8.685M"),
+    "chairs": (189, "19.54M", "64k", "19.78M"),
+    "sprites": (10, "0.247M", "18k", "0.251M"),
 }
-WIDTHS = {"mnist": 74, "svhn": 168, "celeba": 228, "faces": 133, "chairs": 189, "sprites": 10}
 
 
 def count(*modules: torch.nn.Module) -> int:
@@ -35,17 +35,14 @@ def as_stated(number: int, like: str) -> str:
     return f"{number / {'M': 1e6, 'k': 1e3}[like[-1]]:.{digits}f}{like[-1]}"
 
 
-@pytest.mark.parametrize("name", PARAMETERS)
-def test_parameter_counts_are_the_papers(name: str) -> None:
-    n = InfoGAN(experiments.get(name))
-    stated = PARAMETERS[name]
+@pytest.mark.parametrize("name", STATED)
+def test_widths_and_parameter_counts_are_the_papers(name: str) -> None:
+    experiment = experiments.get(name)
+    n = InfoGAN(experiment)
+    width, *stated = STATED[name]
+    assert experiment.latents.input_width == width
     counts = (count(n.trunk, n.d_head), count(n.q_head), count(n.generator))
-    assert tuple(as_stated(c, s) for c, s in zip(counts, stated, strict=True)) == stated
-
-
-@pytest.mark.parametrize("name", WIDTHS)
-def test_code_widths_are_the_papers(name: str) -> None:
-    assert experiments.get(name).latents.input_width == WIDTHS[name]
+    assert [as_stated(c, s) for c, s in zip(counts, stated, strict=True)] == stated
 
 
 @pytest.mark.parametrize("name", experiments.EXPERIMENTS)

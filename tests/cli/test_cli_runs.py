@@ -23,70 +23,17 @@ from tests.helpers.training import QUICK, fails, made_up_images
 pytestmark = pytest.mark.usefixtures("narrow_networks")
 
 
-def test_a_run_from_start_to_end(digits: str, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["train", "mnist", "--iterations", "20", "--data", digits, "--out", "run", *QUICK]
-    assert main(command) == 0
-    printed = " ".join(capsys.readouterr().out.split())
-    assert "MI bound" in printed
-    assert "c1 as a classifier, no labels used in training" in printed
-    assert {p.name for p in Path("run").iterdir()} == {
-        "config.json",
-        "metrics.jsonl",
-        "tensorboard",
-        "pictures",
-        "checkpoints",
-    }
-    assert {p.name for p in Path("run/pictures").iterdir()} == {
-        "samples.png",
-        "traversal_c1.png",
-        "traversal_c2.png",
-        "traversal_c3.png",
-    }
-    assert list(Path("run/tensorboard").glob("events.out.tfevents.*"))
-    config = json.loads(Path("run/config.json").read_text())
-    assert config["versions"]["torch"]
-    assert config["hardware"]["cpu"]
-    assert config["experiment"]["learning_rate_g"] == 1e-3
-    lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
-    assert [line["iteration"] for line in lines] == [10, 20]
-    assert {"d_loss", "g_loss", "mi_bound", "mi_categorical", "mi_continuous", "mi_c1"} <= set(
-        lines[0]
-    )
-    assert lines[0]["images_per_second"] > 0
-    # Once, beside the rate of the iterations after it.
-    assert [line.get("seconds_to_first_iteration", 0) > 0 for line in lines][:2] == [True, False]
-
-    assert main(["train", "mnist", "--resume", "run", "--iterations", "30"]) == 0
-    assert len(Path("run/metrics.jsonl").read_text().splitlines()) == 3
-    capsys.readouterr()
-    assert main(["evaluate", "run", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["iteration"] == 30
-    assert found["mi_bound"] == pytest.approx(sum(found["information"].values()))
-    assert 0 <= found["classification"]["c1"]["matching_error"] <= 1
-    assert main(["evaluate", "run"]) == 0
-    assert main(["sample", "run", "--count", "4", "--out", "s.png"]) == 0
-    assert main(["traverse", "run", "--code", "c2", "--from", "-1", "--to", "1", "--out", "t"]) == 0
-    assert Path("s.png").exists()
-    assert [p.name for p in Path("t").iterdir()] == ["traversal_c2_from-1_to1.png"]
-    assert main(["traverse", "run", "--out", "all"]) == 0
-    assert len(list(Path("all").iterdir())) == 3
-
-    again = ["train", "mnist", "--init-from", "run", "--iterations", "0", "--data", digits, *QUICK]
-    assert main(again) == 0
-    (checkpoint,) = Path("runs/mnist-001/checkpoints").iterdir()
-    assert checkpoint.name == "iteration-000000"
-    plan = json.loads(Path("runs/mnist-001/config.json").read_text())["plan"]
-    assert plan["iterations"] == 0
-    assert plan["init_from"]["run"] == str(Path("run").absolute())
-    assert plan["init_from"]["checkpoint"] == "iteration-000030"
-    manifest = Path("run/checkpoints/iteration-000030/manifest.json").read_bytes()
-    assert plan["init_from"]["manifest_sha256"] == hashlib.sha256(manifest).hexdigest()
-
-
 def short_run(digits: str, *options: str) -> None:
     command = ["train", "mnist", "--data", digits, "--out", "run", *QUICK, *options]
     assert main(command) == 0
+
+
+def names(folder: str) -> set[str]:
+    return {path.name for path in Path(folder).iterdir()}
+
+
+def metrics(run: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()]
 
 
 def config_of(run: str) -> dict[str, Any]:
@@ -96,6 +43,70 @@ def config_of(run: str) -> dict[str, Any]:
 
 def checkpoints_of(run: str) -> list[str]:
     return sorted(folder.name for folder in Path(run, "checkpoints").glob("iteration-*"))
+
+
+def test_a_run_from_start_to_end(digits: str, capsys: pytest.CaptureFixture[str]) -> None:
+    short_run(digits, "--iterations", "20")
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "MI bound" in printed
+    assert "c1 as a classifier, no labels used in training" in printed
+    assert names("run") == {
+        "config.json",
+        "metrics.jsonl",
+        "tensorboard",
+        "pictures",
+        "checkpoints",
+    }
+    pictures = {"samples.png", "traversal_c1.png", "traversal_c2.png", "traversal_c3.png"}
+    assert names("run/pictures") == pictures
+    assert list(Path("run/tensorboard").glob("events.out.tfevents.*"))
+    config = config_of("run")
+    assert config["versions"]["torch"]
+    assert config["hardware"]["cpu"]
+    assert config["experiment"]["learning_rate_g"] == 1e-3
+    first, second = metrics("run")
+    assert (first["iteration"], second["iteration"]) == (10, 20)
+    parts = {"d_loss", "g_loss", "mi_bound", "mi_categorical", "mi_continuous", "mi_c1"}
+    assert parts <= set(first)
+    assert first["images_per_second"] > 0
+    # Once, beside the rate of the iterations after it.
+    assert first["seconds_to_first_iteration"] > 0
+    assert "seconds_to_first_iteration" not in second
+
+    assert main(["train", "mnist", "--resume", "run", "--iterations", "30"]) == 0
+    assert len(metrics("run")) == 3
+    capsys.readouterr()
+    assert main(["evaluate", "run", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["iteration"] == 30
+    assert found["mi_bound"] == pytest.approx(sum(found["information"].values()))
+    assert 0 <= found["classification"]["c1"]["matching_error"] <= 1
+    assert main(["evaluate", "run"]) == 0
+
+    before = {p: p.read_bytes() for p in Path("run/pictures").iterdir()}
+    assert main(["sample", "run", "--count", "4", "--seed", "5"]) == 0
+    assert main(["traverse", "run", "--code", "c2", "--from", "-1", "--to", "1"]) == 0
+    assert names("run/pictures") - pictures == {
+        "samples_seed5_count4.png",
+        "traversal_c2_from-1_to1.png",
+    }
+    assert all(path.read_bytes() == content for path, content in before.items())
+    assert main(["sample", "run", "--count", "4", "--out", "s.png"]) == 0
+    assert Path("s.png").exists()
+    assert main(["traverse", "run", "--out", "all"]) == 0
+    assert names("all") == pictures - {"samples.png"}
+
+    again = ["train", "mnist", "--init-from", "run", "--iterations", "0", "--data", digits, *QUICK]
+    assert main(again) == 0
+    assert checkpoints_of("runs/mnist-001") == ["iteration-000000"]
+    plan = config_of("runs/mnist-001")["plan"]
+    manifest = Path("run/checkpoints/iteration-000030/manifest.json").read_bytes()
+    assert plan["iterations"] == 0
+    assert plan["init_from"] == {
+        "run": str(Path("run").absolute()),
+        "checkpoint": "iteration-000030",
+        "manifest_sha256": hashlib.sha256(manifest).hexdigest(),
+    }
 
 
 def test_resume_takes_the_recorded_iterations(digits: str) -> None:
@@ -119,8 +130,7 @@ def test_resume_takes_the_recorded_iterations(digits: str) -> None:
     assert checkpoints_of("run")[-1] == "iteration-000008"
     assert config_of("run")["plan"] == {**plan, "iterations": 8}
     assert main(["train", "--resume", "run"]) == 0
-    lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
-    assert [line["iteration"] for line in lines] == [6, 8]
+    assert [line["iteration"] for line in metrics("run")] == [6, 8]
 
 
 def test_data_that_was_moved(digits: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -235,59 +245,35 @@ def test_divergence_is_one_line(
     assert checkpoints_of("run") == []
 
 
-def test_pictures_of_other_settings_have_other_names(digits: str) -> None:
-    short_run(digits, "--iterations", "1")
-    before = {p: p.read_bytes() for p in Path("run/pictures").iterdir()}
-    assert main(["sample", "run", "--count", "4", "--seed", "5"]) == 0
-    assert main(["traverse", "run", "--code", "c2", "--from", "-1", "--to", "1"]) == 0
-    assert main(["traverse", "run", "--code", "c1", "--rows", "2", "--seed", "9"]) == 0
-    after = {p: p.read_bytes() for p in Path("run/pictures").iterdir()}
-    assert {p: after[p] for p in before} == before
-    assert {p.name for p in after.keys() - before.keys()} == {
-        "samples_seed5_count4.png",
-        "traversal_c2_from-1_to1.png",
-        "traversal_c1_seed9_rows2.png",
-    }
-
-
 def test_only_the_embedded_digits_are_augmented(digits: str) -> None:
     for data, expected in (([], "affine"), (["--data", digits], "none")):
         out = f"run-{expected}"
         assert main(["train", "mnist", "--iterations", "1", "--out", out, *data, *QUICK]) == 0
-        settings = json.loads(Path(out, "config.json").read_text())["settings"]
-        assert settings["augmentation"] == expected
+        assert config_of(out)["settings"]["augmentation"] == expected
 
 
-def test_figure1_of_a_folder() -> None:
+def test_figure1_of_a_folder_resumes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     Path("pictures").mkdir()
     for i, image in enumerate(made_up_images(experiments.get("mnist"), count=9).images):
         Image.fromarray(image[..., 0]).save(f"pictures/{i}.png")
-    assert main(["figure1", "--iterations", "3", "--data", "pictures", "--out", "f"]) == 0
-    assert Path("f/figure1.png").exists()
-    config = {
-        name: json.loads(Path("f", name, "config.json").read_text()) for name in ("infogan", "gan")
-    }
-    assert config["infogan"]["settings"]["information"] == "maximise"
-    assert config["gan"]["settings"]["information"] == "observe"
-    assert config["gan"]["experiment"]["variants"] == ["categorical-only"]
-
-
-def test_figure1_resumes(
-    digits: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    command = ["figure1", "--data", digits, "--iterations", "3"]
-    for folder in ("figure1-001", "figure1-002"):
-        assert main(command) == 0
-        assert Path("runs", folder, "figure1.png").exists()
+    command = ["figure1", "--data", "pictures", "--iterations", "3"]
+    assert main(command) == 0
     out = Path("runs/figure1-001")
+    assert (out / "figure1.png").exists()
+    assert config_of(str(out / "infogan"))["settings"]["information"] == "maximise"
+    gan = config_of(str(out / "gan"))
+    assert gan["settings"]["information"] == "observe"
+    assert gan["experiment"]["variants"] == ["categorical-only"]
     again = [*command, "--out", str(out)]
-    metrics = (out / "gan/metrics.jsonl").read_bytes()
+    before = (out / "gan/metrics.jsonl").read_bytes()
     Path(out, "figure1.png").unlink()
     with monkeypatch.context() as patched:
         patched.setattr("fastinfogan.engine.Trainer.train", _crash)
         assert main(again) == 0  # both are done: nothing is trained
     assert (out / "figure1.png").exists()
-    assert (out / "gan/metrics.jsonl").read_bytes() == metrics
+    assert (out / "gan/metrics.jsonl").read_bytes() == before
     shutil.rmtree(out / "gan")
     assert main([*again, "--iterations", "4"]) == 0
     assert checkpoints_of(str(out / "infogan"))[-1] == "iteration-000004"

@@ -13,7 +13,7 @@ from fastinfogan.cli import main
 from fastinfogan.data import open_image_set, synthetic
 from fastinfogan.data.synthetic import SCENES, stored
 from fastinfogan.data.synthetic.__main__ import sheet
-from fastinfogan.data.synthetic.scene import Float32, Scene, cos_sin
+from fastinfogan.data.synthetic.scene import Float32, Scene
 from fastinfogan.errors import InputError
 from fastinfogan.files import cache_directory
 from tests.helpers.training import QUICK, fails
@@ -85,13 +85,6 @@ def test_a_set_and_its_factors(name: str) -> None:
     assert np.array_equal(larger.images[:200], source.images)
     other = synthetic.load(name, 200, 6)
     assert not np.array_equal(other.images, source.images)
-
-
-def test_cos_sin() -> None:
-    degrees = np.linspace(-800, 800, 4001)
-    cosine, sine = cos_sin(degrees)
-    assert np.allclose(cosine, np.cos(np.deg2rad(degrees)), rtol=0, atol=1e-12)
-    assert np.allclose(sine, np.sin(np.deg2rad(degrees)), rtol=0, atol=1e-12)
 
 
 def test_heads_match_their_factors() -> None:
