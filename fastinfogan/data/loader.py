@@ -19,18 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastinfogan.data.bad_images import FILE, BadImages, OnBadImage
-from fastinfogan.data.cache.fill import (
-    CacheFiller,
-    Sampler,
-    decode_batches,
-    policy_for,
-)
+from fastinfogan.data.cache.fill import CacheFiller, Sampler, decode_batches, policy_for
 from fastinfogan.data.cache.partial_file import IN_MEMORY, FileCache
-from fastinfogan.data.cache.policy import (
-    CacheName,
-    CachePolicy,
-    available_memory,
-)
+from fastinfogan.data.cache.policy import CacheName, CachePolicy, available_memory
 from fastinfogan.data.cache.storage import (
     CacheKey,
     FilledMask,
@@ -330,25 +321,21 @@ def make_loader(
     if isinstance(images, ImageSet):
         return _of_image_set(images, device, sampler, cache)
     encoded, key, policy = images.image_set, CacheKey.of(images), policy_for(images, device, cache)
-    filler = CacheFiller(
-        sampler,
-        images,
-        FilledMask(key.shape),
-        BadImages(encoded.name, len(encoded), on_bad_image),
-    )
     messages: list[str] = []
+    opened = None
     if policy.location != "off":
         opened = open_complete(key, messages.append) or _new_cache(key, policy, messages)
-        if opened is not None:
-            filler.cache = opened
-            filler.bad_images.add(*opened.bad)
-            if opened.filled.all():
-                opened.finish(filler.bad_images)  # an earlier run was killed before it did
-            loader = _of_cache(filler, device, policy)
-            loader.pending_messages += messages
-            return loader
-    description = f"decoded by {images.name} at every epoch: {policy.reason}"
-    loader = StagedLoader(device, description, filler, shape=encoded.shape, is_cached=False)
+    bad_images = BadImages(encoded.name, len(encoded), on_bad_image)
+    filler = CacheFiller(sampler, images, opened or FilledMask(key.shape), bad_images)
+    loader: Loader
+    if opened is None:
+        description = f"decoded by {images.name} at every epoch: {policy.reason}"
+        loader = StagedLoader(device, description, filler, shape=encoded.shape, is_cached=False)
+    else:
+        bad_images.add(*opened.bad)
+        if opened.filled.all():
+            opened.finish(bad_images)  # an earlier run was killed before it did
+        loader = _of_cache(filler, device, policy)
     loader.pending_messages += messages
     return loader
 

@@ -1,9 +1,10 @@
 """Decoders of encoded images: what DALI and Pillow have in common."""
 
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,8 @@ from fastinfogan.data.image_set import EncodedImageSet, Fingerprint
 from fastinfogan.errors import InputError
 
 DecoderName = Literal["auto", "dali", "pillow"]
+_AHEAD = 3  # batches
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,16 @@ class Decoder(ABC):
         Returns:
             An iterator over the batches. Closing it stops decoding.
         """
+
+
+def read_ahead(items: Iterable[T]) -> Iterator[T]:
+    """Yield items, each after the next three were taken: work submitted to a pool goes on."""
+    waiting: deque[T] = deque()
+    for item in items:
+        waiting.append(item)
+        if len(waiting) > _AHEAD:
+            yield waiting.popleft()
+    yield from waiting
 
 
 def choose_decoder(

@@ -8,7 +8,7 @@ import io
 import os
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain
 from types import ModuleType
@@ -18,13 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fastinfogan.data.decoders.base import BadImage, DecodedBatch, Decoder
+from fastinfogan.data.decoders.base import BadImage, DecodedBatch, Decoder, read_ahead
 from fastinfogan.data.decoders.headers import upright_size
 from fastinfogan.data.decoders.pillow import LARGE, PillowDecoder, read_bytes
 from fastinfogan.data.image_set import CropResize, EncodedImageSet, ImageFile
 from fastinfogan.errors import InputError, install
 
-_PREFETCH = 3  # batches that are read before DALI asks for them
 _DEPTH = 2  # batches inside the pipeline
 _MANY = 8
 """DALI is taken to be broken when it fails on all of at least this many good images."""
@@ -103,7 +102,8 @@ class DaliDecoder(Decoder):
         readers = ThreadPoolExecutor(_READERS, thread_name_prefix="read images")
         try:
             finished: list[_Part] = []
-            for part in self._decoded(_prefetch(readers, self._prepare, self._parts(indices))):
+            parts = (readers.submit(self._prepare, *part) for part in self._parts(indices))
+            for part in self._decoded(each.result() for each in read_ahead(parts)):
                 finished.append(part)
                 if part.last:
                     yield _concatenate(finished)
@@ -111,7 +111,9 @@ class DaliDecoder(Decoder):
         finally:
             readers.shutdown(cancel_futures=True)
 
-    def _parts(self, indices: Iterable[NDArray[np.int64]]) -> Iterator[tuple[Any, ...]]:
+    def _parts(
+        self, indices: Iterable[NDArray[np.int64]]
+    ) -> Iterator[tuple[NDArray[np.int64], bool]]:
         for index in indices:
             count = max(len(index), 1)
             for first in range(0, count, self._batch):
@@ -268,16 +270,6 @@ def import_dali() -> ModuleType:
         raise InputError(f"the DALI that is installed is a placeholder; {extras}")
     module: ModuleType = dali
     return module
-
-
-def _prefetch(readers: ThreadPoolExecutor, prepare: Any, parts: Iterator[Any]) -> Iterator[_Part]:  # noqa: ANN401
-    waiting: deque[Future[_Part]] = deque()
-    for arguments in parts:
-        waiting.append(readers.submit(prepare, *arguments))
-        if len(waiting) > _PREFETCH:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
 
 
 def _read(file: ImageFile) -> bytes:

@@ -15,8 +15,7 @@ import struct
 import threading
 import warnings
 import zlib
-from collections import deque
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 
@@ -25,7 +24,7 @@ import PIL
 from numpy.typing import NDArray
 from PIL import Image
 
-from fastinfogan.data.decoders.base import BadImage, DecodedBatch, Decoder
+from fastinfogan.data.decoders.base import BadImage, DecodedBatch, Decoder, read_ahead
 from fastinfogan.data.image_set import CropResize, EncodedImageSet, ImageFile
 from fastinfogan.errors import InputError
 
@@ -34,7 +33,6 @@ MAX_PIXELS = 100_000_000
 LARGE = 16_000_000
 """Images of more pixels are decoded one at a time."""
 
-_PREFETCH = 3  # batches
 _DRAFT = 4  # a JPEG is decoded to at least this many times the size of the result
 _SIXTEEN_BITS = frozenset({"I;16", "I;16L", "I;16B", "I;16N", "I"})
 _TRANSPOSE = {
@@ -64,6 +62,9 @@ _UNDECODABLE = (
 )
 
 
+_Decoded = list[NDArray[np.uint8] | BadImage]
+
+
 class PillowDecoder(Decoder):
     """Decodes on the CPU.
 
@@ -89,21 +90,21 @@ class PillowDecoder(Decoder):
     def batches(self, indices: Iterable[NDArray[np.int64]]) -> Generator[DecodedBatch]:
         """Decode batches in the given order; see `Decoder`."""
         pool = ThreadPoolExecutor(self._threads, thread_name_prefix="decode")
-        waiting: deque[tuple[NDArray[np.int64], list[Future[list[NDArray[np.uint8] | BadImage]]]]]
-        waiting = deque()
         try:
-            for index in indices:
-                # Several images a task: tiny ones would cost more to hand out.
-                parts = np.array_split(index, min(max(len(index), 1), 4 * self._threads))
-                waiting.append((index, [pool.submit(self._some, part) for part in parts]))
-                if len(waiting) > _PREFETCH:
-                    yield self._gathered(*waiting.popleft())
-            while waiting:
-                yield self._gathered(*waiting.popleft())
+            for index, parts in read_ahead(self._submitted(pool, indices)):
+                yield self._gathered(index, parts)
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _some(self, index: NDArray[np.int64]) -> list[NDArray[np.uint8] | BadImage]:
+    def _submitted(
+        self, pool: ThreadPoolExecutor, indices: Iterable[NDArray[np.int64]]
+    ) -> Iterator[tuple[NDArray[np.int64], list[Future[_Decoded]]]]:
+        for index in indices:
+            # Several images a task: tiny ones would cost more to hand out.
+            parts = np.array_split(index, min(max(len(index), 1), 4 * self._threads))
+            yield index, [pool.submit(self._some, part) for part in parts]
+
+    def _some(self, index: NDArray[np.int64]) -> _Decoded:
         return [self._one(number) for number in index.tolist()]
 
     def _one(self, number: int) -> NDArray[np.uint8] | BadImage:
@@ -116,9 +117,7 @@ class PillowDecoder(Decoder):
         except _UNDECODABLE as error:
             return BadImage(number, file.name, _reason(error))
 
-    def _gathered(
-        self, index: NDArray[np.int64], parts: list[Future[list[NDArray[np.uint8] | BadImage]]]
-    ) -> DecodedBatch:
+    def _gathered(self, index: NDArray[np.int64], parts: list[Future[_Decoded]]) -> DecodedBatch:
         images = np.zeros((len(index), *self.image_set.shape), np.uint8)
         bad = []
         for row, found in enumerate(each for part in parts for each in part.result()):

@@ -36,10 +36,7 @@ def detect(path: Path) -> bool:
 def read(path: Path, shape: ImageShape, on_bad_image: OnBadImage = "fail") -> EncodedImageSet:
     """List the renders; model, elevation and azimuth are their factors.
 
-    Args:
-        path: the folder of models, or one that holds it.
-        shape: of the images.
-        on_bad_image: "skip" leaves out images of other names, and folders that cannot be read.
+    "skip" leaves out images of other names, and folders that cannot be read.
 
     Raises:
         InputError: no renders, or an image of another name.

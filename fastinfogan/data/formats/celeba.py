@@ -47,11 +47,6 @@ def read(path: Path, shape: ImageShape, on_bad_image: OnBadImage = "fail") -> En
 
     Attributes become factors of two classes. Partition 1 is left out.
 
-    Args:
-        path: the folder of images, or one that holds it.
-        shape: of the images.
-        on_bad_image: "skip" leaves out subfolders that cannot be read.
-
     Raises:
         InputError: no images, a damaged list, or an image that a list lacks.
     """

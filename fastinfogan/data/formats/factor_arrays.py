@@ -34,7 +34,6 @@ _HDF5_SUFFIXES: Final = (".h5", ".hdf5")
 GRIDS: Final = [(6, 6, 2, 3, 3, 40, 40), (4, 4, 2, 3, 3, 40, 40)]
 """Steps of each of MPI3D's factors; the last one changes fastest."""
 
-_HDF5_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError)
 _DSPRITES = frozenset({"imgs.npy", "latents_values.npy", "latents_classes.npy"})
 
 
@@ -158,7 +157,7 @@ def read_hdf5(path: Path, shape: ImageShape, on_bad_image: OnBadImage = "fail") 
             return _of_arrays(arrays["images"], arrays.get("labels"), path, shape)
     except InputError:
         raise
-    except _HDF5_ERRORS as error:
+    except UNREADABLE as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path}: not a complete HDF5 file: {reason}") from error
 

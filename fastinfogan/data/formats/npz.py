@@ -15,7 +15,7 @@ from fastinfogan.data.formats import Format, register
 from fastinfogan.data.image_set import ImageSet, ImageShape, as_images, as_labels
 from fastinfogan.errors import InputError
 
-# What np.load raises on damaged archives.
+# What NumPy, scipy and h5py raise on damaged files.
 UNREADABLE = (
     OSError,
     ValueError,
@@ -23,7 +23,7 @@ UNREADABLE = (
     LookupError,
     TypeError,
     MemoryError,
-    RuntimeError,  # encrypted, or packed in a way that zipfile does not know
+    RuntimeError,  # encrypted, of a newer format, or packed in a way that zipfile does not know
     SyntaxError,
     tokenize.TokenError,  # numpy parses an array's header as Python
     zipfile.BadZipFile,

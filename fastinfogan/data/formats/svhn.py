@@ -9,6 +9,7 @@ import numpy as np
 
 from fastinfogan.data.bad_images import OnBadImage
 from fastinfogan.data.formats import Format, register
+from fastinfogan.data.formats.npz import UNREADABLE
 from fastinfogan.data.image_set import CropResize, ImageSet, ImageShape, as_images, as_labels
 from fastinfogan.data.transforms import read_chunks
 from fastinfogan.errors import InputError
@@ -33,12 +34,7 @@ def detect(path: Path) -> bool:
 
 
 def read(path: Path, shape: ImageShape, on_bad_image: OnBadImage = "fail") -> ImageSet:
-    """Read X, uint8 (32, 32, 3, N), and y, (N, 1), in which 10 stands for 0.
-
-    Args:
-        path: a .mat file, or the folder of SVHN's.
-        shape: of the images; others are resized to it.
-        on_bad_image: ignored; a damaged file is an error.
+    """Read X, uint8 (32, 32, 3, N), and y, (N, 1), in which 10 stands for 0, and resize the images.
 
     Raises:
         InputError: not a MATLAB 5 file, damaged, or without X and y of these shapes.
@@ -58,20 +54,7 @@ def _read_one(path: Path, shape: ImageShape) -> ImageSet:
     try:
         _require_known_types(path)
         arrays = loadmat(path, variable_names=["X", "y"])
-    # What scipy's reader raises on truncated and damaged files; it names no file.
-    except (
-        OSError,
-        EOFError,
-        ValueError,
-        TypeError,
-        LookupError,
-        NameError,
-        NotImplementedError,  # MATLAB 7.3
-        MemoryError,
-        OverflowError,
-        MatReadError,
-        zlib.error,
-    ) as error:
+    except (*UNREADABLE, ArithmeticError, NameError, MatReadError) as error:
         raise InputError(f"{path}: not a complete MATLAB 5 file: {error}") from error
     if "X" not in arrays:
         raise InputError(f"{path}: holds no array X, (32, 32, 3, N)")

@@ -83,10 +83,7 @@ def _shards(path: Path) -> list[Path]:
 def read(path: Path, shape: ImageShape, on_bad_image: OnBadImage = "fail") -> EncodedImageSet:
     """List the images of tars, and their labels if all have one.
 
-    Args:
-        path: a tar, a folder of tars, or a pattern.
-        shape: of the images.
-        on_bad_image: "skip" takes the complete images of a truncated or damaged tar.
+    "skip" takes the complete images of a truncated or damaged tar.
 
     Raises:
         InputError: a tar is missing, compressed, damaged or without images, or a label is damaged.

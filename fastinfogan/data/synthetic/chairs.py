@@ -13,14 +13,16 @@ import numpy as np
 
 from fastinfogan.data.image_set import ImageShape
 from fastinfogan.data.synthetic.scene import (
+    Camera,
     Factor,
     Float32,
     Float64,
     Pixels,
     Scalar,
     Scene,
+    Vector,
+    batches_by_group,
     between,
-    cos_sin,
     covered,
     downsample,
     per_image,
@@ -49,8 +51,6 @@ _FACTORS = (
 )
 _STYLE = ("depth", "thickness", "tilt", "wood", "cloth", "seat thickness")
 
-Vector = tuple[Float64, ...]  # right or x, up or y, near or z
-
 
 @dataclass(frozen=True)
 class _Part:
@@ -78,18 +78,12 @@ class _DepthBuffer:
 
     def __init__(self, rotation: Float64) -> None:
         n, side = len(rotation), _SIDE * _SAMPLES
-        (ca, sa), (ce, se) = cos_sin(rotation), cos_sin(np.full(n, _CAMERA_HEIGHT))
-        self._rows = ((ca, np.zeros(n), sa), (se * sa, ce, -se * ca), (-ce * sa, se, ce * ca))
+        self._to_camera = Camera(rotation, np.full(n, _CAMERA_HEIGHT))
         self._depth = np.full((n, side, side), np.float32(-9))
         self.tone = np.ones((n, side, side), np.float32)
         step = 2 * _VIEW / side
         self._x = ((np.arange(side) + 0.5) * step - _VIEW).astype(np.float32)
         self._down = (self._x - np.float32(_MIDDLE)).astype(np.float32)  # minus the height
-
-    def _to_camera(self, vector: Vector) -> Vector:
-        x, y, z = vector
-        right, up, near = (r[0] * x + r[1] * y + r[2] * z for r in self._rows)
-        return right, up, near
 
     def add(self, part: _Part) -> None:
         """Draw a part where it is nearer than the others."""
@@ -222,7 +216,7 @@ class _ChairBuilder:
         self, x: Scalar, y: Scalar, z: Scalar, rx: Scalar, ry: Scalar, rz: Scalar,
         *, lean: Float64 | None = None, tone: Float64 | None = None, cylinder: bool = False,
     ) -> None:  # fmt: skip
-        """A part with edges along the axes; its upright edge leans back by a slope."""
+        """Add a part with edges along the axes; its upright edge leans back by a slope."""
         zero = self.zero
         upright = (zero, zero + ry, zero if lean is None else -lean * ry)
         edges = ((zero + rx, zero, zero), upright, (zero, zero, zero + rz))
@@ -308,8 +302,7 @@ class _ChairBuilder:
         self.block(0, _SEAT - self.thin, 0, self.half, self.thin, self.deep, cylinder=True)
         height = self.height * 0.5
         y = _SEAT + self.height - height * 0.62
-        z = self._back(y)
-        zero = self.zero
+        z, zero = self._back(y), self.zero
         edges = (
             (self.half * 0.92, zero, zero),
             (zero, self.lean * 0.018, zero + 0.018),
@@ -336,17 +329,16 @@ class _ChairBuilder:
         low, top = self.zero + _SEAT + 0.05, _SEAT + self.height - 0.03
         self._rail(top, 0.028)
         self._rail(low, 0.02)
-        inner = self.half - self.stick
+        inner, zero = self.half - self.stick, self.zero
+        middle, along = (low + top) / 2, (top - low) / 2
+        centre = (zero, middle, self._back(middle))
         for side in (-1, 1):
-            zero = self.zero
-            middle, along = (low + top) / 2, (top - low) / 2
-            z = self._back(middle)
             edges = (
                 (zero + 0.016, zero, zero),
                 (side * inner, along, -self.lean * along),
                 (zero, zero, zero + 0.012),
             )
-            self.parts.append(_Part((zero, middle, z), edges, self.wood))
+            self.parts.append(_Part(centre, edges, self.wood))
 
     def _corners(self) -> list[tuple[Float64, Float64]]:
         inset = self.stick
@@ -380,17 +372,13 @@ def render(numbers: Float32) -> Pixels:
     """Render chairs: uint8 (n, 64, 64, 1)."""
     images = np.empty((len(numbers), *_SHAPE), np.uint8)
     kind, legs = (_FACTORS[i].of(numbers[:, i]).astype(np.int64) for i in (0, 3))
-    for build in np.unique(kind * len(LEGS) + legs):
-        members = np.flatnonzero(kind * len(LEGS) + legs == build)
-        # Sorted by rotation, so that parts are in small windows of the image.
-        members = members[np.argsort(numbers[members, 1], kind="stable")]
-        for start in range(0, len(members), _BATCH):
-            some = members[start : start + _BATCH]
-            builder = _ChairBuilder(numbers[some])
-            buffer = _DepthBuffer(builder.rotation)
-            for part in builder.build():
-                buffer.add(part)
-            images[some] = downsample(buffer.tone, _SAMPLES)
+    # Sorted by rotation, so that parts are in small windows of the image.
+    for some in batches_by_group(kind * len(LEGS) + legs, numbers[:, 1], _BATCH):
+        builder = _ChairBuilder(numbers[some])
+        buffer = _DepthBuffer(builder.rotation)
+        for part in builder.build():
+            buffer.add(part)
+        images[some] = downsample(buffer.tone, _SAMPLES)
     return images
 
 

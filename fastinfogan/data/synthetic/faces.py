@@ -14,12 +14,14 @@ import numpy as np
 
 from fastinfogan.data.image_set import ImageShape
 from fastinfogan.data.synthetic.scene import (
+    Camera,
     Factor,
     Float32,
     Float64,
     Pixels,
     Scalar,
     Scene,
+    batches_by_group,
     between,
     cos_sin,
     covered,
@@ -103,9 +105,7 @@ class _Head:
         self._identity = dict(
             zip(_IDENTITY, numbers[:, len(_FACTORS) :].astype(np.float64).T, strict=True)
         )
-        (ca, sa), (ce, se) = cos_sin(azimuth), cos_sin(elevation)
-        zero = np.zeros(self.count)
-        self._rows = ((ca, zero, sa), (se * sa, ce, -se * ca), (-ce * sa, se, ce * ca))
+        self._camera = Camera(azimuth, elevation)
         (cl, sl), (ch, sh) = cos_sin(lighting), cos_sin(np.full(self.count, _LIGHT_HEIGHT))
         self.light = tuple(per_image(part) for part in (sl * ch, sh, cl * ch))
         step = 2 * _VIEW / (_SIDE * _SAMPLES)
@@ -119,8 +119,7 @@ class _Head:
     def project(self, ellipsoid: _Ellipsoid) -> _Projected:
         """Project an ellipsoid."""
         cx, cy, cz = ellipsoid.centre
-        cx = cx * self.width
-        centre = [r[0] * cx + r[1] * cy + r[2] * cz for r in self._rows]
+        centre = self._camera((cx * self.width, cy, cz))
         (cp, sp), (cr, sr) = (
             cos_sin(np.full(self.count, a)) for a in (ellipsoid.pitch, ellipsoid.roll)
         )
@@ -132,7 +131,7 @@ class _Head:
             (-sr * cp / ry / self.width, cr * cp / ry, -sp / ry),
             (-sr * sp / rz / self.width, cr * sp / rz, cp / rz),
         )
-        views = [[a[0] * r[0] + a[1] * r[1] + a[2] * r[2] for r in self._rows] for a in axes]
+        views = [self._camera(axis) for axis in axes]
         form = [
             views[0][i] * views[0][j] + views[1][i] * views[1][j] + views[2][i] * views[2][j]
             for i, j in ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))
@@ -168,23 +167,17 @@ class _Head:
         steep = inverse / root
         slope_x = left * -steep - xz * inverse
         slope_y = (bu + c * v) * -steep - yz * inverse
-        self._blend(buffers, depth, slope_x, slope_y, ellipsoid)
 
-    def _blend(
-        self,
-        buffers: _Buffers,
-        depth: Float32,
-        slope_x: Float32,
-        slope_y: Float32,
-        ellipsoid: _Ellipsoid,
-    ) -> None:
         over = depth - buffers.depth
         share = np.clip(over * np.float32(0.5 / ellipsoid.blend) + np.float32(0.5), 0, 1)
         buffers.depth += share * (over + np.float32(ellipsoid.blend) * (1 - share))
         buffers.slope_x += share * (slope_x - buffers.slope_x)
         buffers.slope_y += share * (slope_y - buffers.slope_y)
-        tone = per_image(np.broadcast_to(np.asarray(ellipsoid.tone, np.float64), self.count))
-        buffers.tone += share * (tone - buffers.tone)
+        self._colour(buffers, ellipsoid.tone, share)
+
+    def _colour(self, buffers: _Buffers, tone: Scalar, share: Float32) -> None:
+        wanted = per_image(np.broadcast_to(np.asarray(tone, np.float64), self.count))
+        buffers.tone += share * (wanted - buffers.tone)
 
     def indent(self, buffers: _Buffers, ellipsoid: _Ellipsoid, deep: float) -> None:
         """Indent and slightly darken the surface inside an ellipsoid."""
@@ -204,8 +197,7 @@ class _Head:
         buffers = buffers.part(seen.window)
         inside, _, _ = self._within(buffers, seen)
         share = np.minimum(inside * np.float32(sharp), np.float32(1))
-        tone = per_image(np.broadcast_to(np.asarray(ellipsoid.tone, np.float64), self.count))
-        buffers.tone += share * (tone - buffers.tone)
+        self._colour(buffers, ellipsoid.tone, share)
 
     def _offsets(self, seen: _Projected) -> tuple[Float32, Float32]:
         rows, columns = seen.window
@@ -239,9 +231,7 @@ def render(numbers: Float32) -> Pixels:
     """Render heads: uint8 (n, 32, 32, 1)."""
     images = np.empty((len(numbers), *_SHAPE), np.uint8)
     # Sorted by azimuth, so that features are in small windows of the image.
-    order = np.argsort(numbers[:, 0], kind="stable")
-    for start in range(0, len(numbers), _BATCH):
-        some = order[start : start + _BATCH]
+    for some in batches_by_group(np.zeros(len(numbers), np.int64), numbers[:, 0], _BATCH):
         images[some] = _render(numbers[some])
     return images
 
@@ -273,14 +263,8 @@ def _render(numbers: Float32) -> Pixels:
         centre: tuple[Scalar, Scalar, Scalar], radii: tuple[Scalar, Scalar, Scalar],
         blend: float = 0.1, *, pitch: float = 0.0, roll: float = 0.0, tone: Scalar = skin,
     ) -> _Ellipsoid:  # fmt: skip
-        return _Ellipsoid(
-            tuple(zero + c for c in centre),
-            tuple(zero + r for r in radii),
-            pitch,
-            roll,
-            blend,
-            tone,
-        )
+        middle, sizes = tuple(zero + c for c in centre), tuple(zero + r for r in radii)
+        return _Ellipsoid(middle, sizes, pitch, roll, blend, tone)
 
     def add(*arguments: Any, **more: Any) -> None:  # noqa: ANN401 - as ellipsoid's
         h.add(buffers, ellipsoid(*arguments, **more))

@@ -5,7 +5,7 @@ sums, products, quotients, square roots, comparisons. A set is therefore bit-ide
 machine, whatever images are rendered together.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,9 @@ from fastinfogan.data.image_set import Factors, ImageShape
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 Pixels = NDArray[np.uint8]
+Index = NDArray[np.int64]
 Scalar = Float64 | float
+Vector = tuple[Float64, ...]  # right or x, up or y, near or z
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,40 @@ def cos_sin(degrees: Float64) -> tuple[Float64, Float64]:
         np.where((quarters == 1) | (quarters == 2), -first, first),
         np.where(quarters >= 2, -second, second),
     )
+
+
+class Camera:
+    """Orthographic views, from an azimuth and an elevation each.
+
+    Args:
+        azimuth: degrees, float64 (n,).
+        elevation: degrees, float64 (n,).
+    """
+
+    def __init__(self, azimuth: Float64, elevation: Float64) -> None:
+        (ca, sa), (ce, se) = cos_sin(azimuth), cos_sin(elevation)
+        zero = np.zeros(len(azimuth))
+        self._rows = ((ca, zero, sa), (se * sa, ce, -se * ca), (-ce * sa, se, ce * ca))
+
+    def __call__(self, vector: Vector) -> Vector:
+        """Rotate vectors from the object's coordinates to the camera's."""
+        x, y, z = vector
+        return tuple(row[0] * x + row[1] * y + row[2] * z for row in self._rows)
+
+
+def batches_by_group(groups: NDArray[np.int64], order: Float32, size: int) -> Iterator[Index]:
+    """Yield the rows to render together: `size` at most, of one group, in ascending order.
+
+    Args:
+        groups: int64 (n,), the group of each image.
+        order: float32 (n,), by which a group's images are sorted.
+        size: rows at a time.
+    """
+    for group in np.unique(groups):
+        members = np.flatnonzero(groups == group)
+        members = members[np.argsort(order[members], kind="stable")]
+        for start in range(0, len(members), size):
+            yield members[start : start + size]
 
 
 def downsample(samples: Float32, across: int) -> Pixels:

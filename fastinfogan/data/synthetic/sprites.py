@@ -16,6 +16,7 @@ from fastinfogan.data.synthetic.scene import (
     Float64,
     Pixels,
     Scene,
+    batches_by_group,
     cos_sin,
     per_image,
 )
@@ -44,17 +45,14 @@ def render(numbers: Float32) -> Pixels:
     """Render sprites: uint8 (n, 64, 64, 1)."""
     images = np.empty((len(numbers), *_SHAPE), np.uint8)
     shapes = _FACTORS[0].of(numbers[:, 0]).astype(np.int64)
-    for shape, distance_of in enumerate((_square_distance, _ellipse_distance, _heart_distance)):
-        members = np.flatnonzero(shapes == shape)
-        for start in range(0, len(members), _TOGETHER):
-            some = members[start : start + _TOGETHER]
-            scale, degrees, x, y = (f.of(numbers[some, i]) for i, f in enumerate(_FACTORS) if i > 0)
-            distance = distance_of(
-                *_local_coordinates(x, y, degrees + (45.0 if shape == 2 else 0.0)), scale
-            )
-            # A straight edge through a pixel's centre covers half of it.
-            covered = np.clip(np.float32(0.5) - distance, 0, 1)
-            images[some] = (covered * np.float32(255) + np.float32(0.5)).astype(np.uint8)[..., None]
+    for some in batches_by_group(shapes, numbers[:, 0], _TOGETHER):
+        shape = int(shapes[some[0]])
+        scale, degrees, x, y = (f.of(numbers[some, i]) for i, f in enumerate(_FACTORS) if i > 0)
+        a, b = _local_coordinates(x, y, degrees + (45.0 if shape == 2 else 0.0))
+        distance = (_square_distance, _ellipse_distance, _heart_distance)[shape](a, b, scale)
+        # A straight edge through a pixel's centre covers half of it.
+        covered = np.clip(np.float32(0.5) - distance, 0, 1)
+        images[some] = (covered * np.float32(255) + np.float32(0.5)).astype(np.uint8)[..., None]
     return images
 
 
@@ -84,7 +82,7 @@ def _ellipse_distance(a: Float32, b: Float32, scale: Float64) -> Float32:
 
 
 def _heart_distance(a: Float32, b: Float32, scale: Float64) -> Float32:
-    """A square on its corner, with a disc on each of its upper sides."""
+    """Measure the distance to a square on its corner, with a disc on each of its upper sides."""
     half = per_image(_HEART * scale)
     a, b = a + half * np.float32(0.3), b + half * np.float32(0.3)
     distance: Float32 = np.maximum(np.abs(a), np.abs(b))
