@@ -1,10 +1,10 @@
-"""A layer's product, forward and both gradients, and on a CPU its batch norm and activation.
+"""A layer's product, forward and both gradients, on a GPU; its batch norm and activation on a CPU.
 
-Products are our kernels on a GPU and ATen's on a CPU, where batch norm and activation follow in
-C++; on a GPU those are part of the products.
+On a CPU products are ATen's, and batch norm and activation follow in C++; on a GPU those are part
+of the products.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -15,22 +15,15 @@ from bench.baselines import BEST, EAGER, benchmark_cudnn
 from bench.baselines import ops as baselines
 from bench.cases import Case, Planned, Setting, plan
 from bench.cases.shapes import LayerShape, batch_on, layer_shapes
-from bench.timing.clock import Run
 from fastinfogan import experiments
 from fastinfogan.engine.config import PRECISIONS, ComputedIn
 from fastinfogan_kernels.conv_block import cpu_backend, ops
 from fastinfogan_kernels.conv_block.deferred import Deferred
 from fastinfogan_kernels.conv_block.implicit_gemm import Epilogue
-from fastinfogan_kernels.conv_block.layers import aten_convolution, aten_gradients
 from fastinfogan_kernels.runtime.launch import nbytes
 
 FORWARD, BACKWARD = "forward", "backward"
 PASSES = (FORWARD, "data gradient", "weight gradient")
-ALL = "forward and gradients"
-"""One after the other; without a data gradient in layers that read images, or noise and code."""
-
-Runs = tuple[Callable[[], Tensor], Callable[[], Tensor], Callable[[], Tensor]]
-"""In the order of `PASSES`."""
 
 
 def planned_layers(
@@ -41,55 +34,49 @@ def planned_layers(
 ) -> list[Planned]:
     """Plan every layer's cases, each shape once; see `ops.planned`.
 
-    On a CPU products in the first precision alone, and all passes as one, as they are ATen's;
-    norms in fp32 for mnist alone.
+    On a CPU those in fp32 for mnist alone, unless fp32 is the first precision.
     """
+    of_layer = _norms if device.type == "cpu" else _products
     plans: dict[Hashable, Planned] = {}
     for name in names:
         e, rows = experiments.get(name), batch or batch_on(device, name)
         for shape in layer_shapes(e, rows):
             short = name == "mnist" and shape.network == "trunk"
             for precision in precisions:
-                for key, title, make in _of_layer(device, name, shape, precision, precisions[0]):
+                if device.type == "cpu" and name != "mnist" and precision != precisions[0]:
+                    continue
+                for key, title, make in of_layer(name, shape):
                     title = f"{title}, {precision}"
                     planned = plan(make, "ops", title, e, precision, rows, short=short, budget=0.4)
                     plans.setdefault((*key, precision), planned)
     return list(plans.values())
 
 
-def _of_layer(
-    device: torch.device, name: str, shape: LayerShape, precision: ComputedIn, first: ComputedIn
-) -> Iterator[tuple[tuple[Hashable, ...], str, Callable[[Setting], Case]]]:
-    """Give what makes two cases the same, a title and a maker, of each of a layer's cases."""
-    layer = shape.layer
-    on_cpu = device.type == "cpu"
-    normalised = layer.norm and layer.activation == "leaky_relu"
-    if on_cpu and normalised and (name == "mnist" or precision == first):
-        for which in (FORWARD, BACKWARD):
-            groups = ", two groups" if shape.groups == 2 else ""
-            size = "x".join(map(str, (shape.images, *shape.result)))
-            key = (shape.images, shape.result, shape.groups, which)
-            title = f"batch norm + activation {which}, {name} {size}{groups}"
-            yield key, title, partial(_norm, shape=shape, which=which)
-    if on_cpu and precision != first:
+Cases = Iterator[tuple[tuple[Hashable, ...], str, Callable[[Setting], Case]]]
+"""What makes two cases the same, a title and a maker, of each of a layer's cases."""
+
+
+def _norms(name: str, shape: LayerShape) -> Cases:
+    if not (shape.layer.norm and shape.layer.activation == "leaky_relu"):
         return
-    for which in (ALL,) if on_cpu else PASSES:
-        if passes := _passes(shape, which):
-            key = (layer.geometry, shape.weight, shape.images, which)
-            yield (
-                key,
-                f"{which}, {name} {shape.title}",
-                partial(_product, shape=shape, which=passes),
-            )
+    groups = ", two groups" if shape.groups == 2 else ""
+    size = "x".join(map(str, (shape.images, *shape.result)))
+    for which in (FORWARD, BACKWARD):
+        title = f"batch norm + activation {which}, {name} {size}{groups}"
+        key = (shape.images, shape.result, shape.groups, which)
+        yield key, title, partial(_norm, shape=shape, which=which)
 
 
-def _passes(shape: LayerShape, which: str) -> list[str]:
-    """List the passes of a case; nothing needs the gradient by images, or by noise and code."""
-    needed = [each for each in PASSES if not (each == "data gradient" and shape.number == 1)]
-    return [each for each in needed if which in (each, ALL)]
+def _products(name: str, shape: LayerShape) -> Cases:
+    for which in PASSES:
+        # Nothing needs the gradient by images, or by noise and code.
+        if which != "data gradient" or shape.number > 1:
+            key = (shape.layer.geometry, shape.weight, shape.images, which)
+            title = f"{which}, {name} {shape.title}"
+            yield key, title, partial(_product, shape=shape, which=which)
 
 
-def _product(at: Setting, shape: LayerShape, which: Sequence[str]) -> Case:
+def _product(at: Setting, shape: LayerShape, which: str) -> Case:
     dtype, geometry = at.dtype, shape.layer.geometry
     benchmark_cudnn()
     x, dy = at.randn(shape.images, *shape.source), at.randn(shape.images, *shape.result, seed=2)
@@ -97,10 +84,15 @@ def _product(at: Setting, shape: LayerShape, which: Sequence[str]) -> Case:
     if weight.dim() == 4:
         weight = weight.to(memory_format=torch.channels_last)
     bias = at.randn(shape.result[2], dtype=torch.float32, seed=4) * 0.1
-    on_gpu = at.device.type == "cuda"
-    runs = _chosen((_by_kernels if on_gpu else _by_aten)(x, dy, weight, bias, shape), which)
+    runs: dict[str, Callable[[], Tensor]] = {
+        "forward": lambda: ops.convolve(Deferred(x), weight, geometry, 1, Epilogue(bias))[0],
+        "data gradient": lambda: ops.convolve(Deferred(dy), weight, geometry, 1, backward=True)[0],
+        "weight gradient": lambda: ops.convolve_weight_gradient(
+            Deferred(x), Deferred(dy), weight, geometry, 1
+        ),
+    }
 
-    def baseline(of: torch.dtype, memory: torch.memory_format) -> dict[str, Callable[[], Tensor]]:
+    def baseline(of: torch.dtype, memory: torch.memory_format) -> Callable[[], Tensor]:
         product = baselines.Product(geometry)
         if geometry.flat:
             inputs, outputs, w = x.flatten(1).to(of), dy.flatten(1).to(of), weight.to(of)
@@ -108,78 +100,29 @@ def _product(at: Setting, shape: LayerShape, which: Sequence[str]) -> Case:
             inputs, outputs = (_nchw(t).to(of).contiguous(memory_format=memory) for t in (x, dy))
             w = weight.to(of, memory_format=memory)
         b = bias.to(of)
-        found = (
-            lambda: product.forward(inputs, w, b),
-            lambda: product.input_gradient(outputs, inputs, w),
-            lambda: product.weight_gradient(outputs, inputs, w),
-        )
-        return _chosen(found, which)
-
-    def results(of: torch.dtype) -> dict[str, Tensor]:
-        found = {each: run() for each, run in baseline(of, torch.channels_last).items()}
-        return {
-            each: t.permute(0, 2, 3, 1) if t.dim() == 4 and each != PASSES[2] else t
-            for each, t in found.items()
+        found: dict[str, Callable[[], Tensor]] = {
+            "forward": lambda: product.forward(inputs, w, b),
+            "data gradient": lambda: product.input_gradient(outputs, inputs, w),
+            "weight gradient": lambda: product.weight_gradient(outputs, inputs, w),
         }
+        return found[which]
+
+    def result(of: torch.dtype) -> dict[str, Tensor]:
+        t = baseline(of, torch.channels_last)()
+        return {which: t.permute(0, 2, 3, 1) if t.dim() == 4 and which != PASSES[2] else t}
 
     def check() -> None:
         with PRECISIONS[at.precision].arithmetic():
-            actual = {each: run() for each, run in runs.items()}
-            check_accuracy(actual, results(dtype), results(at.true_dtype), dtype)
+            check_accuracy({which: runs[which]()}, result(dtype), result(at.true_dtype), dtype)
 
-    others: dict[str, Run] = {EAGER: _in_a_row(baseline(torch.float32, torch.contiguous_format))}
-    more = {"layer": f"{shape.network} {shape.number}"}
-    if on_gpu:
-        others[BEST] = _in_a_row(baseline(dtype, torch.channels_last))
-    else:
-        more["left out"] = f"{BEST}: it is the same call of ATen"
+    others = {
+        EAGER: baseline(torch.float32, torch.contiguous_format),
+        BEST: baseline(dtype, torch.channels_last),
+    }
     return at.case(
-        _in_a_row(runs), others, check, flops=len(which) * shape.flops,
-        bytes=len(which) * shape.values * dtype.itemsize, more=more,
+        runs[which], others, check, flops=shape.flops, bytes=shape.values * dtype.itemsize,
+        more={"layer": f"{shape.network} {shape.number}"},
     )  # fmt: skip
-
-
-def _chosen(runs: Runs, which: Sequence[str]) -> dict[str, Callable[[], Tensor]]:
-    return {name: run for name, run in zip(PASSES, runs, strict=True) if name in which}
-
-
-def _in_a_row(runs: Mapping[str, Callable[[], Tensor]]) -> Run:
-    """Run them one after the other; a single one is returned as it is."""
-    found = list(runs.values())
-    if len(found) == 1:
-        return found[0]
-
-    def run() -> None:
-        for each in found:
-            each()
-
-    return run
-
-
-def _by_kernels(x: Tensor, dy: Tensor, weight: Tensor, bias: Tensor, shape: LayerShape) -> Runs:
-    geometry = shape.layer.geometry
-    return (
-        lambda: ops.convolve(Deferred(x), weight, geometry, 1, Epilogue(bias))[0],
-        lambda: ops.convolve(Deferred(dy), weight, geometry, 1, backward=True)[0],
-        lambda: ops.convolve_weight_gradient(Deferred(x), Deferred(dy), weight, geometry, 1),
-    )
-
-
-def _by_aten(x: Tensor, dy: Tensor, weight: Tensor, bias: Tensor, shape: LayerShape) -> Runs:
-    geometry = shape.layer.geometry
-
-    def gradient(index: int) -> Tensor:
-        found = aten_gradients(
-            x, dy, weight, geometry, of_input=index == 0, of_weight=index == 1
-        )[index]  # fmt: skip
-        assert found is not None
-        return found
-
-    return (
-        lambda: aten_convolution(x, weight, bias, geometry),
-        partial(gradient, 0),
-        partial(gradient, 1),
-    )
 
 
 def _nchw(t: Tensor) -> Tensor:

@@ -16,7 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench.accuracy import MismatchError, check_accuracy, check_same_bits
 from bench.baselines.iteration import UsualLoop, inputs_of
+from bench.baselines.ops import Product
 from bench.cases import Case, Planned, blocks, iteration, objective, ops
+from bench.cases.shapes import layer_shapes
 from bench.timing import interleaved
 from bench.timing.clock import Clock, Run, Stretch
 from bench.timing.interleaved import Interleaved, Spread, Times
@@ -28,6 +30,7 @@ from fastinfogan.engine.network_step import OptimizerStep
 from fastinfogan.errors import InputError
 from fastinfogan.reference import Reference
 from fastinfogan_kernels.conv_block import cpu_backend
+from fastinfogan_kernels.conv_block.layers import aten_convolution, aten_gradients
 from fastinfogan_kernels.philox import Stream
 from tests.helpers.training import narrow_experiment
 
@@ -254,6 +257,26 @@ def test_all_operations_of_all_experiments_are_right_at_small_shapes() -> None:
         case.check()
         for run in (case.run, *case.baselines.values()):
             run()
+
+
+@pytest.mark.usefixtures("narrow_networks")
+@pytest.mark.parametrize("name", experiments.EXPERIMENTS)
+def test_the_baseline_of_products_at_the_shapes_of_all_layers(name: str) -> None:
+    """Only a GPU has cases of products; what they are compared with runs anywhere."""
+    for shape in layer_shapes(experiments.get(name), 2):
+        geometry, size = shape.layer.geometry, shape.source
+        x, dy = (torch.randn(shape.images, *each).double() for each in (size, shape.result))
+        weight, bias = (torch.randn(n).double() for n in (shape.weight, shape.result[2]))
+        dx, dw = aten_gradients(x, dy, weight, geometry, of_input=True, of_weight=True)
+        y = aten_convolution(x, weight, bias, geometry)
+        if geometry.flat:
+            x, y, dx, dy = (t.flatten(1) for t in (x, y, dx, dy))
+        else:
+            x, y, dx, dy = (t.permute(0, 3, 1, 2) for t in (x, y, dx, dy))
+        product = Product(geometry)
+        torch.testing.assert_close(product.forward(x, weight, bias), y)
+        torch.testing.assert_close(product.input_gradient(dy, x, weight), dx)
+        torch.testing.assert_close(product.weight_gradient(dy, x, weight), dw)
 
 
 @pytest.mark.usefixtures("narrow_networks")
