@@ -4,7 +4,7 @@
 
 From the tree, on any CUDA machine with torch and Triton, without a network; pytest and hypothesis
 run the kernels' test suite. Leaves in DIR, which holds at most eight files: report.json,
-report.html, rows.json (as in bench/results), the tuned launch_table.json, what MNIST's run draws,
+report.md, rows.json (as in bench/results), the tuned launch_table.json, what MNIST's run draws,
 two traces and log.txt. Prints a table last.
 """
 
@@ -23,9 +23,8 @@ from typing import NoReturn
 
 import torch
 
-from bench.gpu_report import page, report
 from bench.gpu_report.journal import Journal
-from bench.gpu_report.report import GpuReport, StageResult
+from bench.gpu_report.report import NAME, PAGE, GpuReport, StageResult
 from bench.gpu_report.stages import STAGES, Stage, allowance
 from bench.gpu_report.supervise import JOURNAL, PART, Ended, Supervisor
 from fastinfogan.errors import InputError
@@ -91,8 +90,8 @@ class Command:
             self._out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"{self._out}: cannot be written to: {error}") from error
-        file = self._out / report.NAME
-        before = report.read(file) if file.exists() else None
+        file = self._out / NAME
+        before = GpuReport.read(file) if file.exists() else None
         if before and before.arguments.get("dry_run") != args.dry_run:
             raise InputError(f"{self._out}: holds a report that is dry or not; name another --out")
         self._chosen = [stage for stage in STAGES if not only or stage.name in only]
@@ -125,10 +124,10 @@ class Command:
         finally:
             self._write()
             self._write_log()
-            page.write(self.report, self._out)
+            self.report.write_page(self._out)
             shutil.rmtree(self._work, ignore_errors=True)
-        print(f"\n{self.report.seconds:.0f} s; {self._out / page.NAME}\n")
-        print("\n".join(report.table(self.report, STAGES)))
+        print(f"\n{self.report.seconds:.0f} s; {self._out / PAGE}\n")
+        print("\n".join(self.report.table(STAGES)))
         return int(any(stage.failures or stage.error for stage in self.report.stages))
 
     def _run_stage(self, stage: Stage, limit: float) -> None:

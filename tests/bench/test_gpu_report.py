@@ -3,7 +3,6 @@
 import importlib
 import json
 import os
-import re
 import sys
 import time
 from collections.abc import Callable
@@ -20,10 +19,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from bench.accuracy import MismatchError
-from bench.gpu_report import machine, page, passes, report, tuning
+from bench.gpu_report import machine, passes, report, tuning
 from bench.gpu_report.context import Context, FailedError
 from bench.gpu_report.journal import Entries, Item, Journal
-from bench.gpu_report.report import GpuReport, StageResult, table
+from bench.gpu_report.report import GpuReport, StageResult
 from bench.gpu_report.stages import CLOSING, PICTURE, STAGES, Stage, allowance
 from bench.gpu_report.supervise import LOST_DEVICE, STARTS, Ended, Supervisor
 from fastinfogan.errors import InputError
@@ -301,7 +300,7 @@ def test_a_tile_that_gives_other_numbers_cannot_win() -> None:
 
 
 def made_up_report() -> GpuReport:
-    """As of a GPU: items of every stage that has a plot, and of some others."""
+    """As of a GPU: items of some stages."""
     times = {"us, fastinfogan": 300.0, "us, eager": 2000.0, "us, best": 900.0, "of best": 0.33,
              "experiment": "mnist", "batch": 128}  # fmt: skip
     numbers: dict[str, list[dict[str, Any]]] = {
@@ -335,41 +334,24 @@ def made_up_report() -> GpuReport:
 def test_the_page_and_the_table(tmp_path: Path) -> None:
     made = made_up_report()
     Image.fromarray(np.zeros((4, 6), np.uint8)).save(tmp_path / PICTURE)
-    page.write(made, tmp_path)
-    text = (tmp_path / page.NAME).read_text()
-    assert text.count("<svg") == 3
-    assert "no plot" not in text
+    made.write(tmp_path)
+    made.write_page(tmp_path)
+    text = (tmp_path / report.PAGE).read_text()
     for stage in STAGES:
-        assert stage.title in text
-    assert "off by &lt;1&gt;" in text
-    assert "off by <1>" not in text
-    assert "src='data:image/png;base64," in text
-    # Nothing is fetched: names of namespaces are no addresses.
-    assert not re.search(r"<script|<link|(src|href)=.?(http|//)|url\((?!#)", text)
-    printed = "\n".join(table(made, STAGES))
+        assert f"## {stage.title}\n" in text
+    assert "| off by \\<1> |" in text
+    assert f"![Generated images]({PICTURE})" in text
+    assert "Not installed here: tyro, for the command line." in text
+    assert "| 0 | ok | 1 | 300 | 2000 | 900 | 0.33 | mnist | 128 |  |  |\n| 1 | ok | 1 |" in text
+    printed = "\n".join(made.table(STAGES))
     assert "experiment mnist, us, fastinfogan 300.0, of best 0.33" in printed
     assert "correctness: test_chains.py::test_fp32[<1>]: failed: off by <1>" in printed
     assert "capture: crashed: Segmentation fault" in printed
     assert max(map(len, printed.splitlines())) <= 120
-    made.write(tmp_path)
-    assert "\n".join(table(report.read(tmp_path / report.NAME), STAGES)) == printed
+    assert "\n".join(GpuReport.read(tmp_path / report.NAME).table(STAGES)) == printed
     (tmp_path / report.NAME).write_text("{}")
     with pytest.raises(InputError, match="not a GPU report"):
-        report.read(tmp_path / report.NAME)
-
-
-def test_a_page_without_plots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = made_up_report()
-    made.stage("scaling").items = [Item("x", "ok", 1.0, {"batch": 3})]
-    page.write(made, tmp_path)
-    text = (tmp_path / page.NAME).read_text()
-    assert "no plot: KeyError" in text
-    assert text.count("<svg") == 2
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    page.write(made, tmp_path)
-    text = (tmp_path / page.NAME).read_text()
-    assert "<svg" not in text
-    assert "No plot: matplotlib is not installed" in text
+        GpuReport.read(tmp_path / report.NAME)
 
 
 @pytest.mark.parametrize("stage", [s for s in STAGES if s.run], ids=lambda s: s.name)

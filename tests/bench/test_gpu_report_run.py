@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from bench.gpu_report import report
 from bench.gpu_report.__main__ import CHOSEN, TESTS
+from bench.gpu_report.report import GpuReport
 from bench.gpu_report.stages import STAGES
 
 ROOT = Path(__file__).parents[2]
@@ -67,14 +67,14 @@ def test_a_run_that_is_stopped_keeps_what_it_has(tmp_path: Path) -> None:
                 break
         process.terminate()
     assert process.returncode == 128 + 15
-    found = report.read(out / "report.json")
+    found = GpuReport.read(out / "report.json")
     assert found.stage("environment").state == "ok"
     assert found.stage("compile").state == "stopped"
     assert found.stage("mnist").state == "skipped"
-    assert (out / "report.html").exists()
+    assert (out / "report.md").exists()
     real = command("--out", str(out), folder=tmp_path)
     assert real.returncode == 2
-    assert report.read(out / "report.json").stage("environment").items
+    assert GpuReport.read(out / "report.json").stage("environment").items
 
 
 @pytest.mark.slow
@@ -82,7 +82,7 @@ def test_a_dry_run_without_the_optional_packages(tmp_path: Path) -> None:
     """Every stage comes to its end, and what a CPU cannot do is named."""
     out = tmp_path / "out"
     done = command("--dry-run", "--out", str(out), folder=tmp_path, minutes=30)
-    found = report.read(out / "report.json")
+    found = GpuReport.read(out / "report.json")
     assert done.returncode == 0, done.stdout + (out / "log.txt").read_text()[-3000:]
     assert {stage.name: stage.state for stage in found.stages} == {s.name: "ok" for s in STAGES}
     for stage in found.stages:
@@ -94,14 +94,14 @@ def test_a_dry_run_without_the_optional_packages(tmp_path: Path) -> None:
                 assert item.error.startswith(reason), item
     assert set(MISSING) <= {*found.stage("environment").facts["missing"]}
     assert len(found.stage("correctness").items) > 5
-    text = (out / "report.html").read_text()
+    text = (out / "report.md").read_text()
     assert all(stage.title in text for stage in STAGES)
     assert len(list(out.rglob("*"))) <= 8
     assert done.stdout.rstrip().splitlines()[-len(STAGES)].startswith("environment")
 
     done = command("--dry-run", "--out", str(out), "--only", "environment", folder=tmp_path)
     assert done.returncode == 0
-    again = report.read(out / "report.json")
+    again = GpuReport.read(out / "report.json")
     assert [len(s.items) for s in again.stages[1:]] == [len(s.items) for s in found.stages[1:]]
 
 
