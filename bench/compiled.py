@@ -339,7 +339,6 @@ def read_lines(shares: Iterable[Share]) -> list[dict[str, Any]]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m bench.compiled", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -43,7 +43,6 @@ def device() -> torch.device:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add two options."""
     group = parser.getgroup("fastinfogan")
     group.addoption("--short", action="store_true", help="only the set of about a minute")
     group.addoption(

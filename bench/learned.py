@@ -51,7 +51,6 @@ def learned(path: Path, at: list[int]) -> dict[str, Any]:
 
 
 def main() -> int:
-    """The command; the exit code."""
     parser = argparse.ArgumentParser(prog="python -m bench.learned", description=__doc__)
     parser.add_argument("name", help="of the file in bench/results/learned/")
     parser.add_argument("run", type=Path, help="a run's folder")

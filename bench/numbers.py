@@ -49,7 +49,6 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _machines() -> list[tuple[dict[str, Any], list[Row]]]:
-    """Read each machine's file: its document and its rows."""
     found = []
     for file in sorted(RESULTS.glob("*.json")):
         document = json.loads(file.read_text())
@@ -68,7 +67,6 @@ def _named(document: dict[str, Any]) -> str:
 
 
 def machines() -> str:
-    """Write the machines and their rooflines."""
     lines = []
     for document, _ in _machines():
         roofline, versions = document["roofline"], document["versions"]
@@ -165,7 +163,6 @@ def _ranges(rows: list[Row]) -> str:
 
 
 def counts() -> str:
-    """Write the counts of one iteration."""
     found = _read("scaling.json")["iterations"]
     cells: dict[str, Callable[[dict[str, Any]], object]] = {
         "launches": lambda c: c["launches"],

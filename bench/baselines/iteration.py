@@ -151,7 +151,6 @@ class UsualLoop:
         return torch.cat([of_d[None], of_g[None], bounds]).detach()
 
     def generate(self, rows: Tensor) -> Tensor:
-        """Generate images."""
         images: Tensor = self.generator(rows)
         return images
 
@@ -253,7 +252,6 @@ class CapturedLoop(BestLoop):
             super().run()
 
     def run(self) -> None:
-        """Run one iteration: a replay."""
         self._graph.replay()
 
 

@@ -76,7 +76,6 @@ def losses(logits: Tensor, targets: Sequence[int]) -> Tensor:
 
 
 def gradient_of(values: Tensor, *leaves: Tensor) -> tuple[Tensor, ...]:
-    """Compute the gradients of the values' sum."""
     return torch.autograd.grad(values.sum(), leaves)
 
 
@@ -150,7 +149,6 @@ class Product:
         self._size = geometry.output_size
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Compute the layer's output."""
         if self._flat:
             return F.linear(x, weight, bias)
         if self._transposed:

@@ -71,7 +71,6 @@ class Setting:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of activations."""
         return PRECISIONS[self.precision].computed
 
     @property

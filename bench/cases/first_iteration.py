@@ -24,7 +24,6 @@ BATCH = 128
 
 
 def main() -> None:
-    """Run one iteration."""
     who, *execution = sys.argv[1:]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     e = experiments.get("mnist")

@@ -47,7 +47,6 @@ class LayerShape:
 
     @property
     def values(self) -> int:
-        """Elements of its input, its output and its weight."""
         activations = math.prod(self.source) + math.prod(self.result)
         return self.images * activations + math.prod(self.weight)
 

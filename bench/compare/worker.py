@@ -55,12 +55,12 @@ class Worker:
 
     def prepare(self, case: str) -> Answer:
         """Make a case and warm it up; the seconds of one run."""
-        from bench.timing.clock import Clock, clock_for
+        from bench.timing.clock import clock_for
 
         self.release()
         made = self._cases[case].make(_device())
-        clock = Clock(_device()) if made.timed == "host" else clock_for(_device())
-        self._stretch, self._case = clock.prepare(made.run, steady=made.timed == "steady"), made
+        clock, steady = clock_for(_device()), made.timed == "steady"
+        self._stretch, self._case = clock.prepare(made.run, steady=steady), made
         self._stretch.leave_warm()  # alike in both processes
         self._once = self._stretch.seconds()
         return {"seconds": self._once}
@@ -68,7 +68,7 @@ class Worker:
     def time(self) -> Answer:
         """Time one round; the median seconds of one unit of the case."""
         time.sleep(_PAUSE)
-        if self._once < _WARM and self._case.timed != "host":
+        if self._once < _WARM:
             self._case.run()
         stretch = self._once * self._stretch.repeat
         repetitions = max(1, min(_MOST, round(_STRETCH / max(stretch, 1e-9))))
@@ -76,7 +76,6 @@ class Worker:
         return {"seconds": statistics.median(seconds) / self._case.units}
 
     def release(self) -> Answer:
-        """Drop the case."""
         if self._stretch is not None:
             self._stretch.release()
         self._stretch = self._case = None

@@ -31,7 +31,6 @@ class Counts:
     """Print JSON."""
 
     def run(self) -> int:
-        """Run the command; the exit code."""
         import json
         from dataclasses import asdict, replace
 
@@ -60,7 +59,6 @@ class Counts:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command; the exit code."""
     return run(Counts, "python -m bench.counting", None, arguments)
 
 

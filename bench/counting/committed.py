@@ -89,7 +89,6 @@ class Comparison:
     only_now: Sequence[str]
 
     def lines(self) -> list[str]:
-        """Write it as a table."""
         rows = [
             f"{before:14,} {now:14,}  {name}{verdict}"
             for counts, verdict in ((self.grown, "  GREW"), (self.fallen, ""))
@@ -106,7 +105,6 @@ class Comparison:
 
 
 def compare(before: Counts, now: Counts) -> Comparison:
-    """Compare two sets of counts."""
     both = {name: (before[name], now[name]) for name in now if name in before}
     return Comparison(
         sum(old == new for old, new in both.values()),
@@ -117,13 +115,8 @@ def compare(before: Counts, now: Counts) -> Comparison:
     )
 
 
-def compare_with(text: str, now: Counts, where: str) -> tuple[Comparison, list[str]]:
-    """Compare committed counts with this tree's.
-
-    Args:
-        text: of a counts.json.
-        now: this tree's counts.
-        where: the text is from, for the error.
+def compare_with(text: str, now: Counts) -> tuple[Comparison, list[str]]:
+    """Compare the text of a counts.json with this tree's counts.
 
     Returns:
         The comparison, and lines about registers, which other compilers allocate differently.
@@ -136,7 +129,7 @@ def compare_with(text: str, now: Counts, where: str) -> tuple[Comparison, list[s
         before = {str(name): int(number) for name, number in document["counts"].items()}
         compilers = dict(document["versions"])
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"{where}: no counts: {error}; {COMMAND}") from error
+        raise InputError(f"no counts: {error}; {COMMAND}") from error
     if compilers == _versions():
         return compare(before, now), []
     before, now = (
@@ -144,7 +137,7 @@ def compare_with(text: str, now: Counts, where: str) -> tuple[Comparison, list[s
         for counts in (before, now)
     )
     others = ", ".join(f"{name} {compilers.get(name)}" for name in _COMPILERS)
-    return compare(before, now), [f"registers are not compared: {where} was written with {others}"]
+    return compare(before, now), [f"registers are not compared: they were counted with {others}"]
 
 
 def _versions() -> dict[str, str]:
@@ -170,10 +163,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{options.file}: {len(counts)} counts")
         return 0
     try:
-        text = options.file.read_text()
-        comparison, notes = compare_with(text, count_all(), options.file.name)
+        comparison, notes = compare_with(options.file.read_text(), count_all())
     except (OSError, InputError) as error:
-        print(f"counts: {error}", file=sys.stderr)
+        print(f"counts: {options.file}: {error}", file=sys.stderr)
         return 2
     print("\n".join([*comparison.lines(), *notes]))
     if comparison.grown or comparison.fallen or comparison.only_before or comparison.only_now:

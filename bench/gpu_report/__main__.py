@@ -40,7 +40,6 @@ _DRY_TESTS = ("tests/triton/test_draw.py", "tests/triton/test_real_images.py")
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m bench.gpu_report", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

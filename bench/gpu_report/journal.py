@@ -93,7 +93,6 @@ class Journal:
         self._write({"begin": name, "limit": limit})
 
     def add(self, item: Item) -> None:
-        """Add an item that has ended."""
         self._write({"item": asdict(item)})
 
     def fact(self, **facts: Any) -> None:
@@ -123,6 +122,5 @@ def as_json(value: Any) -> Any:
 
 
 def first_line(error: BaseException | str) -> str:
-    """An error in a line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0][:300] if lines else type(error).__name__

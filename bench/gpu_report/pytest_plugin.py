@@ -42,7 +42,6 @@ class Recorder:
             self._journal.add(Item(name, "failed", error=error[:300]))
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
-        """Begin a test."""
         self._reports = []
         self._journal.begin(nodeid, _LIMIT)
 

@@ -131,7 +131,6 @@ class GpuReport:
         write_json(folder / NAME, asdict(self))
 
     def write_page(self, folder: Path) -> None:
-        """Write report.md."""
         write_text(folder / PAGE, "\n\n".join(self._page(folder)) + "\n")
 
     def stage(self, name: str) -> StageResult:

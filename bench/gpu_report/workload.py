@@ -17,7 +17,6 @@ _DRY_DIVISOR, _DRY_BATCH, _DRY_IMAGES = 16, 4, 64
 
 
 def names(*, dry: bool) -> tuple[str, ...]:
-    """The experiments of a stage."""
     return FIVE[:1] if dry else FIVE
 
 

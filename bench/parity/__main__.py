@@ -49,7 +49,6 @@ class Parity:
     """Print parity.json instead of a table."""
 
     def run(self) -> int:
-        """Run the command; the exit code."""
         import json
 
         from bench.parity.report import reanalyse, table
@@ -119,7 +118,6 @@ class Parity:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command; the exit code."""
     return run(Parity, "python -m bench.parity", None, arguments)
 
 

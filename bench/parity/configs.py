@@ -80,7 +80,6 @@ class Setup:
 
     @property
     def configs(self) -> tuple[Config, ...]:
-        """The configurations that are trained."""
         configs: tuple[Config, ...] = get_args(Config)
         return configs[:3] if self.precision is FP32 else configs
 
@@ -93,7 +92,6 @@ class Setup:
         return FP32 if config in ("reference", "engine32", "rounded32") else self.precision
 
     def settings(self, seed: int, config: Config = "engine") -> TrainConfig:
-        """Return the engine's configuration of training."""
         return train_config(
             self.experiment,
             self.computed(config).name,
@@ -119,7 +117,6 @@ class Setup:
         return found
 
     def start(self, config: Config, seed: int) -> Step:
-        """Make the networks and optimizers."""
         if config in ("engine", "engine32"):
             return _engine(self, seed, config)
         return _reference(self, seed, None if config == "reference" else self.computed(config))

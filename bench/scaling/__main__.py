@@ -66,7 +66,6 @@ def _counted(name: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m bench.scaling", description=__doc__)
     parser.add_argument("--rounds", type=int, default=9, help="of timing, for each size")
     parser.add_argument("--counts-only", action="store_true", help="keep the times of --out")

@@ -43,7 +43,6 @@ class Axis:
     costs: dict[str, tuple[float, ...]]
 
     def to_dict(self) -> dict[str, Any]:
-        """Convert to JSON, with the fitted exponents."""
         exponents = {name: asdict(exponent(self.sizes, c)) for name, c in self.costs.items()}
         return {**asdict(self), "exponents": exponents}
 

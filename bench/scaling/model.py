@@ -15,13 +15,13 @@ of the sum to the other nodes by its own adapter.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from bench.counting.iteration import Collective, Counts, count
 from fastinfogan import experiments
-from fastinfogan.engine.config import BatchNorm, ComputedIn
+from fastinfogan.engine.config import BatchNorm
 
 
 @dataclass(frozen=True)
@@ -51,44 +51,27 @@ class Speeds:
     far: float = 4e-6
 
 
-@dataclass(frozen=True)
-class Cluster:
-    """GPUs that train one run.
+def communicating(messages: Iterable[Collective], gpus: int, v: Speeds = Speeds()) -> float:
+    """Return the seconds of an iteration's collectives, one after the other.
 
-    Attributes:
+    Args:
+        messages: the collectives, with the bytes of each rank's operand.
         gpus: of all nodes; a multiple of a node's, or fewer than those.
-        speeds: of each.
+        v: of the cluster.
     """
-
-    gpus: int
-    speeds: Speeds = Speeds()
-
-    @property
-    def near(self) -> int:
-        """GPUs of one node."""
-        return min(self.gpus, self.speeds.per_node)
-
-    @property
-    def nodes(self) -> int:
-        """How many there are."""
-        return self.gpus // self.near
-
-    def seconds(self, message: Collective) -> float:
-        """Return the seconds of one collective."""
-        if self.gpus == 1:
-            return 0.0
-        v, g, m, size = self.speeds, self.near, self.nodes, message.bytes
-        far = math.ceil(math.log2(m)) * v.far
+    g = min(gpus, v.per_node)
+    m, total = gpus // g, 0.0
+    far = math.ceil(math.log2(m)) * v.far
+    for message in messages if gpus > 1 else ():
+        size = message.bytes
         if message.kind == "all_reduce":
             within = 2 * (g - 1) * v.near + 2 * (g - 1) / g * size / v.nvlink
             between = 2 * far + 2 * (m - 1) / m * size / g / v.network
-            return v.start + within + between
-        within = (g - 1) * v.near + (self.gpus - 1) * size / v.nvlink
-        return v.start + within + far + (m - 1) * size / v.network
-
-    def communicating(self, messages: Sequence[Collective]) -> float:
-        """Return the seconds of an iteration's collectives, one after the other."""
-        return sum(self.seconds(each) for each in messages)
+        else:
+            within = (g - 1) * v.near + (gpus - 1) * size / v.nvlink
+            between = far + (m - 1) * size / v.network
+        total += v.start + within + between
+    return total
 
 
 @dataclass(frozen=True)
@@ -123,44 +106,32 @@ class Prediction:
         return self.computing + self.launching + self.communicating
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self) | {
-            "seconds": self.seconds,
-            "images_per_second": self.gpus * self.rows / self.seconds,
-        }
+        seconds, images = self.seconds, self.gpus * self.rows
+        return asdict(self) | {"seconds": seconds, "images_per_second": images / seconds}
 
 
-def predict(
-    name: str,
-    gpus: int,
-    rows: int,
-    batch_norm: BatchNorm = "synchronised",
-    precision: ComputedIn = "bf16",
-    speeds: Speeds = Speeds(),
-) -> Prediction:
-    """Predict an iteration.
+def predict(name: str, gpus: int, rows: int, batch_norm: BatchNorm = "synchronised") -> Prediction:
+    """Predict an experiment's iteration in bf16.
 
     Args:
         name: of the experiment.
         gpus: that share it.
         rows: of the batch, for each of them.
         batch_norm: by the statistics of the whole batch, or each GPU's own.
-        precision: of the networks.
-        speeds: of the cluster.
     """
-    e = replace(experiments.get(name), batch_size=rows * gpus)
-    alone = _parts(count(replace(e, batch_size=rows), precision), speeds)
-    counts = count(e, precision, gpus, batch_norm)
-    bound, computing, launching = _parts(counts, speeds)
-    communicating = Cluster(gpus, speeds).communicating(counts.collectives)
-    efficiency = sum(alone[1:]) / (computing + launching + communicating)
+    e = experiments.get(name)
+    alone = _parts(count(replace(e, batch_size=rows)))
+    counts = count(replace(e, batch_size=rows * gpus), ranks=gpus, batch_norm=batch_norm)
+    bound, computing, launching = _parts(counts)
+    message_seconds = communicating(counts.collectives, gpus)
+    efficiency = sum(alone[1:]) / (computing + launching + message_seconds)
     return Prediction(
         name, gpus, rows, batch_norm if gpus > 1 else "-", bound, computing, launching,
-        communicating, efficiency,
+        message_seconds, efficiency,
     )  # fmt: skip
 
 
-def _parts(counts: Counts, v: Speeds) -> tuple[str, float, float]:
+def _parts(counts: Counts, v: Speeds = Speeds()) -> tuple[str, float, float]:
     by = {"FLOPs": counts.flops / v.flops, "bytes": counts.bytes / v.copy}
     bound = max(by, key=lambda name: by[name])
     return bound, by[bound], counts.launches * v.gap

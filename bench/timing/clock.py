@@ -75,7 +75,6 @@ class CpuClock(Clock):
     """The host's clock around runs that are warmed up and repeated."""
 
     def prepare(self, run: Run, *, steady: bool = False) -> Stretch:
-        """See the base class."""
         run()
         return Stretch(run, _repeats(Stretch(run).seconds(), self.device))
 
@@ -89,11 +88,9 @@ class GpuClock(Clock):
         self._flush = torch.empty(2 * max(size, 1 << 22), dtype=torch.uint8, device=device)
 
     def flush(self) -> None:
-        """Overwrite the L2 cache."""
         self._flush.zero_()
 
     def prepare(self, run: Run, *, steady: bool = False) -> Stretch:
-        """See the base class."""
         for _ in range(3):
             run()
         return _GpuStretch(self, run, steady=steady)
@@ -109,7 +106,6 @@ class GpuClock(Clock):
 
 
 def clock_for(device: torch.device) -> Clock:
-    """Choose the clock of a device."""
     return GpuClock(device) if device.type == "cuda" else CpuClock(device)
 
 

@@ -41,7 +41,6 @@ class Times:
         return Spread.of([a / b for a, b in pairs])
 
     def spread(self, name: str) -> Spread:
-        """Return the quartiles of an implementation's seconds."""
         return Spread.of(self.seconds[name])
 
 
@@ -68,7 +67,6 @@ class Interleaved:
         self._round = 0
 
     def __call__(self) -> None:
-        """Time one round."""
         names = list(self.stretches)
         first = self._round % len(names)
         for name in names[first:] + names[:first]:
@@ -85,15 +83,12 @@ class Interleaved:
 
     @property
     def times(self) -> Times:
-        """The times of the rounds so far."""
         return Times({name: tuple(each) for name, each in self._seconds.items()})
 
     def clear(self) -> None:
-        """Drop the rounds so far."""
         for each in self._seconds.values():
             each.clear()
 
     def release(self) -> None:
-        """Release what the clock captured."""
         for stretch in self.stretches.values():
             stretch.release()

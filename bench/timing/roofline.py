@@ -45,7 +45,6 @@ class Roofline:
         return self.flops[precision]
 
     def copy_rate(self) -> float:
-        """Measure the bytes/s of a copy, read plus written."""
         if not self.copy:
             size = _COPIED[self.device.type]
             source = torch.ones(size, dtype=torch.uint8, device=self.device)
@@ -75,7 +74,6 @@ class Roofline:
         )
 
     def to_dict(self) -> dict[str, object]:
-        """Convert to JSON."""
         found = asdict(self)
         return {**found, "device": self.device.type}
 

@@ -56,7 +56,6 @@ class Row:
 
     @property
     def key(self) -> str:
-        """The row's key in its file."""
         return f"{self.group}/{self.name}"
 
     @classmethod

@@ -7,7 +7,7 @@ import pytest
 from bench.counting.iteration import Collective, count
 from bench.numbers import ROOT, filled, main
 from bench.scaling.costs import coded, exponent, widened
-from bench.scaling.model import Cluster, Speeds, predict
+from bench.scaling.model import Speeds, communicating, predict
 from fastinfogan import experiments
 from fastinfogan.errors import InputError
 
@@ -68,13 +68,13 @@ SPEEDS = Speeds(
 
 def test_collectives_by_hand() -> None:
     total, gathered = Collective("all_reduce", 8 * 10**9), Collective("all_gather", 10**8)
-    assert Cluster(1, SPEEDS).communicating([total, gathered]) == 0.0
+    assert communicating([total, gathered], 1, SPEEDS) == 0.0
     # 14 hops and 7/8 of the bytes, both ways.
-    assert Cluster(8, SPEEDS).seconds(total) == pytest.approx(1 + 1.4 + 14)
-    assert Cluster(8, SPEEDS).seconds(gathered) == pytest.approx(1 + 0.7 + 0.7)
+    assert communicating([total], 8, SPEEDS) == pytest.approx(1 + 1.4 + 14)
+    assert communicating([gathered], 8, SPEEDS) == pytest.approx(1 + 0.7 + 0.7)
     # Four nodes: two hops and 3/4 of an eighth of the bytes, both ways.
-    assert Cluster(32, SPEEDS).seconds(total) == pytest.approx(1 + 1.4 + 14 + 0.8 + 15)
-    assert Cluster(32, SPEEDS).seconds(gathered) == pytest.approx(1 + 0.7 + 3.1 + 0.4 + 3)
+    assert communicating([total], 32, SPEEDS) == pytest.approx(1 + 1.4 + 14 + 0.8 + 15)
+    assert communicating([gathered], 32, SPEEDS) == pytest.approx(1 + 0.7 + 3.1 + 0.4 + 3)
 
 
 def test_a_prediction_is_its_parts() -> None:
