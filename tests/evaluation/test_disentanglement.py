@@ -20,9 +20,8 @@ from fastinfogan.evaluation.disentanglement import (
     score_factors,
 )
 from fastinfogan.experiments import Experiment
-from fastinfogan.model import Model
-from fastinfogan.networks import InfoGAN
 from fastinfogan_kernels.latents import Categorical, Continuous, LatentSpec, Noise
+from tests.helpers.oracle import oracle
 from tests.helpers.training import QUICK
 
 N = 4000
@@ -99,12 +98,8 @@ def test_circular_correlation() -> None:
 
 
 def test_constant_and_not_finite_values() -> None:
-    one = Factors(
-        ("size", "fixed"),
-        np.stack([SIZE, 0 * SIZE], axis=1).astype(np.float32),
-        (None, None),
-        (None, None),
-    )
+    values = np.stack([SIZE, 0 * SIZE], axis=1).astype(np.float32)
+    one = Factors(("size", "fixed"), values, (None, None), (None, None))
     found = score(np.zeros(N), categorical=0, factors=one)
     assert list(found.factors) == ["size"]
     assert found.factors["size"].score == 0.0
@@ -117,40 +112,27 @@ def test_constant_and_not_finite_values() -> None:
     assert discretize(np.full(3, 7.0)).tolist() == [0, 0, 0]
 
 
-class ReadsPixels(torch.nn.Module):
-    """Writes a pixel's class into the logits and another's brightness into the mean."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.unused = torch.nn.Parameter(torch.zeros(1))
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        output = torch.zeros(len(images), 6)
-        output[torch.arange(len(images)), (images[:, 0, 0, 0] * 255).round().long()] = 5.0
-        output[:, 4] = -images[:, 0, 0, 1]
-        return output
+def read_pixels(images: torch.Tensor) -> torch.Tensor:
+    """Write a pixel's class into the logits and another's brightness into the mean."""
+    output = torch.zeros(len(images), 6)
+    output[torch.arange(len(images)), (images[:, 0, 0, 0] * 255).round().long()] = 5.0
+    output[:, 4] = -images[:, 0, 0, 1]
+    return output
 
 
 def images_with_factors(count: int, seed: int) -> ImageSet:
     random = np.random.default_rng(seed)
     images = np.zeros((count, 28, 28, 1), np.uint8)
-    images[:, 0, 0, 0], images[:, 0, 1, 0] = (
-        random.integers(0, 4, count),
-        random.integers(0, 256, count),
-    )
+    images[:, 0, 0, 0] = random.integers(0, 4, count)
+    images[:, 0, 1, 0] = random.integers(0, 256, count)
     values = images[:, 0, :2, 0].astype(np.float32)
-    return ImageSet(
-        "made up", images, None, None, Factors(("class", "light"), values, (4, None), (None, None))
-    )
+    factors = Factors(("class", "light"), values, (4, None), (None, None))
+    return ImageSet("made up", images, factors=factors)
 
 
 def test_a_run_is_scored_on_held_out_images(tiny: Experiment) -> None:
     spec = LatentSpec(Noise(4), (Categorical(4), Continuous()))
-    experiment = replace(tiny, latents=spec)
-    networks = InfoGAN(experiment)
-    networks.trunk = torch.nn.Identity()
-    networks.q_head = ReadsPixels()
-    trained = Model(experiment, networks.eval(), 0)
+    trained = oracle(replace(tiny, latents=spec), read_pixels)
     learned, test = images_with_factors(500, 1), images_with_factors(300, 2)
     found = measure_disentanglement(trained, replace(learned, test=test))
     assert (found.images, found.held_out) == (300, True)

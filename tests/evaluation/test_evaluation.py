@@ -17,6 +17,7 @@ from fastinfogan.model import Model
 from fastinfogan.networks import InfoGAN
 from fastinfogan_kernels.inputs.draw import to_tensors
 from fastinfogan_kernels.philox import Stream
+from tests.helpers.oracle import oracle
 from tests.helpers.training import made_up_images, train_config
 
 
@@ -37,19 +38,21 @@ def test_matching_gives_each_class_once_and_majority_does_not() -> None:
     assert table.argmax(axis=1).tolist() == [0, 0, 1]
 
 
-class OracleQ(torch.nn.Module):
-    """Reads a digit out of the first pixel, which the tests write there."""
+PERMUTED = torch.tensor([4, 2, 9, 0, 1, 3, 8, 5, 6, 7])
+"""The value of c1 for each digit."""
 
-    def __init__(self, width: int, permuted: list[int]) -> None:
-        super().__init__()
-        self.width, self.permuted = width, permuted
-        self.unused = torch.nn.Parameter(torch.zeros(1))
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        digit = (images[:, 0, 0, 0] * 255).round().long()
-        output = torch.zeros(len(images), self.width)
-        output[torch.arange(len(images)), torch.tensor(self.permuted)[digit]] = 5.0
+@pytest.fixture
+def reader(tiny: Experiment) -> Model:
+    """A model whose Q reads a digit out of the first pixel."""
+
+    def read(images: torch.Tensor) -> torch.Tensor:
+        output = torch.zeros(len(images), tiny.latents.output_width)
+        digits = (images[:, 0, 0, 0] * 255).round().long()
+        output[torch.arange(len(images)), PERMUTED[digits]] = 5.0
         return output
+
+    return oracle(tiny, read)
 
 
 def labelled(count: int, seed: int) -> ImageSet:
@@ -60,51 +63,42 @@ def labelled(count: int, seed: int) -> ImageSet:
     return ImageSet("labelled", images, labels)
 
 
-def oracle(tiny: Experiment) -> Model:
-    networks = InfoGAN(tiny)
-    networks.trunk = torch.nn.Identity()
-    networks.q_head = OracleQ(tiny.latents.output_width, [4, 2, 9, 0, 1, 3, 8, 5, 6, 7])
-    return Model(tiny, networks.eval(), 0)
-
-
-def test_a_code_that_is_the_digit_has_no_errors(
-    tiny: Experiment,
-) -> None:
-    scores = classify(oracle(tiny), labelled(600, 1))
+def test_a_code_that_is_the_digit_has_no_errors(reader: Model) -> None:
+    scores = classify(reader, labelled(600, 1))
     assert scores["c1"].matching_error == scores["c1"].majority_error == 0.0
     assert (scores["c1"].fitted_on, scores["c1"].scored_on) == (300, 300)
     one = labelled(600, 1)
     with_test = ImageSet("both", one.images, one.labels, labelled(50, 2))
-    assert classify(oracle(tiny), with_test)["c1"].scored_on == 50
+    assert classify(reader, with_test)["c1"].scored_on == 50
 
 
-def test_an_independent_code_is_at_chance(tiny: Experiment) -> None:
+def test_an_independent_code_is_at_chance(reader: Model) -> None:
     source = labelled(2000, 3)
     random = np.random.default_rng(4)
     images = source.images.copy()
     images[:, 0, 0, 0] = random.integers(0, 10, 2000)
-    found = classify(oracle(tiny), ImageSet("noise", images, source.labels))["c1"]
+    found = classify(reader, ImageSet("noise", images, source.labels))["c1"]
     assert 0.85 < found.matching_error < 0.95
 
 
-def test_without_labels_there_is_no_classifier(tiny: Experiment) -> None:
+def test_without_labels_there_is_no_classifier(reader: Model) -> None:
     unlabelled = ImageSet("unlabelled", labelled(9, 1).images)
-    assert classify(oracle(tiny), unlabelled) == {}
-    assert why_unclassified(oracle(tiny), unlabelled) == "unlabelled: no labels"
+    assert classify(reader, unlabelled) == {}
+    assert why_unclassified(reader, unlabelled) == "unlabelled: no labels"
     alone = labelled(1, 1)
-    assert classify(oracle(tiny), alone) == {}
-    assert why_unclassified(oracle(tiny), alone) == "labelled: fewer than 2 labelled images"
+    assert classify(reader, alone) == {}
+    assert why_unclassified(reader, alone) == "labelled: fewer than 2 labelled images"
     two = labelled(2, 1)
-    assert classify(oracle(tiny), two)["c1"].scored_on == 1
+    assert classify(reader, two)["c1"].scored_on == 1
 
 
-def test_large_label_values(tiny: Experiment) -> None:
+def test_large_label_values(reader: Model) -> None:
     few = labelled(600, 1)
     large = ImageSet("large", few.images, few.labels * 10**17 + 5)
-    assert classify(oracle(tiny), large) == classify(oracle(tiny), few)
+    assert classify(reader, large) == classify(reader, few)
     test = ImageSet("test", few.images[:50], large.labels[:50])
     with_test = ImageSet("both", few.images, large.labels, test)
-    assert classify(oracle(tiny), with_test)["c1"].matching_error == 0.0
+    assert classify(reader, with_test)["c1"].matching_error == 0.0
 
 
 def test_values_that_are_not_finite_are_null() -> None:
