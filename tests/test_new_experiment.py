@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 
 from fastinfogan import experiments
-from fastinfogan.cli import main
 from fastinfogan.engine import RunDirectory
 from fastinfogan.experiments import tables
-from tests.helpers.training import QUICK
+from tests.helpers.training import QUICK, prints
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "contributing.md"
 
@@ -24,11 +23,8 @@ def test_a_new_experiment_is_one_entry(
     monkeypatch.setitem(experiments.EXPERIMENTS, "toy", entry)
     monkeypatch.setattr("fastinfogan.data.synthetic.COUNT", 200)
     command = ["train", "toy", "--variant", "small-rate", "--iterations", "2", "--out", "run"]
-    assert main([*command, *QUICK]) == 0
-    printed = capsys.readouterr().out
-    assert "toy in run: iterations 0 to 2" in printed
+    assert "toy in run: iterations 0 to 2" in prints(*command, *QUICK, capsys=capsys)
     run = RunDirectory.open(Path("run"))
     assert run.experiment == replace(experiments.get("toy", ["small-rate"]), batch_size=4)
     assert run.read_checkpoint().iteration == 2
-    assert main(["info"]) == 0
-    assert "toy: --variant" in capsys.readouterr().out
+    assert "toy: --variant" in prints("info", capsys=capsys)

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from fastinfogan.cli import main
 from fastinfogan.errors import MissingPackageError, require
-from tests.helpers.training import QUICK
+from tests.helpers.training import QUICK, prints
 
 INSTALL_EVAL = "pip install 'fastinfogan[eval]'"
 
@@ -37,8 +36,8 @@ def test_training_goes_on_without_tensorboard_and_scikit_learn(
     monkeypatch.setattr("fastinfogan.data.synthetic.COUNT", 200)
     for name in ("tensorboard", "sklearn", "sklearn.metrics"):
         monkeypatch.setitem(sys.modules, name, None)
-    assert main(["train", "sprites", "--iterations", "1", "--out", "run", *QUICK]) == 0
-    printed = " ".join(capsys.readouterr().out.split())
+    train = ("train", "sprites", "--iterations", "1", "--out", "run", *QUICK)
+    printed = prints(*train, capsys=capsys)
     assert (
         "logging to TensorBoard needs tensorboard, which is not installed; "
         "pip install 'fastinfogan[train]'" in printed

@@ -14,7 +14,7 @@ from PIL import Image
 
 from fastinfogan.cli import main
 from fastinfogan.data.cache.storage import cache_folder
-from tests.helpers.training import QUICK, fails
+from tests.helpers.training import QUICK, fails, prints
 
 pytestmark = pytest.mark.usefixtures("empty_cache")
 
@@ -52,37 +52,30 @@ def weights(run: str, iteration: int) -> bytes:
 
 
 def test_info_verify_and_prepare(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["data", "info", "pictures", "--decoder", "pillow", "--out", "sheet.png"]) == 0
-    output = capsys.readouterr().out
-    assert "240, 28x28 grey" in output
-    assert "the centre to 28x28 grey" in output
-    assert "Pillow" in output
-    assert "cached in a file" in output
+    def data(*arguments: str) -> str:
+        return prints("data", *arguments, "--decoder", "pillow", capsys=capsys)
+
+    printed = data("info", "pictures", "--out", "sheet.png")
+    for fact in ("240, 28x28 grey", "the centre to 28x28 grey", "Pillow", "cached in a file"):
+        assert fact in printed
     with Image.open("sheet.png") as sheet:
         assert sheet.size == (289, 289)
-    assert main(["data", "verify", "pictures"]) == 0
-    assert "0 of 240 images cannot be decoded" in capsys.readouterr().out
-    prepare = ["data", "prepare", "pictures", "--experiment", "mnist", "--decoder", "pillow"]
-    assert main(prepare) == 0
-    assert "240 images, 183.8 KiB" in capsys.readouterr().out
-    assert main(prepare) == 0
-    assert "240 of them were there already" in capsys.readouterr().out
-    assert main(["data", "info", "pictures", "--decoder", "pillow"]) == 0
-    assert "decoded already" in capsys.readouterr().out
-    assert main(["info"]) == 0
-    assert "1 sets, 183.8 KiB" in capsys.readouterr().out
+    assert "0 of 240 images cannot be decoded" in data("verify", "pictures")
+    prepare = ("prepare", "pictures", "--experiment", "mnist")
+    assert "240 images, 183.8 KiB" in data(*prepare)
+    assert "240 of them were there already" in data(*prepare)
+    assert "decoded already" in data("info", "pictures")
+    assert "1 sets, 183.8 KiB" in prints("info", capsys=capsys)
     spoil(pictures / "007.png")
     spoil(pictures / "100.png")
     assert main(["data", "verify", "pictures", "--decoder", "pillow"]) == 1
     output = capsys.readouterr().out
     assert "007.png: " in output
     assert "2 of 240 images cannot be decoded" in output
-    assert main(prepare) == 2
+    assert main(["data", *prepare, "--decoder", "pillow"]) == 2
     assert "007.png cannot be decoded" in capsys.readouterr().err
-    assert main([*prepare, "--on-bad-image", "skip"]) == 0
-    assert "2 cannot be decoded and are skipped" in capsys.readouterr().out
-    output = fails("data", "info", "nowhere", capsys=capsys)
-    assert "nowhere: no such file" in output
+    assert "2 cannot be decoded and are skipped" in data(*prepare, "--on-bad-image", "skip")
+    assert "nowhere: no such file" in fails("data", "info", "nowhere", capsys=capsys)
     output = fails("data", "info", "pictures", "--out", "no/such/sheet.png", capsys=capsys)
     assert "no/such/sheet.png: cannot be written" in output
 
@@ -96,15 +89,14 @@ def test_training_skips_bad_images(pictures: Path, capsys: pytest.CaptureFixture
     assert "cannot be decoded" in output
     assert "--on-bad-image skip" in output
     skip = ["--on-bad-image", "skip", "--iterations", "60", "--out", "run"]
-    assert main([*train, *skip]) == 0
-    output = capsys.readouterr().out
+    output = prints(*train, *skip, capsys=capsys)
     assert "decoded by Pillow" in output
-    assert "2 of 240 images cannot be decoded and are skipped" in output.replace("\n", " ")
+    assert "2 of 240 images cannot be decoded and are skipped" in output
     lines = [json.loads(each) for each in Path("run/bad_images.jsonl").read_text().splitlines()]
     assert [each["index"] for each in lines] == [3, 200]
     assert {path.suffix for path in cache_folder().iterdir()} == {".u8", ".json"}
-    assert main(["train", "--resume", "run", "--iterations", "61"]) == 0  # as it was started
-    assert "decoded by an earlier run" in capsys.readouterr().out
+    output = prints("train", "--resume", "run", "--iterations", "61", capsys=capsys)
+    assert "decoded by an earlier run" in output
     output = fails("train", "--resume", "run", "--on-bad-image", "fail", capsys=capsys)
     assert "003.png cannot be decoded" in output
     (pictures / "000.png").unlink()
@@ -154,12 +146,8 @@ def test_an_interrupted_prepare_is_resumed(
     there = filled()
     assert there > 0
     assert {path.suffix for path in cache_folder().iterdir()} == {".partial", ".sums"}
-    assert main(prepare) == 0
-    output = capsys.readouterr().out
-    assert (
-        f"2,240 images, 1.7 MiB, in {cache_folder()}; {there:,} of them were there already"
-        in output
-    )
+    output = prints(*prepare, capsys=capsys)
+    assert f"; {there:,} of them were there already" in output
 
 
 INTERRUPTIBLE = """

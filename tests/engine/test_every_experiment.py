@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from fastinfogan.cli import main
 from fastinfogan.data import synthetic
+from tests.helpers.training import prints
 
 
 def svhn() -> str:
@@ -46,8 +46,7 @@ def test_twenty_iterations(
     monkeypatch.setattr(synthetic, "COUNT", 200)
     data = ["--data", DATA[name]()] if name in DATA else []
     command = ["train", name, *data, "--iterations", "20", "--batch-size", "4", "--out", "run"]
-    assert main(command) == 0
-    printed = capsys.readouterr().out
+    printed = prints(*command, capsys=capsys)
     assert "iterations 0 to 20" in printed
     assert "MI bound" in printed
     lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]

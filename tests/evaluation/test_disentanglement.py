@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from fastinfogan.cli import main
 from fastinfogan.data import ImageSet
 from fastinfogan.data.image_set import Factors
 from fastinfogan.evaluation import measure_disentanglement
@@ -22,7 +21,7 @@ from fastinfogan.evaluation.disentanglement import (
 from fastinfogan.experiments import Experiment
 from fastinfogan_kernels.latents import Categorical, Continuous, LatentSpec, Noise
 from tests.helpers.oracle import oracle
-from tests.helpers.training import QUICK
+from tests.helpers.training import QUICK, prints
 
 N = 4000
 RANDOM = np.random.default_rng(2)
@@ -148,16 +147,16 @@ def test_a_run_is_scored_on_held_out_images(tiny: Experiment) -> None:
 @pytest.mark.usefixtures("narrow_networks")
 def test_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastinfogan.data.synthetic.COUNT", 200)
-    assert main(["train", "sprites", "--iterations", "1", "--out", "run", *QUICK]) == 0
-    printed = capsys.readouterr().out
-    assert "factors      MIG 0." in printed
+    train = ("train", "sprites", "--iterations", "1", "--out", "run", *QUICK)
+    printed = prints(*train, capsys=capsys)
+    assert "factors MIG 0." in printed
     assert "rotation: c" in printed
-    assert main(["evaluate", "run", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)["factors"]
+    evaluate = ("evaluate", "run", "--json")
+    found = json.loads(prints(*evaluate, capsys=capsys))["factors"]
     assert found["held_out"] is True
     assert list(found["factors"]) == ["shape", "scale", "rotation", "x", "y"]
     measures = [found["factors"][name]["measure"] for name in ("shape", "scale", "rotation")]
     assert measures == ["nmi", "spearman", "circular"]
     np.savez("plain.npz", images=np.zeros((3, 64, 64), np.uint8))
-    assert main(["evaluate", "run", "--json", "--data", "plain.npz"]) == 0
-    assert json.loads(capsys.readouterr().out)["factors"] is None
+    plain = json.loads(prints(*evaluate, "--data", "plain.npz", capsys=capsys))
+    assert plain["factors"] is None

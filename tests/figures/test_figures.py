@@ -1,6 +1,7 @@
 """Pictures: their layout, what varies in them, and that the same seed gives the same."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -102,46 +103,52 @@ def test_the_same_seed_draws_the_same(tiny: Experiment) -> None:
     assert one == two != three
 
 
-def test_nonsense_is_refused(tiny: Experiment) -> None:
-    recorder = Recorder(tiny)
-    for arguments, says in (
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
         ({"code": "c9"}, "no code 'c9'; this run has c1, c2, c3"),
         ({"code": "c1", "low": 0.0}, "c1 is categorical"),
-        ({"code": "c2", "low": 1.0, "high": 1.0}, "is empty"),
-        ({"code": "c2", "low": float("-inf")}, "`low` must be a finite number, not -inf"),
-        ({"code": "c2", "high": float("nan")}, "`high` must be a finite number, not nan"),
-        ({"code": "c2", "high": 1e39}, "`high` must be a finite number"),
-        ({"code": "c2", "seed": -1}, "`seed` must be 0 or more"),
-        ({"code": "c2", "rows": 10**9}, "`rows` must be 100 or less"),
-        ({"code": "c2", "rows": 0}, "`rows` must be 1 or more, not 0"),
-        ({"code": "c2", "steps": 1}, "`steps` must be 2 or more, not 1"),
+        ({"low": 1.0, "high": 1.0}, "is empty"),
+        ({"low": float("-inf")}, "`low` must be a finite number, not -inf"),
+        ({"high": float("nan")}, "`high` must be a finite number, not nan"),
+        ({"high": 1e39}, "`high` must be a finite number"),
+        ({"seed": -1}, "`seed` must be 0 or more"),
+        ({"rows": 10**9}, "`rows` must be 100 or less"),
+        ({"rows": 0}, "`rows` must be 1 or more, not 0"),
+        ({"steps": 1}, "`steps` must be 2 or more, not 1"),
+    ],
+)
+def test_wrong_traversals(tiny: Experiment, arguments: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        draw_traversal(Recorder(tiny), **{"code": "c2", "file": Path("t.png"), **arguments})
+
+
+def test_wrong_samples(tiny: Experiment) -> None:
+    Path("folder.png").mkdir()
+    Path("taken").touch()
+    not_png = r"pictures are written as \.png files"
+    for file, count, says in (
+        ("s.png", 0, "`count` must be 1 or more"),
+        ("s.png", 10**9, "`count` must be 10,000 or less, not 1000000000"),
+        *((name, 4, not_png) for name in (".", "s.jpg", "s", "folder.png")),
+        ("taken/s.png", 4, "cannot be written"),
     ):
         with pytest.raises(InputError, match=says):
-            draw_traversal(recorder, file=Path("t.png"), **arguments)
-    with pytest.raises(InputError, match="`count` must be 1 or more"):
-        draw_samples(recorder, Path("s.png"), 0)
-    with pytest.raises(InputError, match="`count` must be 10,000 or less, not 1000000000"):
-        draw_samples(recorder, Path("s.png"), 10**9)
-    Path("folder.png").mkdir()
-    for name in (".", "s.jpg", "s", "folder.png"):
-        with pytest.raises(InputError, match=r"pictures are written as \.png files"):
-            draw_samples(recorder, Path(name))
-    Path("taken").write_text("a file")
-    with pytest.raises(InputError, match="cannot be written"):
-        draw_samples(recorder, Path("taken/s.png"))
+            draw_samples(Recorder(tiny), Path(file), count)
 
 
 def test_names_tell_what_is_not_the_runs_own_way(tiny: Experiment) -> None:
-    recorder = Recorder(tiny)
     assert samples_name() == "samples.png"
     assert samples_name(4, 5) == "samples_seed5_count4.png"
     assert samples_name(seed=5) == "samples_seed5.png"
-    assert traversal_name(recorder, "c2") == "traversal_c2.png"
-    assert traversal_name(recorder, "c2", low=-2.0, high=2.0) == "traversal_c2.png"
-    name = traversal_name(recorder, "c2", low=-1.0, high=1.0)
-    assert name == "traversal_c2_from-1_to1.png"
-    name = traversal_name(recorder, "c2", low=0.25, seed=3, rows=2, steps=5)
-    assert name == "traversal_c2_from0.25_to2_seed3_rows2_steps5.png"
+    for options, expected in (
+        ({}, ""),
+        ({"low": -2.0, "high": 2.0}, ""),
+        ({"low": -1.0, "high": 1.0}, "_from-1_to1"),
+        ({"low": 0.25, "seed": 3, "rows": 2, "steps": 5}, "_from0.25_to2_seed3_rows2_steps5"),
+    ):
+        name = traversal_name(Recorder(tiny), "c2", **options)
+        assert name == f"traversal_c2{expected}.png"
 
 
 def test_a_picture_that_cannot_be_written_leaves_nothing(

@@ -103,6 +103,15 @@ def fails(
     return captured.err
 
 
+def prints(*arguments: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """Run a command of the CLI that must succeed; what it prints, with single spaces."""
+    from fastinfogan.cli import main
+
+    capsys.readouterr()
+    assert main(arguments) == 0
+    return " ".join(capsys.readouterr().out.split())
+
+
 def digest(trainer: Trainer) -> str:
     """SHA-256 of every tensor of the state and its name."""
     sha = hashlib.sha256(str(trainer.step).encode())
