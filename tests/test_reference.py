@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastinfogan import experiments
 from fastinfogan.engine import Iteration
-from fastinfogan.engine.config import Information
+from fastinfogan.engine.config import ComputedIn, Information
 from fastinfogan.experiments import Experiment
 from fastinfogan.reference import Reference
 from tests.helpers.reference import check_iteration, step_reference
@@ -55,17 +55,13 @@ def test_ten_iterations_of_weights_equal_the_reference(
 
 
 @pytest.mark.parametrize("name", experiments.EXPERIMENTS)
-def test_losses_and_gradients_in_fp32(name: str) -> None:
-    iteration = make_iteration(narrow_experiment(experiments.get(name), 4), batch_size=32)
-    # One activation rounded across a kink moves a gradient by a few 1e-4 of its norm, in either.
-    check_iteration(iteration, 0, lambda: iteration.run(0), tolerance=1e-3)
-
-
-@pytest.mark.parametrize("name", experiments.EXPERIMENTS)
-def test_losses_and_gradients_in_bf16(name: str) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_losses_and_gradients(name: str, precision: ComputedIn) -> None:
     experiment = narrow_experiment(experiments.get(name), 4)
-    iteration = make_iteration(experiment, batch_size=32, precision="bf16")
-    check_iteration(iteration, 0, lambda: iteration.run(0), autocast=torch.bfloat16, tolerance=1e-2)
+    iteration = make_iteration(experiment, batch_size=32, precision=precision)
+    # One activation rounded across a kink moves a gradient by a few 1e-4 of its norm, in either.
+    autocast, tolerance = (None, 1e-3) if precision == "fp32" else (torch.bfloat16, 1e-2)
+    check_iteration(iteration, 0, lambda: iteration.run(0), autocast=autocast, tolerance=tolerance)
 
 
 def copy_state(iteration: Iteration, reference: Reference) -> None:

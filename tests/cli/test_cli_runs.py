@@ -5,9 +5,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -316,22 +313,3 @@ def test_sigusr1_writes_a_checkpoint(digits: str, monkeypatch: pytest.MonkeyPatc
     first, last = checkpoints_of("run")
     assert 2 <= int(first.removeprefix("iteration-")) < 12
     assert last == "iteration-000012"
-
-
-@pytest.mark.slow
-def test_ctrl_c_in_a_process_stops_at_an_iteration(digits: str) -> None:
-    command = ["train", "mnist", "--iterations", "100000", "--data", digits, "--out", "run"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "fastinfogan", *command, "--log-every", "1", *QUICK],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "COLUMNS": "200"},
-    )
-    deadline, metrics = time.monotonic() + 60, Path("run/metrics.jsonl")
-    while time.monotonic() < deadline and not (metrics.exists() and metrics.stat().st_size):
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    printed, _ = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "go on with: fastinfogan train --resume run" in printed
-    assert len(checkpoints_of("run")) == 1

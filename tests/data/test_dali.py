@@ -2,23 +2,27 @@
 
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from fastinfogan.data.decoders.base import DecodedBatch, choose_decoder
+from fastinfogan.data.decoders.base import choose_decoder
 from fastinfogan.data.decoders.pillow import PillowDecoder
 from fastinfogan.data.image_set import CropResize, EncodedImageSet, ImageFile, ImageShape
 from fastinfogan.errors import InputError
 from fastinfogan_kernels import philox
-from tests.helpers.image_files import bytes_of, exif_orientation
+from tests.helpers.image_files import (
+    bytes_of,
+    check_bounded_prefetch,
+    decode,
+    exif_orientation,
+    scene,
+)
 
 pytest.importorskip("nvidia.dali", reason="DALI is not installed (the extras dali12 and dali13)")
 
@@ -34,15 +38,6 @@ RECIPES = [
 ]
 
 
-def scene(seed: int, height: int, width: int) -> Image.Image:
-    """Smooth colours with texture on them."""
-    random = np.random.default_rng(seed)
-    coarse = Image.fromarray(random.integers(0, 256, (5, 5, 3), dtype=np.uint8))
-    smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.int16)
-    textured = smooth + random.integers(-10, 11, (height, width, 1), dtype=np.int16)
-    return Image.fromarray(textured.clip(0, 255).astype(np.uint8))
-
-
 def stored(files: dict[str, bytes], recipe: CropResize) -> EncodedImageSet:
     """Store all images in one file with gaps, as in a tar."""
     place, pictures = Path("pictures.bin").absolute(), []
@@ -52,16 +47,6 @@ def stored(files: dict[str, bytes], recipe: CropResize) -> EncodedImageSet:
             pictures.append(ImageFile(name, place, file.tell(), len(data)))
             file.write(data)
     return EncodedImageSet("pictures", pictures, recipe)
-
-
-def all_of(decoder: Any, wanted: list[NDArray[np.int64]] | None = None) -> DecodedBatch:  # noqa: ANN401
-    """Decode and concatenate batches; by default each image once."""
-    parts = list(decoder.batches(wanted or [np.arange(len(decoder.image_set))]))
-    return DecodedBatch(
-        np.concatenate([part.index for part in parts]),
-        np.concatenate([part.images for part in parts]),
-        tuple(bad for part in parts for bad in part.bad),
-    )
 
 
 def kinds() -> dict[str, bytes]:
@@ -98,7 +83,7 @@ def kinds() -> dict[str, bytes]:
 @pytest.mark.parametrize("recipe", RECIPES, ids=str)
 def test_matches_pillow(recipe: CropResize) -> None:
     source = stored(kinds(), recipe)
-    ours, theirs = all_of(DaliDecoder(source, batch=7)), all_of(PillowDecoder(source))
+    ours, theirs = decode(DaliDecoder(source, batch=7)), decode(PillowDecoder(source))
     assert {b.index for b in ours.bad} == {b.index for b in theirs.bad}
     difference = np.abs(ours.images.astype(int) - theirs.images)
     bad = {b.index for b in ours.bad}
@@ -116,7 +101,7 @@ def test_most_kinds_are_decoded_by_dali(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(
         decoder, "_decode_with_pillow", lambda part, rows: left.extend(part.index[rows].tolist())
     )
-    all_of(decoder)
+    decode(decoder)
     names = {source.files[i].name for i in left}
     others = {
         *("progressive.jpg", "cmyk.jpg", "alpha.png", "16bit.png"),
@@ -151,7 +136,7 @@ def test_damaged_images_are_named_and_others_decoded() -> None:
         files.insert(3 * place + 1, item)
     source = stored(dict(files), RECIPES[0])
     wanted = [np.arange(first, min(first + 8, len(files))) for first in range(0, len(files), 8)]
-    ours, theirs = all_of(DaliDecoder(source, batch=8), wanted), all_of(PillowDecoder(source))
+    ours, theirs = decode(DaliDecoder(source, batch=8), wanted), decode(PillowDecoder(source))
     assert [(b.index, b.name) for b in ours.bad] == [(b.index, b.name) for b in theirs.bad]
     assert all(b.reason for b in ours.bad)
     assert len(ours.bad) >= len(damaged()) - 1
@@ -165,14 +150,14 @@ def test_a_pipeline_that_fails_is_replaced(monkeypatch: pytest.MonkeyPatch) -> N
     """Without the check of headers DALI sees the damage, in two batches in a row."""
     files = {f"{i}.jpg": bytes_of(scene(i, 50, 50), "JPEG") for i in range(24)}
     source = stored(files, RECIPES[0])
-    expected = all_of(DaliDecoder(source, batch=4))
+    expected = decode(DaliDecoder(source, batch=4))
     bad = (0, 5, 6, 23)
     for place in bad:
         files[f"{place}.jpg"] = b"\xff\xd8\xff" + bytes(40)
     source = stored(files, RECIPES[0])
     monkeypatch.setattr(module, "upright_size", lambda data, channels: (50, 50))
     wanted = [np.arange(first, first + 4) for first in range(0, 24, 4)]
-    found = all_of(DaliDecoder(source, batch=4), wanted)
+    found = decode(DaliDecoder(source, batch=4), wanted)
     assert tuple(b.index for b in found.bad) == bad
     assert all(b.name == f"{b.index}.jpg" and b.reason for b in found.bad)
     good = [i for i in range(24) if i not in bad]
@@ -183,7 +168,7 @@ def test_a_missing_file_is_a_bad_image() -> None:
     source = stored({"0.jpg": kinds()["444.jpg"]}, RECIPES[0])
     missing = ImageFile("gone.jpg", Path("gone.jpg"), 0, 100)
     source = replace(source, files=[missing, *source.files])
-    assert [b.name for b in all_of(DaliDecoder(source)).bad] == ["gone.jpg"]
+    assert [b.name for b in decode(DaliDecoder(source)).bad] == ["gone.jpg"]
 
 
 @pytest.fixture
@@ -198,7 +183,7 @@ def test_resuming_anywhere_gives_the_same_images(faces: EncodedImageSet, threads
 
     def run(first: int, rows: int, count: int, **options: int) -> NDArray[np.uint8]:
         order = (philox.shuffled_indices(7, first + rows * i, rows, 40) for i in range(count))
-        return all_of(DaliDecoder(faces, **options), list(order)).images
+        return decode(DaliDecoder(faces, **options), list(order)).images
 
     whole = run(0, 10, 10, threads=2)
     for cut in (1, 4, 7):
@@ -210,21 +195,7 @@ def test_resuming_anywhere_gives_the_same_images(faces: EncodedImageSet, threads
 
 
 def test_bounded_prefetch_and_closing(faces: EncodedImageSet) -> None:
-    asked = 0
-
-    def forever() -> Iterator[NDArray[np.int64]]:
-        nonlocal asked
-        while True:
-            asked += 1
-            yield np.arange(5)
-
-    before = threading.active_count()
-    decoded = DaliDecoder(faces, batch=5).batches(forever())
-    for _ in range(4):
-        next(decoded)
-    assert asked < 20
-    decoded.close()
-    assert threading.active_count() == before
+    check_bounded_prefetch(DaliDecoder(faces, batch=5), at_most=22)
 
 
 def test_errors_of_the_indices_are_not_bad_images(faces: EncodedImageSet) -> None:
@@ -274,4 +245,4 @@ def test_a_broken_dali_is_not_a_bad_image(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(module, "_as_array", broken)
     with pytest.raises(InputError, match=r"that Pillow decodes \(out of memory\); take `decoder="):
-        all_of(decoder)
+        decode(decoder)

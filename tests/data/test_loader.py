@@ -15,6 +15,7 @@ from fastinfogan.data import ImageSet
 from fastinfogan.data.bad_images import BadImages
 from fastinfogan.data.cache.fill import CacheFiller, Sampler
 from fastinfogan.data.cache.partial_file import FileCache
+from fastinfogan.data.cache.policy import CacheName
 from fastinfogan.data.cache.storage import CacheKey, cache_folder, open_complete
 from fastinfogan.data.loader import StagedLoader
 from fastinfogan.engine import RunDirectory, Schedule, Trainer
@@ -53,10 +54,7 @@ def decoder(tiny: Experiment) -> RawDecoder:
 
 @pytest.mark.parametrize("cache", ["auto", "host", "device", "file", "off"])
 def test_every_cache_gives_the_same_run(
-    tiny: Experiment,
-    in_memory: str,
-    decoder: RawDecoder,
-    cache: Any,  # noqa: ANN401
+    tiny: Experiment, in_memory: str, decoder: RawDecoder, cache: CacheName
 ) -> None:
     trainer = begin(tiny, "run", decoder, cache=cache)
     trainer.train(2 * EPOCH)
@@ -78,7 +76,7 @@ def test_a_run_resumed_in_mid_epoch_is_bit_identical(
     in_memory: str,
     decoder: RawDecoder,
     monkeypatch: pytest.MonkeyPatch,
-    cache: Any,  # noqa: ANN401
+    cache: CacheName,
 ) -> None:
     monkeypatch.setattr("fastinfogan.data.loader._DECODED_AHEAD", 1)
     cut = begin(tiny, "cut", decoder, cache=cache)
@@ -114,9 +112,7 @@ def test_resuming_with_another_decoder_is_an_error(tiny: Experiment, decoder: Ra
 
 @pytest.mark.parametrize("cache", ["file", "off"])
 def test_a_bad_image_ends_the_run_with_a_checkpoint_or_is_skipped(
-    tiny: Experiment,
-    decoder: RawDecoder,
-    cache: Any,  # noqa: ANN401
+    tiny: Experiment, decoder: RawDecoder, cache: CacheName
 ) -> None:
     source = made_up_images(tiny)
     late = int(philox.shuffled_indices(3, 5 * 8, 1, 64)[0])  # in the sixth batch

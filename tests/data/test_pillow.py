@@ -4,9 +4,7 @@ import os
 import resource
 import shutil
 import struct
-import threading
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,22 +14,22 @@ from PIL import Image
 
 from fastinfogan import experiments
 from fastinfogan.data import open_image_set
-from fastinfogan.data.decoders.base import DecodedBatch
 from fastinfogan.data.decoders.pillow import MAX_PIXELS, PillowDecoder
 from fastinfogan.data.image_set import CropResize, EncodedImageSet, ImageShape
 from fastinfogan.data.listing import list_images
 from fastinfogan.errors import InputError
-from tests.helpers.image_files import bytes_of, exif_orientation
+from tests.helpers.image_files import (
+    bytes_of,
+    check_bounded_prefetch,
+    decode,
+    exif_orientation,
+    scene,
+)
 from tests.helpers.open_set import encoded, names
 
 SVHN = experiments.get("svhn")
 COLOUR, GREY = CropResize(ImageShape(32, 32, 3)), CropResize(ImageShape(32, 32, 1))
 RANDOM = np.random.default_rng(0)
-
-
-def scene(height: int = 40, width: int = 60) -> Image.Image:
-    coarse = Image.fromarray(RANDOM.integers(0, 256, (4, 6, 3), np.uint8))
-    return coarse.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def stored(files: dict[str, bytes], recipe: CropResize = COLOUR) -> EncodedImageSet:
@@ -43,13 +41,8 @@ def stored(files: dict[str, bytes], recipe: CropResize = COLOUR) -> EncodedImage
     return EncodedImageSet("pictures", list_images(folder), recipe)
 
 
-def decode(source: EncodedImageSet) -> DecodedBatch:
-    (found,) = PillowDecoder(source, 2).batches([np.arange(len(source))])
-    return found
-
-
 def image_of(data: bytes, recipe: CropResize = COLOUR) -> NDArray[np.uint8]:
-    found = decode(stored({"one.png": data}, recipe))
+    found = decode(PillowDecoder(stored({"one.png": data}, recipe), 2))
     assert not found.bad
     return found.images[0]
 
@@ -69,7 +62,7 @@ def test_damaged_images_have_a_reason_and_others_are_decoded() -> None:
             "words.jpg": b"these are words",
         }
     )
-    found = decode(source)
+    found = decode(PillowDecoder(source, 2))
     reasons = {bad.name: bad.reason for bad in found.bad}
     assert sorted(reasons) == ["bomb.png", "empty.jpg", "half.jpg", "half.png", "words.jpg"]
     assert reasons["bomb.png"] == f"more pixels than the {MAX_PIXELS:,} allowed"
@@ -101,7 +94,7 @@ def test_any_damage_is_a_bad_image_and_no_other_error() -> None:
             for place in RANDOM.integers(0, start or len(data), 1 + n % 3):
                 damaged[place] ^= 1 << RANDOM.integers(8)
             files[f"{n:02d}.{kind}"] = bytes(damaged[: len(data) - n * (n % 5 == 0)])
-    found = decode(stored(files))
+    found = decode(PillowDecoder(stored(files), 2))
     assert 50 < len(found.bad) < len(files)
     for bad in found.bad:
         assert bad.reason
@@ -154,9 +147,10 @@ def test_one_pixel_and_one_row() -> None:
     assert (image_of(bytes_of(Image.new("RGB", (1, 1), (7, 8, 9)), "PNG")) == (7, 8, 9)).all()
     assert image_of(bytes_of(Image.new("RGB", (300, 1), "white"), "PNG")).min() == 255
     cut = stored(
-        {"small.png": bytes_of(scene(20, 20), "PNG")}, CropResize(COLOUR.shape, (128, 128))
+        {"small.png": bytes_of(scene(height=20, width=20), "PNG")},
+        CropResize(COLOUR.shape, (128, 128)),
     )
-    assert decode(cut).bad[0].reason == "20x20, smaller than the 128x128 crop"
+    assert decode(PillowDecoder(cut, 2)).bad[0].reason == "20x20, smaller than the 128x128 crop"
 
 
 def test_a_very_large_jpeg_takes_little_memory() -> None:
@@ -164,7 +158,7 @@ def test_a_very_large_jpeg_takes_little_memory() -> None:
     wide = bytes_of(Image.new("RGB", (20_000, 5_000), (10, 200, 30)), "JPEG")
     source = stored({"narrow.png": bytes_of(Image.new("L", (20_000, 3), 9), "PNG"), "w.jpg": wide})
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    found = decode(source)
+    found = decode(PillowDecoder(source, 2))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
     assert not found.bad
     assert np.abs(found.images[1].astype(int) - (10, 200, 30)).max() <= 2
@@ -177,7 +171,7 @@ def test_files_that_vanish_shrink_or_cannot_be_read() -> None:
     Path("pictures/2.jpg").write_bytes(data[:200])
     Path("pictures/3.jpg").unlink()
     Path("pictures/3.jpg").mkdir()
-    found = decode(source)
+    found = decode(PillowDecoder(source, 2))
     assert {bad.index: bad.reason for bad in found.bad} == {
         1: "no such file or directory",
         2: f"200 bytes are left of {len(data)}",
@@ -222,27 +216,11 @@ def test_links_and_names_of_any_bytes(tmp_path: Path) -> None:
     bad = {"self.png": "too many levels of symbolic links", "\\udcff\\n.png": "an empty file"}
     assert names(source) == ["a/a.png", "b/b.png", "self.png", "y/linked.png", "\\udcff\\n.png"]
     assert source.fingerprint["images"] == "5"
-    assert {each.name: each.reason for each in decode(source).bad} == bad
+    assert {each.name: each.reason for each in decode(PillowDecoder(source, 2)).bad} == bad
 
 
 def test_bounded_prefetch_and_closing() -> None:
-    source = stored({f"{i}.png": bytes_of(scene(), "PNG") for i in range(8)})
-    asked = 0
-
-    def forever() -> Iterator[NDArray[np.int64]]:
-        nonlocal asked
-        while True:
-            asked += 1
-            yield np.arange(8)[:: -1 if asked % 2 else 1]
-
-    before = threading.active_count()
-    batches = PillowDecoder(source, 3).batches(forever())
-    whole = decode(source).images
-    for n in range(6):
-        found = next(batches)
-        assert np.array_equal(found.images, whole[:: 1 if n % 2 else -1])
-    assert asked <= 10
-    batches.close()
-    assert threading.active_count() == before
+    source = stored({f"{i}.png": bytes_of(scene(i), "PNG") for i in range(8)})
+    check_bounded_prefetch(PillowDecoder(source, 3), at_most=10)
     with pytest.raises(InputError, match="threads must be 1 or more"):
         PillowDecoder(source, 0)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastinfogan import experiments
-from fastinfogan.distributed import Distributed, GradientAllReduce
+from fastinfogan.distributed import Distributed
 from fastinfogan.engine import RunDirectory, RunOptions, Schedule, Trainer
 from fastinfogan.engine.config import BatchNorm, ComputedIn
 from fastinfogan.errors import InputError, TrainingError
@@ -158,21 +158,6 @@ def test_what_is_wrong_on_one_rank_stops_all_in_order(tmp_path: Path) -> None:
     """Each by its own error, not by a lost process; and rank 0 has saved."""
     run_ranks(shared_troubles, 2, tmp_path)
     assert RunDirectory.open(tmp_path / "run").read_checkpoint().iteration == 2
-
-
-def test_shared_gradients_begin_where_vectors_load_whole() -> None:
-    """As Adam's quick way wants them; odd sizes and channels_last survive."""
-    conv = torch.zeros(2, 3, 4, 4).to(memory_format=torch.channels_last)
-    shapes = [torch.zeros(1), torch.zeros(5, 3), conv, torch.zeros(7, dtype=torch.float64)]
-    for given in (shapes[:3], shapes):
-        shared = GradientAllReduce(Distributed(0, 2), given, 3)
-        for mine, like in zip(shared._gradients, given, strict=True):
-            assert mine.data_ptr() % 16 == 0
-            assert (mine.shape, mine.stride()) == (like.shape, like.stride())
-        for i, mine in enumerate(shared._gradients):
-            mine.fill_(i + 1)
-        assert [float(g.unique()) for g in shared._gradients] == [*range(1, len(given) + 1)]
-        assert shared._flat.count_nonzero() == sum(g.numel() for g in given)
 
 
 @pytest.mark.slow

@@ -1,8 +1,9 @@
 """A minimal encoded set, one raw file per image, and its decoder."""
 
 import io
+import threading
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,45 @@ def bytes_of(image: Image.Image, kind: str, **options: Any) -> bytes:  # noqa: A
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
+
+
+def scene(seed: int = 1, height: int = 40, width: int = 60) -> Image.Image:
+    """Smooth colours with texture on them."""
+    random = np.random.default_rng(seed)
+    coarse = Image.fromarray(random.integers(0, 256, (5, 5, 3), dtype=np.uint8))
+    smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.int16)
+    textured = smooth + random.integers(-10, 11, (height, width, 1), dtype=np.int16)
+    return Image.fromarray(textured.clip(0, 255).astype(np.uint8))
+
+
+def decode(decoder: Decoder, wanted: list[NDArray[np.int64]] | None = None) -> DecodedBatch:
+    """Decode and concatenate batches; by default each image once."""
+    parts = list(decoder.batches(wanted or [np.arange(len(decoder.image_set))]))
+    return DecodedBatch(
+        np.concatenate([part.index for part in parts]),
+        np.concatenate([part.images for part in parts]),
+        tuple(bad for part in parts for bad in part.bad),
+    )
+
+
+def check_bounded_prefetch(decoder: Decoder, at_most: int) -> None:
+    """Check that batches come in order, few are asked for in advance, and closing ends threads."""
+    asked = 0
+
+    def forever() -> Iterator[NDArray[np.int64]]:
+        nonlocal asked
+        while True:
+            asked += 1
+            yield np.arange(5)[:: -1 if asked % 2 else 1]
+
+    whole = decode(decoder, [np.arange(5)]).images
+    before = threading.active_count()
+    batches = decoder.batches(forever())
+    for n in range(6):
+        assert np.array_equal(next(batches).images, whole[:: 1 if n % 2 else -1])
+    assert asked <= at_most
+    batches.close()
+    assert threading.active_count() == before
 
 
 def exif_orientation(tag: int) -> Image.Exif:
