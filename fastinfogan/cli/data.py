@@ -150,7 +150,7 @@ class Prepare:
     decoder: _DecoderName = "auto"
     """The decoder of encoded images: the same as in training."""
     on_bad_image: Literal["fail", "skip"] = "fail"
-    """What to do about an image that cannot be decoded, as in training."""
+    """What to do with an image that cannot be decoded, as in training."""
 
     def run(self) -> int:
         """Run the command; the exit code."""

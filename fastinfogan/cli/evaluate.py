@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from fastinfogan.cli.train import optional
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -23,14 +25,14 @@ _MEASURES = {
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Measure the MI bound on fresh codes, and score codes against known labels and factors."""
+    """Measure the MI bound on fresh codes; score codes by labels and factors."""
 
     run_directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run's folder."""
-    data: Path | None = None
-    """Images with labels or factors (default: those the run was trained on)."""
+    data: Annotated[Path | None, optional("PATH", "those the run was trained on")] = None
+    """Images with labels or factors."""
     seed: int = 0
-    """Of the fresh codes."""
+    """Seed of the fresh codes."""
     json: bool = False
     """Print one JSON object."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

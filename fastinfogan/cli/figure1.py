@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from fastinfogan.cli.train import optional
 
 if TYPE_CHECKING:
     from fastinfogan.engine.config import Device, Information
@@ -12,20 +14,20 @@ _PICTURE = "figure1.png"
 
 @dataclass(frozen=True)
 class Figure1:
-    """Train InfoGAN and a GAN with Q observing on c ~ Cat(10) alone, and draw L_I of both.
+    """Draw L_I of an InfoGAN and of a GAN with Q observing, on c ~ Cat(10) alone.
 
-    In both, D and Q are trained as in InfoGAN; only InfoGAN's generator gets the gradient of L_I.
-    Where --out holds these two runs already, they are resumed, or drawn again if they are done.
+    Both train D and Q; only InfoGAN trains its generator on L_I.
     """
 
     iterations: int = 1000
-    """Of each of the two runs."""
+    """Iterations of each of the two runs."""
     seed: int = 0
-    """Of both runs."""
-    data: Path | None = None
-    """As for train (default: the embedded digits)."""
-    out: Path | None = None
-    """Folder for the two runs and figure1.png (default: a new one, runs/figure1-001, ...)."""
+    """Seed of both runs."""
+    data: Annotated[Path | None, optional("PATH", "the embedded digits")] = None
+    """Images, as for train."""
+    #: Folder for the two runs and figure1.png. Runs that it holds already are resumed, or drawn
+    #: again if they are done.
+    out: Annotated[Path | None, optional("PATH", "a new one, runs/figure1-001, ...")] = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train."""
 

@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 import tyro
 
+from fastinfogan.cli.train import optional
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -16,9 +18,9 @@ class Sample:
     count: int = 100
     """Number of images."""
     seed: int = 0
-    """Of noise and codes."""
-    out: Path | None = None
-    """The PNG to write (default: RUN/pictures/samples.png, with the options in its name)."""
+    """Seed of noise and codes."""
+    out: Annotated[Path | None, optional("PATH", "RUN/pictures/samples.png")] = None
+    """The PNG to write; the default's name holds the options."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to generate."""
 

@@ -16,19 +16,14 @@ if TYPE_CHECKING:
     from fastinfogan.engine.session import Session, TrainingImages
 
 
-def _open(kind: str, default: str) -> Any:  # noqa: ANN401 - tyro's own type is private
-    """An option that may be left open, as --help shows it."""
-    return tyro.conf.arg(metavar=kind, help_behavior_hint=f"(default: {default})")
+def optional(kind: str, default: str, name: str | None = None) -> Any:  # noqa: ANN401 - tyro's own type is private
+    """Describe an option whose default is None: its metavar, and its default for --help."""
+    return tyro.conf.arg(name=name, metavar=kind, help_behavior_hint=f"(default: {default})")
 
 
 @dataclass(frozen=True)
 class Train:
-    """Train InfoGAN, then evaluate it and draw its samples and traversals.
-
-    With --resume, a run goes on exactly where its newest checkpoint was written, up to the
-    iterations it was started for or --iterations in all; what decides its numbers (seed, batch
-    size, data, ...) is the run's own.
-    """
+    """Train InfoGAN, then evaluate it and draw its samples and traversals."""
 
     experiment: Annotated[
         str | None,
@@ -39,72 +34,73 @@ class Train:
             help_behavior_hint="(or --resume)",
         ),
     ] = None
-    iterations: Annotated[int | None, _open("INT", "as many as the published run")] = None
+    iterations: Annotated[int | None, optional("INT", "as many as the published run")] = None
     """Train until this many iterations are done."""
-    batch_size: Annotated[int | None, _open("INT", "128")] = None
+    batch_size: Annotated[int | None, optional("INT", "128")] = None
     """Real and generated images in a step."""
-    seed: Annotated[int | None, _open("INT", "0")] = None
-    """Of weights, codes, data order and augmentation."""
-    data: Annotated[Path | None, _open("PATH", "embedded digits, or rendered")] = None
-    """MNIST IDX files, SVHN's train_32x32.mat, CelebA's img_align_celeba, rendered chairs,
-    dSprites, 3D Shapes, MPI3D, WebDataset tars, an .npz or a folder of images. Without it, mnist
-    takes its 5,000 embedded digits; for faces, chairs and sprites, images are rendered."""
-    out: Annotated[Path | None, _open("PATH", "a new folder in runs/")] = None
-    """Where to keep the run."""
+    seed: Annotated[int | None, optional("INT", "0")] = None
+    """Seed of weights, codes, data order and augmentation."""
+    #: MNIST IDX files, SVHN's train_32x32.mat, CelebA's img_align_celeba, rendered chairs,
+    #: dSprites, 3D Shapes, MPI3D, WebDataset tars, an .npz or a folder of images. Without it,
+    #: mnist takes its 5,000 embedded digits; for faces, chairs and sprites, images are rendered.
+    data: Annotated[Path | None, optional("PATH", "embedded digits, or rendered")] = None
+    out: Annotated[Path | None, optional("PATH", "a new folder in runs/")] = None
+    """Folder of the run."""
     variant: Annotated[
         tyro.conf.UseAppendAction[tuple[str, ...]],
-        _open("NAME", "the paper's; research for faces and chairs"),
+        optional("NAME", "the paper's; research for faces and chairs"),
     ] = ()
     """A named departure from the paper, as `info` lists them; may be given again."""
-    resume: Annotated[Path | None, _open("RUN", "start a new run")] = None
-    """Go on with this run."""
-    init_from: Annotated[Path | None, _open("RUN", "random weights")] = None
+    #: Continue this run exactly where its newest checkpoint was written, up to the iterations it
+    #: was started for or --iterations in all; seed, batch size, data and the like are the run's.
+    resume: Annotated[Path | None, optional("RUN", "start a new run")] = None
+    init_from: Annotated[Path | None, optional("RUN", "random weights")] = None
     """Start a new run from this run's weights."""
     precision: Annotated[
         Literal["auto", "fp32", "tf32", "bf16", "fp16"] | None,
-        _open("{auto,fp32,tf32,bf16,fp16}", "auto: bf16 where the hardware has it"),
+        optional("{auto,fp32,tf32,bf16,fp16}", "auto: bf16 where the hardware has it"),
     ] = None
-    """Of convolutions and matrix products; with fp16, losses are scaled."""
+    """Number format of convolutions and matrix products; with fp16, losses are scaled."""
     augment: Annotated[
         Literal["none", "affine"] | None,
-        _open("{none,affine}", "affine for the embedded digits alone"),
+        optional("{none,affine}", "affine for the embedded digits alone"),
     ] = None
     """Small random shifts, rotations, shears and scalings of the real images."""
+    #: maximise is InfoGAN; observe is a GAN with Q observing (Figure 1): D and Q are trained as in
+    #: InfoGAN, the generator gets no gradient of the bound.
     information: Annotated[
-        Literal["maximise", "observe"] | None, _open("{maximise,observe}", "maximise")
+        Literal["maximise", "observe"] | None, optional("{maximise,observe}", "maximise")
     ] = None
-    """maximise is InfoGAN; observe is a GAN with Q observing (Figure 1): D and Q are trained as in
-    InfoGAN, the generator gets no gradient of the bound."""
+    #: Execution mode; all give the same numbers. auto replays CUDA graphs on a GPU and is eager on
+    #: a CPU; compiled runs torch.compile's program.
     execution: Literal["auto", "eager", "compiled", "graph"] = "auto"
-    """Execution mode; all give the same numbers. auto replays CUDA graphs on a GPU and is eager on
-    a CPU; compiled runs torch.compile's program."""
+    #: With several ranks, started by torchrun: synchronised takes the statistics of the whole
+    #: batch, so that the run is the same for any number of ranks.
     batch_norm: Annotated[
         Literal["synchronised", "per-rank"] | None,
-        _open("{synchronised,per-rank}", "synchronised"),
+        optional("{synchronised,per-rank}", "synchronised"),
     ] = None
-    """Of several ranks, started by torchrun: synchronised takes the statistics of the whole batch,
-    so that the run is the same for any number of them."""
+    #: Where decoded images are cached: in GPU memory, in host memory, in a file that later runs
+    #: map, or not at all. auto takes GPU memory if they fit, and also writes the file.
     cache: Annotated[
         Literal["auto", "device", "host", "file", "off"] | None,
-        _open("{auto,device,host,file,off}", "auto: by size"),
+        optional("{auto,device,host,file,off}", "auto: by size"),
     ] = None
-    """Where decoded images are cached: in GPU memory, in host memory, in a file that later runs
-    map, or not at all. auto takes GPU memory if they fit, and also writes the file."""
     decoder: Annotated[
         Literal["auto", "dali", "pillow"] | None,
-        _open("{auto,dali,pillow}", "auto: DALI where it works"),
+        optional("{auto,dali,pillow}", "auto: DALI where it works"),
     ] = None
     """Decoder of image files."""
-    on_bad_image: Annotated[Literal["fail", "skip"] | None, _open("{fail,skip}", "fail")] = None
-    """What to do about an image that cannot be decoded: skip lists it in the run's
-    bad_images.jsonl and puts the next one in its place; more than 1 % are an error."""
+    #: What to do with an image that cannot be decoded: skip lists it in the run's
+    #: bad_images.jsonl and puts the next one in its place; more than 1 % are an error.
+    on_bad_image: Annotated[Literal["fail", "skip"] | None, optional("{fail,skip}", "fail")] = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes the GPU if there is one."""
-    log_every: Annotated[int | None, _open("INT", "10")] = None
+    log_every: Annotated[int | None, optional("INT", "10")] = None
     """Iterations between two lines of metrics, each a mean over them."""
-    checkpoint_every: Annotated[int | None, _open("INT", "500")] = None
+    checkpoint_every: Annotated[int | None, optional("INT", "500")] = None
     """Iterations between two checkpoints."""
-    pictures_every: Annotated[int | None, _open("INT", "500")] = None
+    pictures_every: Annotated[int | None, optional("INT", "500")] = None
     """Iterations between two sets of pictures; 0 for the end alone."""
 
     def run(self) -> int:

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from fastinfogan.cli.train import optional
+
 
 @dataclass(frozen=True)
 class Traverse:
@@ -13,20 +15,20 @@ class Traverse:
 
     run_directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run's folder."""
-    code: str | None = None
-    """c1, c2, ... (default: one picture for each code)."""
-    low: Annotated[float | None, tyro.conf.arg(name="from")] = None
-    """The value of a continuous code at the left (default: the paper's)."""
-    high: Annotated[float | None, tyro.conf.arg(name="to")] = None
-    """The value at the right (default: the paper's)."""
+    code: Annotated[str | None, optional("CODE", "one picture for each code")] = None
+    """c1, c2, ..."""
+    low: Annotated[float | None, optional("FLOAT", "the paper's", "from")] = None
+    """The value of a continuous code at the left."""
+    high: Annotated[float | None, optional("FLOAT", "the paper's", "to")] = None
+    """The value at the right."""
     rows: int = 10
     """Rows, which differ in noise and in the other codes."""
     steps: int = 11
     """Columns, for a continuous code."""
     seed: int = 0
-    """Of noise and codes."""
-    out: Path | None = None
-    """Folder for the PNGs, with the options in their names (default: RUN/pictures)."""
+    """Seed of noise and codes."""
+    out: Annotated[Path | None, optional("PATH", "RUN/pictures")] = None
+    """Folder for the PNGs, whose names hold the options."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to generate."""
 
