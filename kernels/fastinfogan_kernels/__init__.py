@@ -1,1 +1,1 @@
-"""Operations of fastinfogan: Triton kernels, C++ twins and plain PyTorch references."""
+"""Operations of fastinfogan: Triton kernels, C++ counterparts and plain PyTorch references."""

@@ -9,7 +9,7 @@ PROLOGUE, formed while loading, never stored:
 
 EPILOGUE, on the product's tile in registers:
     0 forward   + bias, round, store; each tile's (mean, M2) per channel of the rounded values
-    1 activated + bias, activation, store    evaluation, and last layers without batch norm
+    1 activated + bias, activation, store    a last layer without batch norm, or in evaluation
     2 gradient  * lrelu'(scale * y + shift) of the previous block, round, store; each tile's sums of
                 g and of g * (y - mean), from which batch norm's backward follows
 

@@ -69,7 +69,7 @@ def empty_codes(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> DrawnCodes:
-    """Allocate uninitialised buffers for `draw_codes`."""
+    """Allocate uninitialized buffers for `draw_codes`."""
     return DrawnCodes(
         torch.empty((rows, spec.input_width), dtype=dtype, device=device),
         torch.empty((rows, len(spec.categorical)), dtype=torch.int64, device=device),

@@ -1,6 +1,6 @@
 """Triton functions for random numbers and the shuffle, bit for bit `philox`.
 
-Those modules are the definitions and describe the layout of key and counter. The same bits need the
+That module is the definition and describes the layout of key and counter. The same bits need the
 same operations in the same order, each rounded by itself: a kernel that calls `normal` must be
 launched with enable_fp_fusion=False; the square root is the correctly rounded one.
 """

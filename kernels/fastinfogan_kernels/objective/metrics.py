@@ -57,7 +57,7 @@ def accumulate_kernel(
     scale_state_ptr,  # fp32 (2) or None: the loss scale, good iterations since it changed
     base_ptr,  # fp32 (WEIGHTS) or None
     weights_ptr,  # fp32 (WEIGHTS) out, or None: base times the scale
-    counter_ptr,  # int64 (1) or None: the iteration's number, incremented
+    counter_ptr,  # int64 () or None: the iteration's number, incremented
     CODES, WEIGHTS,
     OVERFLOWED: tl.constexpr, GROWTH: tl.constexpr, LEAST: tl.constexpr, MOST: tl.constexpr,
     TOO_MANY: tl.constexpr, BLOCK: tl.constexpr,

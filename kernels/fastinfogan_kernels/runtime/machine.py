@@ -93,7 +93,7 @@ def assuming(machine: Machine) -> Iterator[None]:
 
 
 def machine_of(device: torch.device) -> Machine:
-    """Return the machine of a device; an H100 without a GPU."""
+    """Return the machine of a device; for a device that is no GPU, an H100's."""
     return _machine.get() or (_properties(device) if device.type == "cuda" else MACHINES["sm_90"])
 
 
