@@ -53,10 +53,10 @@ def form_operand(
 @triton.jit
 def weight_gradient_kernel(
     d_ptr,  # (N, P, Q, CD): the direct operand
-    dy_ptr,  # (N, P, Q, CD): y beside it, if it is a gradient
+    d_y_ptr,  # (N, P, Q, CD): y beside it, if it is a gradient
     d_params_ptr,  # fp32 (groups, 3, D_FEATURES)
     g_ptr,  # (N, H, W, CG): the gathered operand
-    gy_ptr,  # (N, H, W, CG)
+    g_y_ptr,  # (N, H, W, CG)
     g_params_ptr,  # fp32 (groups, 3, G_FEATURES)
     out_ptr,  # (CD, KERNEL, KERNEL, CG)
     partial_ptr,  # fp32 (splits, CD, KERNEL, KERNEL, CG), scratch, or None without splits
@@ -101,7 +101,7 @@ def weight_gradient_kernel(
             else:
                 feature, params_ok = (d % D_FEATURES)[None, :], d_ok[None, :]
             left = form_operand(
-                left, dy_ptr, at, ok, d_params_ptr, group * 3 * D_FEATURES + feature, params_ok,
+                left, d_y_ptr, at, ok, d_params_ptr, group * 3 * D_FEATURES + feature, params_ok,
                 D_FEATURES, D_PROLOGUE, D_NORM, D_SLOPE,
             )  # fmt: skip
         ok = inside[:, None] & g_ok[None, :]
@@ -114,7 +114,7 @@ def weight_gradient_kernel(
             else:
                 feature, params_ok = (g % G_FEATURES)[None, :], g_ok[None, :]
             right = form_operand(
-                right, gy_ptr, at, ok, g_params_ptr, group * 3 * G_FEATURES + feature, params_ok,
+                right, g_y_ptr, at, ok, g_params_ptr, group * 3 * G_FEATURES + feature, params_ok,
                 G_FEATURES, G_PROLOGUE, G_NORM, G_SLOPE,
             )  # fmt: skip
         acc = tl.dot(tl.trans(left), right, acc, input_precision=PRECISION)
