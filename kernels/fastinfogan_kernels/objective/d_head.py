@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from fastinfogan_kernels.conv_block.deferred import Deferred, leaky_relu
 from fastinfogan_kernels.errors import InputError
 from fastinfogan_kernels.objective.code_layout import check_counters, constant
-from fastinfogan_kernels.objective.last_layer import activate, check_last_layer, linear
+from fastinfogan_kernels.objective.last_layer import check_last_layer, linear, materialize_rows
 from fastinfogan_kernels.objective.likelihood import count_true, resolve_backend
 from fastinfogan_kernels.runtime.arrival_counters import is_last, sum_parts
 from fastinfogan_kernels.runtime.lang import tl, triton
@@ -145,7 +145,7 @@ def d_head_op(
         if device_scale is not None and not is_recording():
             scale = device_scale.item()
         run_native(
-            "d_head_objective", activate(Deferred(y, params, slope)), weight.reshape(depth),
+            "d_head_objective", materialize_rows(Deferred(y, params, slope)), weight.reshape(depth),
             None if bias is None else bias.float(), targets, scale, logits, losses, wide_gradient,
             counters[:1],
         )  # fmt: skip
@@ -250,7 +250,7 @@ def _reference(
     y: Deferred, weight: Tensor, bias: Tensor | None, targets: Sequence[int], scale: float,
     counters: Tensor | None,
 ) -> DHeadResult:  # fmt: skip
-    rows = activate(y)
+    rows = materialize_rows(y)
     wide = rows.to(torch.promote_types(rows.dtype, torch.float32))
     with torch.enable_grad():
         logits = linear(wide, weight, bias)[:, 0].detach().requires_grad_()

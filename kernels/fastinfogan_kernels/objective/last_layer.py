@@ -37,7 +37,7 @@ def check_last_layer(head: str, x: Deferred, weight: Tensor, bias: Tensor | None
             )
 
 
-def activate(x: Deferred) -> Tensor:
+def materialize_rows(x: Deferred) -> Tensor:
     """Compute the rows that a deferred feature map of rows stands for."""
     if x.params is None and x.slope == 1.0:
         return x.x

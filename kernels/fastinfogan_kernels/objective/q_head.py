@@ -23,7 +23,7 @@ from fastinfogan_kernels.objective.code_layout import (
     make_counters,
     weights_tensor,
 )
-from fastinfogan_kernels.objective.last_layer import activate, check_last_layer, linear
+from fastinfogan_kernels.objective.last_layer import check_last_layer, linear, materialize_rows
 from fastinfogan_kernels.objective.likelihood import (
     categorical_log_likelihood,
     count_true,
@@ -155,7 +155,7 @@ def q_head_op(
     """
     (rows, depth), (width, _), codes = y.shape, weight.shape, table.shape[0]
     if impl == "native":
-        output = linear(activate(Deferred(y, params, slope)), weight, bias)
+        output = linear(materialize_rows(Deferred(y, params, slope)), weight, bias)
         values, gradient = log_likelihood_op(
             output, classes, continuous, table, bounds, weights, counters, widest, "mean", impl
         )
@@ -287,7 +287,7 @@ def q_head_objective(
             1.0,
         )[:, 0, 0]  # fmt: skip
     else:
-        output = linear(activate(y), weight, bias)
+        output = linear(materialize_rows(y), weight, bias)
     values, gradient = likelihood_with_gradient(
         output, classes, continuous, spec, weights=weights, counters=counters, impl=impl
     )
