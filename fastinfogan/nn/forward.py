@@ -9,11 +9,10 @@ from torch import Tensor, nn
 
 from fastinfogan.errors import InputError
 from fastinfogan_kernels.conv_block.autograd import fused_chain, native_chain
-from fastinfogan_kernels.conv_block.cpu_backend import NATIVE_DTYPES
 from fastinfogan_kernels.conv_block.layers import Images, Layer, LayerTensors
 from fastinfogan_kernels.conv_block.reference import reference_chain
 from fastinfogan_kernels.conv_block.sync_batch_norm import ProcessGroup
-from fastinfogan_kernels.runtime.launch import Implementation, choose
+from fastinfogan_kernels.runtime.launch import KERNEL_DTYPES, Implementation, choose
 
 ActivationName = Literal["none", "relu", "leaky_relu", "sigmoid", "tanh"]
 
@@ -99,7 +98,7 @@ def run_blocks(
     compute = torch.get_autocast_dtype(device.type) if autocast else dtype
     if kernels and compute not in (torch.float32, torch.float16, torch.bfloat16):
         raise InputError(f"the kernels compute in fp32, fp16 or bf16, not {compute}")
-    native = process_group is None and compute in NATIVE_DTYPES
+    native = process_group is None and compute in KERNEL_DTYPES
     if backend == "native" and not native and impl == "native":
         raise InputError(
             "impl='native' computes in fp32, fp16 or bf16 and shares no statistics between ranks; "

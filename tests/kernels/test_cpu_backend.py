@@ -8,10 +8,11 @@ from torch.nn import functional as F
 from bench.accuracy import check_accuracy, check_same_bits
 from fastinfogan_kernels.conv_block import cpu_backend
 from fastinfogan_kernels.conv_block.deferred import ACTIVATIONS
+from fastinfogan_kernels.runtime.launch import KERNEL_DTYPES
 
 by_every_instruction_set = pytest.mark.usefixtures("native")
 
-DTYPES = (torch.float64, *cpu_backend.NATIVE_DTYPES)
+DTYPES = (torch.float64, *KERNEL_DTYPES)
 SHAPES = {
     "feature map": (6, 5, 3, 37),
     "row": (10, 1, 1, 133),

@@ -29,15 +29,13 @@ from fastinfogan_kernels.conv_block.layers import (
     aten_convolution,
     aten_gradients,
 )
-from fastinfogan_kernels.runtime.launch import native_available, run_native
+from fastinfogan_kernels.runtime.launch import KERNEL_DTYPES, native_available, run_native
 from fastinfogan_kernels.runtime.registry import register
 from fastinfogan_kernels.runtime.workspace import empty, empty_like, zeros_like
 
-NATIVE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
 
 def _use_native(y: Tensor) -> bool:
-    return y.device.type == "cpu" and y.dtype in NATIVE_DTYPES and native_available()
+    return y.device.type == "cpu" and y.dtype in KERNEL_DTYPES and native_available()
 
 
 def _wide(t: Tensor) -> Tensor:

@@ -42,7 +42,14 @@ from fastinfogan_kernels.objective.code_layout import (
 )
 from fastinfogan_kernels.runtime.arrival_counters import is_last, sum_parts
 from fastinfogan_kernels.runtime.lang import tl, triton
-from fastinfogan_kernels.runtime.launch import Chosen, Implementation, choose, launch, run_native
+from fastinfogan_kernels.runtime.launch import (
+    KERNEL_DTYPES,
+    Chosen,
+    Implementation,
+    choose,
+    launch,
+    run_native,
+)
 from fastinfogan_kernels.runtime.machine import machine_of, power_of_two
 from fastinfogan_kernels.runtime.registry import register
 from fastinfogan_kernels.runtime.workspace import empty, empty_like
@@ -59,7 +66,7 @@ def resolve_backend(impl: Implementation, x: Tensor) -> Chosen:
     Raises:
         InputError: `impl` cannot run on this tensor.
     """
-    if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+    if x.dtype not in KERNEL_DTYPES:
         if impl in ("auto", "reference"):
             return "reference"
         raise InputError(

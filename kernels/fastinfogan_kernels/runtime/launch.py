@@ -23,6 +23,8 @@ from fastinfogan_kernels.runtime.lang import MISSING, TRITON_AVAILABLE, interpre
 
 Implementation = Literal["auto", "reference", "native", "triton"]
 Chosen = Literal["reference", "native", "triton"]
+KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""Dtypes of the tensors that C++ and Triton kernels compute with; all else is plain torch."""
 
 _native: ModuleType | None
 try:

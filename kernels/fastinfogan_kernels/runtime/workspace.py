@@ -10,7 +10,6 @@ from bisect import bisect_left
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -180,7 +179,7 @@ def zeros_like(x: Tensor) -> Tensor:
     return active.take(_like(x, None, zeroed=True))
 
 
-def _like(x: Tensor, dtype: torch.dtype | None, *, zeroed: bool) -> Any:
+def _like(x: Tensor, dtype: torch.dtype | None, *, zeroed: bool) -> _Request:
     return _Request(tuple(x.shape), x.stride(), dtype or x.dtype, x.device, zeroed)
 
 
