@@ -21,7 +21,7 @@ from torch import Tensor
 from fastinfogan.data.bad_images import FILE, BadImages, OnBadImage
 from fastinfogan.data.cache.fill import CacheFiller, Sampler, decode_batches, policy_for
 from fastinfogan.data.cache.partial_file import IN_MEMORY, FileCache
-from fastinfogan.data.cache.policy import CacheName, CachePolicy, available_memory
+from fastinfogan.data.cache.policy import PLACES, CacheName, CachePolicy, available_memory
 from fastinfogan.data.cache.storage import (
     CacheKey,
     FilledMask,
@@ -378,8 +378,7 @@ def _of_cache(filler: CacheFiller, device: torch.device, policy: CachePolicy) ->
     cache, decoder = filler.cache, filler.decoder
     assert decoder is not None
     count, present = len(cache.filled), int(cache.filled.sum())
-    where = {"device": "GPU memory", "host": "memory", "file": "a file"}[policy.location]
-    description = f"in {where}: {policy.reason}; "
+    description = f"in {PLACES[policy.location]}: {policy.reason}; "
     if present == count:
         description += f"decoded by an earlier run, read from {cache_folder()}"
     else:

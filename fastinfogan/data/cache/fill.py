@@ -6,7 +6,7 @@ A training run fills it in the order of its `Sampler`; `fill_cache_file` goes th
 import itertools
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,13 @@ from numpy.typing import NDArray
 
 from fastinfogan.data.bad_images import BadImages, OnBadImage
 from fastinfogan.data.cache.partial_file import IN_MEMORY, FileCache
-from fastinfogan.data.cache.policy import CacheName, CachePolicy, choose_cache_policy, format_size
+from fastinfogan.data.cache.policy import (
+    PLACES,
+    CacheName,
+    CachePolicy,
+    choose_cache_policy,
+    format_size,
+)
 from fastinfogan.data.cache.storage import (
     CacheKey,
     ImageCache,
@@ -66,8 +72,7 @@ def decode_batches(
     Raises:
         InputError: a bad image, or too many of them, by the policy of `bad_images`.
     """
-    batches = decoder.batches(indices)
-    try:
+    with closing(decoder.batches(indices)) as batches:
         for batch in batches:
             if batch.bad:
                 bad_images.add(*batch.bad)
@@ -76,10 +81,6 @@ def decode_batches(
                     images[row] = _replacement(decoder, int(batch.index[row]), bad_images)
                 batch = DecodedBatch(batch.index, images, batch.bad)
             yield batch
-    finally:
-        close = getattr(batches, "close", None)
-        if close:
-            close()
 
 
 def _replacement(decoder: Decoder, bad: int, bad_images: BadImages) -> NDArray[np.uint8]:
@@ -273,6 +274,5 @@ def describe_cache_plan(decoder: Decoder, device: torch.device, cache: CacheName
     if CacheKey.of(decoder).is_cached():
         return f"{size}, decoded already, in {cache_folder()}"
     policy = policy_for(decoder, device, cache)
-    places = {"device": "GPU memory", "host": "memory", "file": "a file", "off": "nowhere"}
     file = f", written to {cache_folder()} for later runs" if policy.writes_file else ""
-    return f"{size}, cached in {places[policy.location]} ({policy.reason}){file}"
+    return f"{size}, cached in {PLACES[policy.location]} ({policy.reason}){file}"

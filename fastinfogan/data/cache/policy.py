@@ -9,6 +9,7 @@ from fastinfogan.errors import InputError
 
 CacheName = Literal["auto", "device", "host", "file", "off"]
 Location = Literal["device", "host", "file", "off"]
+PLACES = {"device": "GPU memory", "host": "memory", "file": "a file", "off": "nowhere"}
 
 _CGROUPS = (  # version 2 and version 1: folder, limit, usage, reclaimable part of the usage
     (Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"),

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -69,7 +69,7 @@ class Decoder(ABC):
         return {**self.image_set.fingerprint, "decoder": self.name}
 
     @abstractmethod
-    def batches(self, indices: Iterable[NDArray[np.int64]]) -> Iterator[DecodedBatch]:
+    def batches(self, indices: Iterable[NDArray[np.int64]]) -> Generator[DecodedBatch]:
         """Decode batches in the given order.
 
         Args:

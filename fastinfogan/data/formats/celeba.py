@@ -5,6 +5,7 @@ list_attr_celeba.txt or as Kaggle's .csv, and in Eval and Anno as in the origina
 the first all images are for training, without the second there are no factors.
 """
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -80,13 +81,9 @@ def read(path: Path, shape: ImageShape, on_bad_image: OnBadImage = "fail") -> En
 
 def _list(folder: Path, name: str) -> Path | None:
     """Return the file of a list, near the folder of images."""
-    for base in (folder.absolute().parent, folder.absolute().parent.parent, folder):
-        for subfolder in _LIST_FOLDERS:
-            for suffix in (".txt", ".csv"):
-                file = base / subfolder / (name + suffix)
-                if file.is_file():
-                    return file
-    return None
+    bases = (folder.absolute().parent, folder.absolute().parent.parent, folder)
+    places = itertools.product(bases, _LIST_FOLDERS, (f"{name}.txt", f"{name}.csv"))
+    return next((file for file in itertools.starmap(Path, places) if file.is_file()), None)
 
 
 def _stem(name: str) -> str:
