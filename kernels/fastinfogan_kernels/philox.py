@@ -150,7 +150,7 @@ def _polynomial(coefficients: tuple[float, ...], x: Floats) -> Floats:
 
 
 def _log(x: Floats) -> Floats:
-    """Natural logarithm of positive, normal float32, by operations that round alike everywhere."""
+    """Compute log of positive, normal float32, by operations that round alike everywhere."""
     bits = x.view(np.int32)
     exponent = (bits >> np.int32(23)) - np.int32(126)
     mantissa = ((bits & np.int32(0x007FFFFF)) | np.int32(0x3F000000)).view(np.float32)

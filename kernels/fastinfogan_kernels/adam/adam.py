@@ -222,7 +222,7 @@ def adam_kernel(
     LR_ON_DEVICE: tl.constexpr, FIELDS: tl.constexpr, CHUNK: tl.constexpr,
     PART: tl.constexpr,
 ):  # fmt: skip
-    """See the module. Grid: (chunks of all tensors, or 1 if there are none,)."""
+    """Update all tensors; see the module. Grid: (chunks of all tensors, 1 if there are none,)."""
     good = True
     if found_inf_ptr is not None:
         good = tl.load(found_inf_ptr) == 0.0

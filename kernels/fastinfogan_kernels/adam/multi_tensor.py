@@ -66,7 +66,7 @@ class AddressTable:
         self._captured: list[Tensor] = []
 
     def reserve(self, captures: int) -> None:
-        """Have pinned memory for this many captured updates ready after the next update."""
+        """Reserve pinned memory for this many captured updates, ready after the next update."""
         self._reserve = captures
 
     def of(self, groups: Sequence[TensorGroup]) -> tuple[Tensor, int]:

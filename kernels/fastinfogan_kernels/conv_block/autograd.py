@@ -44,7 +44,7 @@ def fused_chain(
 def native_chain(
     x: Tensor | Images, layers: Sequence[Layer], tensors: Sequence[LayerTensors], groups: int
 ) -> Tensor:
-    """As `fused_chain`, by ATen's convolutions and fused epilogues; on any device."""
+    """Compute `fused_chain` by ATen's convolutions and fused epilogues; on any device."""
     x = x.materialize() if isinstance(x, Images) else x
     return _apply("native", _nhwc(x), ChainInput(x.dtype), layers, tensors, groups)
 
@@ -81,7 +81,7 @@ def _by_layer(flat: Sequence[Any]) -> list[LayerTensors]:
 
 
 def _first_trained(needs_grad: Sequence[bool]) -> int:
-    """The first layer that backward reaches.
+    """Return the first layer that backward reaches.
 
     Args:
         needs_grad: of the input, and of each layer's tensors in a row.
@@ -150,7 +150,7 @@ def _differentiable_gradients(
     dout: Tensor,
     needs_grad: Sequence[bool],
 ) -> list[Tensor | None]:
-    """The gradients by the reference, recomputed so that they can be differentiated again."""
+    """Recompute the gradients by the reference, so that they can be differentiated again."""
     dtype = chain_input.dtype
     tensors = [
         t._replace(

@@ -38,7 +38,7 @@ def merge_group(
     c, c_ok, tiles_ptr, TILES, ROW_TILES, ROWS, COUNT, FEATURES, TILE_ROWS: tl.constexpr,
     BLOCK_T: tl.constexpr,
 ):  # fmt: skip
-    """(mean, M2) of the features c over one group's tiles; see `bn_finalize_stats_kernel`.
+    """Return (mean, M2) of the features c over a group's tiles; see `bn_finalize_stats_kernel`.
 
     Loads bypass L1, which may hold older values.
     """
@@ -70,7 +70,7 @@ def finalize_stats(
     rstd_ptr, GROUPS, TILES, ROW_TILES, ROWS, COUNT, FEATURES,
     TILE_ROWS: tl.constexpr, EPS: tl.constexpr, MOMENTUM: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
-    """Forward, for the features c; arguments as of `bn_finalize_stats_kernel`."""
+    """Finalize the forward statistics of features c; arguments as of `bn_finalize_stats_kernel`."""
     gamma = tl.load(gamma_ptr + c, mask=c_ok, other=0.0).to(tl.float32)
     beta = tl.load(beta_ptr + c, mask=c_ok, other=0.0).to(tl.float32)
     if running_mean_ptr is not None:
@@ -107,7 +107,7 @@ def finalize_grads(
     GROUPS, TILES, REPEATS, COUNT, FEATURES,
     NORM: tl.constexpr, BLOCK_T: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
-    """Backward, for the features c; arguments as of `bn_finalize_grads_kernel`.
+    """Finalize the backward sums of features c; arguments as of `bn_finalize_grads_kernel`.
 
     UNROLL: steps of the loop whose loads are in flight at once.
     """
@@ -158,7 +158,7 @@ def bn_finalize_stats_kernel(
     GROUPS: tl.constexpr, TILE_ROWS: tl.constexpr, EPS: tl.constexpr, MOMENTUM: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """See the module. Grid: (blocks of features,).
+    """Finalize the statistics; see the module. Grid: (blocks of features,).
 
     A phase has ROWS rows in ROW_TILES tiles of TILE_ROWS, the last one with what is left; TILES is
     of all phases. COUNT: values per feature and group.
@@ -201,7 +201,7 @@ def bn_finalize_grads_kernel(
     TILES, REPEATS, COUNT, FEATURES,
     GROUPS: tl.constexpr, NORM: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """See the module. Grid: (blocks of features,).
+    """Finalize the gradients' sums; see the module. Grid: (blocks of features,).
 
     REPEATS: pixels, where a fully connected layer's columns are pixels * channels; summed.
     Without NORM only dbeta is written: the gradient of a bias.
@@ -214,7 +214,7 @@ def bn_finalize_grads_kernel(
 
 
 def mergeable(tiles: int, columns: int, features: int, block: int) -> bool:
-    """Whether the kernel that writes the tiles can merge them, too.
+    """Return whether the kernel that writes the tiles can merge them, too.
 
     Args:
         tiles: of one column, in all groups.

@@ -126,7 +126,7 @@ def sync_norm_activation(
     running_var: Tensor | None, groups: int, momentum: float, eps: float, activation: str,
     slope: float, process_group: sync_batch_norm.ProcessGroup,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """As `norm_activation`, by all ranks' statistics; torch.compile stops here."""
+    """Compute `norm_activation` by all ranks' statistics; torch.compile stops here."""
     return _norm_activation(
         y, gamma, beta, running_mean, running_var, groups, momentum, eps, activation, slope,
         process_group,
@@ -145,7 +145,7 @@ def sync_norm_activation_gradient(
     dout: Tensor, y: Tensor, params: Tensor, gamma: Tensor, activation: str, slope: float,
     process_group: sync_batch_norm.ProcessGroup,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """As `norm_activation_gradient`: dy by all ranks' statistics, dgamma and dbeta by this rank's.
+    """Compute dy by all ranks' statistics, dgamma and dbeta by this rank's.
 
     torch.compile stops here.
     """
@@ -205,7 +205,7 @@ def _act(z: Tensor, name: str, slope: float) -> Tensor:
 
 
 def _derivative(out: Tensor, name: str, slope: float) -> Tensor:
-    """act'(z), from act(z)."""
+    """Compute act'(z) from act(z)."""
     if name == "sigmoid":
         return out * (1.0 - out)
     if name == "tanh":
@@ -221,12 +221,12 @@ _SAVED = 3
 
 
 def _activates(layer: Layer) -> bool:
-    """Whether the layer's activation changes anything."""
+    """Return whether the layer's activation changes anything."""
     return layer.activation in ("sigmoid", "tanh") or layer.loaded_slope != 1.0
 
 
 def _norm(chain_input: ChainInput) -> Any:
-    """Batch norm and activation, with the statistics of the process group if there is one."""
+    """Apply batch norm and activation, with the process group's statistics if there is one."""
     group = chain_input.process_group
     if group is None:
         return norm_activation
@@ -234,7 +234,7 @@ def _norm(chain_input: ChainInput) -> Any:
 
 
 def _norm_gradient(chain_input: ChainInput) -> Any:
-    """The gradient of `_norm`."""
+    """Compute the gradient of `_norm`."""
     group = chain_input.process_group
     if group is None:
         return norm_activation_gradient
@@ -248,7 +248,7 @@ def forward(
     tensors: Sequence[LayerTensors],
     groups: int,
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """As `triton_backend.forward`, for feature maps, on any device and in any floating dtype."""
+    """Compute `triton_backend.forward` for feature maps, on any device, in any floating dtype."""
     saved: list[Tensor | None] = []
     for layer, t in zip(layers, tensors, strict=True):
         x = x.flatten(1)[:, None, None] if layer.flat else x
@@ -274,14 +274,14 @@ def forward_deferred(
     tensors: Sequence[LayerTensors],
     groups: int,
 ) -> tuple[Deferred, list[Tensor | None]]:
-    """As `triton_backend.forward_deferred`; the values are written out."""
+    """Compute `triton_backend.forward_deferred`; the values are written out."""
     out, saved = forward(x, chain_input, layers, tensors, groups)
     rows = out.flatten(1)
     return Deferred(rows), [*saved, rows[:, None, None]]
 
 
 def saved_of_head(saved: list[Tensor | None], gradient: Tensor) -> list[Tensor | None]:
-    """As `triton_backend.saved_of_head`."""
+    """Return what `triton_backend.saved_of_head` does."""
     return [*saved, gradient, None]
 
 
@@ -298,7 +298,7 @@ def backward(
     input_gradient: bool,
     bias_gradient: Tensor | None = None,
 ) -> tuple[Tensor | None, list[Tensor | None]]:
-    """As `triton_backend.backward`."""
+    """Compute `triton_backend.backward`."""
     gradients: list[Tensor | None] = []
     for i in range(len(layers) - 1, -1, -1):
         layer, t = layers[i], tensors[i]

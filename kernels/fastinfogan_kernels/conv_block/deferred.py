@@ -83,7 +83,7 @@ class TileStatistics(NamedTuple):
 
 @triton.jit
 def leaky_relu(z, SLOPE: tl.constexpr):
-    """Leaky ReLU; NaN stays NaN and -inf times slope 0 does not become NaN."""
+    """Apply leaky ReLU; NaN stays NaN and -inf times slope 0 does not become NaN."""
     if SLOPE == 0.0:
         out = tl.where(z <= 0.0, 0.0, z)
     elif SLOPE == 1.0:
@@ -95,7 +95,7 @@ def leaky_relu(z, SLOPE: tl.constexpr):
 
 @triton.jit
 def activate(z, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr):
-    """One of `ACTIVATIONS`, in fp32."""
+    """Apply one of `ACTIVATIONS`, in fp32."""
     if ACTIVATION == 1:
         z = leaky_relu(z, SLOPE)
     elif ACTIVATION == 2:

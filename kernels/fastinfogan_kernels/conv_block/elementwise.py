@@ -43,7 +43,7 @@ from fastinfogan_kernels.runtime.workspace import empty, empty_like
 
 @triton.jit
 def tile_of(ROWS, COLUMNS, TILES, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """A program's group, tile, columns and element offsets, and the masks of what exists."""
+    """Return a program's group, tile, columns and element offsets, with the masks of each."""
     column_tiles = tl.cdiv(COLUMNS, BLOCK_N)
     pid = tl.program_id(0)
     pid_n, pid_m = pid % column_tiles, pid // column_tiles
@@ -61,7 +61,10 @@ def materialize_kernel(
     NORM: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """See the module. params: fp32 (groups, 3, COLUMNS): scale, shift, mean."""
+    """Write a deferred feature map; see the module.
+
+    params: fp32 (groups, 3, COLUMNS): scale, shift, mean.
+    """
     group, _, _, col, col_ok, at, ok = tile_of(ROWS, COLUMNS, TILES, BLOCK_M, BLOCK_N)
     z = tl.load(y_ptr + at, mask=ok, other=0.0).to(tl.float32)
     if NORM:
@@ -80,7 +83,10 @@ def act_backward_reduce_kernel(
     NORM: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, MERGE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """See the module. tiles: fp32 (groups, TILES, 2, COLUMNS) out. counters: (column tiles,)."""
+    """Form g and the sums of its tiles; see the module.
+
+    tiles: fp32 (groups, TILES, 2, COLUMNS) out. counters: (column tiles,).
+    """
     group, tile, _, col, col_ok, at, ok = tile_of(ROWS, COLUMNS, TILES, BLOCK_M, BLOCK_N)
     y = tl.load(y_ptr + at, mask=ok, other=0.0).to(tl.float32)
     g = tl.load(dout_ptr + at, mask=ok, other=0.0).to(tl.float32)
@@ -122,7 +128,7 @@ def bn_backward_apply_kernel(
     g_ptr, y_ptr, coefficients_ptr, dy_ptr, ROWS, COLUMNS, TILES,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """See the module. coefficients: fp32 (groups, 3, COLUMNS): A, B, C."""
+    """Form dy; see the module. coefficients: fp32 (groups, 3, COLUMNS): A, B, C."""
     group, _, _, col, col_ok, at, ok = tile_of(ROWS, COLUMNS, TILES, BLOCK_M, BLOCK_N)
     g = tl.load(g_ptr + at, mask=ok, other=0.0).to(tl.float32)
     y = tl.load(y_ptr + at, mask=ok, other=0.0).to(tl.float32)
@@ -137,7 +143,7 @@ def bn_backward_apply_kernel(
 def tile_statistics_kernel(
     y_ptr, tiles_ptr, ROWS, COLUMNS, TILES, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
 ):
-    """See the module. tiles: fp32 (groups, TILES, 2, COLUMNS) out."""
+    """Compute tile statistics; see the module. tiles: fp32 (groups, TILES, 2, COLUMNS) out."""
     group, tile, row_ok, col, col_ok, at, ok = tile_of(ROWS, COLUMNS, TILES, BLOCK_M, BLOCK_N)
     y = tl.load(y_ptr + at, mask=ok, other=0.0).to(tl.float32)
     mean = tl.sum(y, axis=0) / tl.sum(row_ok.to(tl.float32), axis=0)

@@ -35,7 +35,7 @@ def load_window(
     STRIDE: tl.constexpr, KERNEL: tl.constexpr, INDEXED: tl.constexpr,
     SCALE: tl.constexpr, SHIFT: tl.constexpr,
 ):  # fmt: skip
-    """The scaled pixels under positions m at depths k, fp32; 0 in the padding."""
+    """Load the scaled pixels under positions m at depths k, fp32; 0 in the padding."""
     image, p, q = m // (P * Q), (m // Q) % P, m % Q
     if INDEXED:
         image = tl.load(index_ptr + image, mask=m_ok, other=0)
@@ -65,7 +65,10 @@ def image_block_kernel(
     MERGE: tl.constexpr, EPS: tl.constexpr, MOMENTUM: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """See the module. ROWS: positions of a group. Grid: (groups * row tiles * column tiles,)."""
+    """Compute a block of images; see the module.
+
+    ROWS: positions of a group. Grid: (groups * row tiles * column tiles,).
+    """
     column_tiles = tl.cdiv(COUT, BLOCK_N)
     pid = tl.program_id(0)
     pid_n, pid_m = pid % column_tiles, pid // column_tiles
@@ -116,7 +119,7 @@ def image_weight_gradient_kernel(
     SCALE: tl.constexpr, SHIFT: tl.constexpr, NORM: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """dW[o, k] = sum over positions of dy[m, o] * image[m, k]. Grid: (channel tiles, 1, splits).
+    """Sum dW[o, k] over positions m of dy[m, o] * image[m, k]. Grid: (channel tiles, 1, splits).
 
     Steps and splits as in `weight_gradient`.
     """
@@ -157,7 +160,7 @@ def image_weight_gradient_kernel(
 
 
 def supports_images(channels: int, window: Window) -> bool:
-    """Whether these kernels compute a convolution: few channels under a small window."""
+    """Return whether these kernels compute a convolution: few channels under a small window."""
     return window.kernel > 1 and channels * window.kernel**2 <= MAX_DEPTH
 
 
@@ -250,7 +253,7 @@ def launch_image_weight_gradient(
 
 
 def _loading(images: Images, window: Window) -> dict[str, Any]:
-    """The constexpr arguments of `load_window`."""
+    """Return the constexpr arguments of `load_window`."""
     return {
         "C": images.data.shape[3],
         "STRIDE": window.stride,
@@ -262,7 +265,7 @@ def _loading(images: Images, window: Window) -> dict[str, Any]:
 
 
 def _loaded(images: Images) -> Tensor:
-    """As many images as are read, to count their bytes."""
+    """Return as many images as are read, to count their bytes."""
     return images.data[:1].expand(images.count, -1, -1, -1)
 
 
@@ -273,7 +276,7 @@ def image_norm_block(
     running_mean: Tensor | None, running_var: Tensor | None,
     window: list[int], groups: int, eps: float, momentum: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """As `ops.norm_block`, of images."""
+    """Compute `ops.norm_block` of images."""
     norm = BatchNormForward.allocate(gamma, beta, running_mean, running_var, groups, eps, momentum)
     source = Images(images, index, scale, shift, dtype)
     y = launch_image_block(source, weight, bias, Window(*window), groups, stats_out=norm)
@@ -286,7 +289,7 @@ def image_plain_block(
     weight: Tensor, bias: Tensor | None, window: list[int], groups: int, activation: str,
     slope: float,
 ) -> Tensor:  # fmt: skip
-    """As `ops.plain_block`, of images."""
+    """Compute `ops.plain_block` of images."""
     return launch_image_block(
         Images(images, index, scale, shift, dtype), weight, bias, Window(*window), groups,
         activation=activation, slope=slope,
@@ -298,6 +301,6 @@ def image_weight_gradient(
     images: Tensor, index: Tensor | None, scale: float, shift: float, g: Tensor, y: Tensor | None,
     coefficients: Tensor | None, weight: Tensor, window: list[int], groups: int,
 ) -> Tensor:  # fmt: skip
-    """As `ops.weight_gradient`, of images."""
+    """Compute `ops.weight_gradient` of images."""
     source = Images(images, index, scale, shift, g.dtype)
     return launch_image_weight_gradient(source, g, y, coefficients, weight, Window(*window), groups)

@@ -125,7 +125,7 @@ def implicit_gemm_kernel(
     MERGE: tl.constexpr, EPS: tl.constexpr, MOMENTUM: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """See the module. Grid: (groups * row tiles * column tiles, phases, splits).
+    """Compute a product; see the module. Grid: (groups * row tiles * column tiles, phases, splits).
 
     IMAGES: images in a group. SIZE: values of the whole result. P, Q: positions of a phase. CHUNK:
     channels of a split, a multiple of BLOCK_K.

@@ -172,7 +172,7 @@ def _padding(geometry: ConvGeometry) -> _Padding:
 
 
 def _padded(x: Tensor, around: tuple[int, int]) -> Tensor:
-    """A feature map as ATen sees it, (N, C, H, W), padded; F.pad would copy even for no padding."""
+    """View a feature map as ATen does, (N, C, H, W), padded; F.pad would copy even for none."""
     x = x.permute(0, 3, 1, 2)
     return F.pad(x, around * 2) if any(around) else x
 

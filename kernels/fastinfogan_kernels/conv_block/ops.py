@@ -45,7 +45,7 @@ def convolve(
     *,
     backward: bool = False,
 ) -> tuple[Tensor, TileStatistics | None]:
-    """As `launch_implicit_gemm`, by the candidate that the launch table names."""
+    """Call `launch_implicit_gemm` by the candidate that the launch table names."""
     choice = lookup("data_gradient" if backward else "forward", operand.x, weight, geometry)
     if choice.candidate == "gemm" or weight.dim() == 2:
         return launch_implicit_gemm(
@@ -77,7 +77,7 @@ def convolve(
 def convolve_weight_gradient(
     operand: Deferred, gradient: Deferred, weight: Tensor, geometry: ConvGeometry, groups: int
 ) -> Tensor:
-    """As `launch_weight_gradient`, by the candidate that the launch table names."""
+    """Call `launch_weight_gradient` by the candidate that the launch table names."""
     choice = lookup("weight_gradient", operand.x, weight, geometry)
     if choice.candidate == "gemm" or weight.dim() == 2:
         return launch_weight_gradient(operand, gradient, weight, geometry, groups, tile=choice.tile)
@@ -105,7 +105,7 @@ def norm_block(
 def sync_norm_block(
     operand: Deferred, t: LayerTensors, layer: Layer, groups: int, process_group: ProcessGroup
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `norm_block`, with the statistics of all ranks' batches; torch.compile stops here."""
+    """Compute `norm_block` with the statistics of all ranks' batches; torch.compile stops here."""
     assert t.gamma is not None
     assert t.beta is not None
     with torch.cuda.device_of(operand.x):  # type: ignore[no-untyped-call]

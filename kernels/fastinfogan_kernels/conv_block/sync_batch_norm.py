@@ -25,7 +25,7 @@ _ALL_GATHER: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_i
 
 
 def _resolve(group: ProcessGroup) -> Any:
-    """The group as torch.distributed takes it.
+    """Return the group as torch.distributed takes it.
 
     Raises:
         InputError: torch.distributed has not been initialized.
@@ -68,7 +68,7 @@ def all_gather_tiles(tiles: Tensor, group: ProcessGroup) -> Tensor:
 
 
 def _gather(local: Tensor, group: ProcessGroup) -> Tensor:
-    """All ranks' tensors, (ranks, ...), in one collective."""
+    """Gather all ranks' tensors, (ranks, ...), in one collective."""
     found = empty((world_size(group), *local.shape), local.dtype, local.device)
     with reporting_lost_ranks():
         _ALL_GATHER(found.flatten(0, 1), local.contiguous(), _resolve(group))

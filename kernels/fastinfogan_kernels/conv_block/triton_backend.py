@@ -83,7 +83,7 @@ def _run_blocks(
     *,
     deferred: bool,
 ) -> tuple[Deferred, list[Tensor | None]]:
-    """The last block's result, deferred, and what is saved."""
+    """Return the last block's result, deferred, and what is saved."""
     out = Deferred(x)
     saved: list[Tensor | None] = []
     c = chain_input
@@ -152,7 +152,7 @@ def backward(
     assert y is not None
 
     def statistics(i: int) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Gamma, rstd and bias: with them the kernel that forms a block's g finalizes its sums."""
+        """Return gamma, rstd and bias, by which the kernel that forms g finalizes its sums."""
         t = tensors[i]
         if layers[i].norm:
             local = process_group is None
@@ -228,7 +228,7 @@ def backward(
 
 
 def _as_rows(y: Tensor) -> Tensor:
-    """A feature map as the row that a fully connected layer reads."""
+    """Reshape a feature map to the row that a fully connected layer reads."""
     return y.view(y.shape[0], 1, 1, -1)
 
 

@@ -68,8 +68,9 @@ def weight_gradient_kernel(
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """See the module. Grid: (direct tiles * gathered tiles, taps, splits).
+    """Sum products over positions; see the module.
 
+    Grid: (direct tiles * gathered tiles, taps, splits).
     SIZE: values of the result. GROUP_STEPS, STEPS, CHUNK: steps in a statistics group, in all, and
     in a split.
     """

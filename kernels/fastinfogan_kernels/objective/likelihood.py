@@ -184,7 +184,7 @@ def log_likelihood_kernel(
     ROWS, WIDTH, CODES, CATEGORICAL, CONTINUOUS,
     REDUCTION: tl.constexpr, MERGE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """See the module. Grid: (row tiles, CODES + 1); the last column counts non-finite rows.
+    """Compute log Q. Grid: (row tiles, CODES + 1); the last column counts non-finite rows.
 
     BLOCK_K holds the logits of any one code. MERGE: there is more than one tile of rows.
     """

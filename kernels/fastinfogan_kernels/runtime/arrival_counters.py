@@ -72,7 +72,7 @@ _NONE = torch.empty(0, dtype=torch.int32)
 
 @triton.jit
 def is_last(counter_ptr, PROGRAMS):
-    """Whether this is the last of PROGRAMS to arrive; the last one resets the counter."""
+    """Return whether this is the last of PROGRAMS to arrive; the last one resets the counter."""
     # All threads of this program have written their parts before one of them arrives ...
     tl.debug_barrier()
     arrived = tl.atomic_add(counter_ptr, 1, sem="acq_rel", scope="gpu")
@@ -96,7 +96,7 @@ def sum_parts(parts_ptr, PARTS, BLOCK: tl.constexpr):
 
 @triton.jit
 def sum_rows(parts_ptr, column, column_ok, PARTS, STRIDE, BLOCK: tl.constexpr):
-    """As `sum_parts`, of fp32 (PARTS, STRIDE), for several columns at once."""
+    """Apply `sum_parts` to fp32 (PARTS, STRIDE), for several columns at once."""
     t = tl.arange(0, BLOCK)
     total = tl.zeros(column.shape, tl.float32)
     for start in range(0, PARTS, BLOCK):
@@ -115,7 +115,7 @@ def sum_rows(parts_ptr, column, column_ok, PARTS, STRIDE, BLOCK: tl.constexpr):
 
 @triton.jit
 def sum_splits(parts_ptr, at, ok, PARTS, SIZE, UNROLL: tl.constexpr):
-    """As `sum_parts`, of fp32 (PARTS, SIZE) at some offsets; UNROLL loads are in flight at once."""
+    """Apply `sum_parts` to fp32 (PARTS, SIZE) at offsets; UNROLL loads are in flight at once."""
     total = tl.zeros(at.shape, tl.float32)
     for _ in tl.range(0, PARTS, loop_unroll_factor=UNROLL):
         total += tl.load(parts_ptr + at, mask=ok, other=0.0, cache_modifier=".cg")

@@ -49,7 +49,7 @@ def native_status() -> str:
 
 
 def _is_gpu(device: torch.device) -> bool:
-    """CUDA, or meta tensors while launches are recorded."""
+    """Return whether it is CUDA, or meta tensors while launches are recorded."""
     return device.type == "cuda" or (device.type == "meta" and is_recording())
 
 

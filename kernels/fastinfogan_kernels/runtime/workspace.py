@@ -141,7 +141,7 @@ _active: ContextVar[Workspace | None] = ContextVar("workspace", default=None)
 
 
 def _in_use() -> Workspace | None:
-    """The running program's workspace; none for torch.compile, which plans its own memory."""
+    """Return the running program's workspace; none for torch.compile, which plans its own."""
     return None if torch.compiler.is_compiling() else _active.get()
 
 
