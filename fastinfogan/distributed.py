@@ -98,7 +98,7 @@ SINGLE_PROCESS = Distributed()
 
 
 def started_by_torchrun() -> bool:
-    """Whether this process is one of several, by what torchrun leaves in the environment."""
+    """Return whether this process is one of several, by torchrun's environment variables."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 

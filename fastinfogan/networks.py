@@ -87,13 +87,13 @@ class InfoGAN(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def d_parameters(self) -> Iterator[tuple[str, Parameter]]:
-        """Names and parameters of what the D step trains: trunk, D head and Q head."""
+        """Yield names and parameters of what the D step trains: trunk, D head and Q head."""
         for name, parameter in self.named_parameters():
             if parameter.requires_grad and not name.startswith("generator."):
                 yield name, parameter
 
     def g_parameters(self) -> Iterator[tuple[str, Parameter]]:
-        """Names and parameters of what the G step trains: the generator."""
+        """Yield names and parameters of what the G step trains: the generator."""
         for name, parameter in self.named_parameters():
             if parameter.requires_grad and name.startswith("generator."):
                 yield name, parameter

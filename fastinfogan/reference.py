@@ -46,7 +46,7 @@ class SameUpconv(nn.ConvTranspose2d):
 
 
 def layers(blocks: tuple[BlockSpec, ...], channels: int, side: int, slope: float) -> nn.Sequential:
-    """The layers of a table of blocks, for an input of `channels` x side x side (side 0: a row)."""
+    """Build the layers of a table of blocks, for `channels` x side x side (side 0: a row)."""
     parts: list[nn.Module] = []
     for b in blocks:
         if b.kind == "conv":
@@ -81,7 +81,7 @@ def layers(blocks: tuple[BlockSpec, ...], channels: int, side: int, slope: float
 
 
 def initialise(network: nn.Sequential, generator: torch.Generator) -> None:
-    """Released code's initial weights; freezes the biases in front of batch norm."""
+    """Set the released code's initial weights; freeze the biases in front of batch norm."""
     for module, after in zip(network, [*list(network)[1:], None], strict=True):
         if isinstance(module, nn.Conv2d):
             nn.init.trunc_normal_(module.weight, 0.0, 0.02, -0.04, 0.04, generator)
@@ -96,7 +96,7 @@ def initialise(network: nn.Sequential, generator: torch.Generator) -> None:
 
 
 def mutual_information(q_output: Tensor, latents: Latents, spec: LatentSpec) -> list[Tensor]:
-    """L_I = H(c) + E[log Q(c|x)] of each code, in nats (paper, equation 5)."""
+    """Compute L_I = H(c) + E[log Q(c|x)] of each code, in nats (paper, equation 5)."""
     bounds = []
     place, classes, continuous = 0, iter(latents.classes.T), iter(latents.continuous.T)
     gaussians = len(spec.continuous)
@@ -160,12 +160,12 @@ class Reference:
         return (self.generator, self.trunk, self.d_head, self.q_head)
 
     def generate(self, latents: Latents) -> Tensor:
-        """G(z, c)."""
+        """Compute G(z, c)."""
         rows = torch.as_tensor(self.experiment.latents.generator_input(latents))
         return self.generator(rows.to(next(self.generator.parameters()).dtype))  # type: ignore[no-any-return]
 
     def weighted(self, bounds: list[Tensor]) -> Tensor:
-        """Lambda * L_I, each kind of code with its own lambda."""
+        """Sum lambda * L_I, each kind of code with its own lambda."""
         e = self.experiment
         lambdas = [
             e.lambda_categorical if isinstance(c, Categorical) else e.lambda_continuous

@@ -75,7 +75,7 @@ class Loader(ABC):
 
     @abstractmethod
     def prepare(self, step: int, count: int, stop: Stop = _never) -> bool:
-        """Have the images of some iterations in `images`.
+        """Make the images of some iterations available in `images`.
 
         Args:
             step: the first iteration.

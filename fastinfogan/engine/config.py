@@ -295,7 +295,7 @@ class Precision:
 
 
 def _switches() -> tuple[Any, ...]:
-    """Where torch keeps how products of fp32 are computed, beside the name of it all."""
+    """Return where torch keeps how products of fp32 are computed, and the name of it all."""
     b: Any = torch.backends
     return b.cuda.matmul, b.cudnn.conv, b.cudnn.rnn, b.mkldnn.matmul, b.mkldnn.conv
 
@@ -317,7 +317,7 @@ _INSTRUCTIONS: Final = {
 
 @cache
 def cpu_multiplies(name: str) -> str | None:
-    """The instruction set by which this CPU multiplies "bf16" or "fp16" matrices, or None."""
+    """Return the instruction set by which this CPU multiplies "bf16" or "fp16", or None."""
     try:
         flags = set(Path("/proc/cpuinfo").read_text().split())
     except OSError:
@@ -326,7 +326,7 @@ def cpu_multiplies(name: str) -> str | None:
 
 
 def _matrix_units(name: str, device: torch.device) -> str | None:
-    """What multiplies matrices of a format on a device, or None if it is emulated or absent."""
+    """Return what multiplies matrices of a format on a device; None if emulated or absent."""
     if device.type == "cpu":
         return cpu_multiplies(name) if name in _INSTRUCTIONS else None
     # Tensor cores multiply fp16 since Volta, 7.0; bf16 and TF32 since Ampere, 8.0.

@@ -169,7 +169,7 @@ class RunDirectory:
         return self.path / "checkpoints"
 
     def has_checkpoint(self) -> bool:
-        """Whether the run came to write one."""
+        """Return whether the run has written a checkpoint."""
         return bool(checkpoint.all_in(self.checkpoints))
 
     def newest_checkpoint(self) -> Path:
@@ -219,7 +219,7 @@ class RunDirectory:
         return {"experiment": self.experiment.to_dict(), "settings": self.config.deciding()}
 
     def metrics(self) -> Iterator[dict[str, Any]]:
-        """The lines of metrics.jsonl, oldest first, without those that a crash or a disk ruined."""
+        """Read metrics.jsonl, oldest line first, without those that a crash or a disk ruined."""
         try:
             content = (self.path / "metrics.jsonl").read_bytes()
         except FileNotFoundError:

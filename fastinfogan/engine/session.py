@@ -334,11 +334,11 @@ class Signals:
                 signal.signal(each, handler)
 
     def stop(self) -> bool:
-        """Whether the run is to stop."""
+        """Return whether the run is to stop."""
         return bool(self._stop)
 
     def save(self) -> bool:
-        """Whether a checkpoint was asked for since the last call."""
+        """Return whether a checkpoint was asked for since the last call."""
         asked, self._save = self._save, False
         return asked
 

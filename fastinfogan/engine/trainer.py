@@ -232,14 +232,14 @@ class Trainer:
         return every > 0 and self.step % every == 0
 
     def _iterations_until_due(self, until: int, schedule: Schedule) -> int:
-        """How many iterations may run before something is due."""
+        """Count the iterations that may run before something is due."""
         every = (self.run.config.log_every, schedule.checkpoint_every, schedule.pictures_every)
         due = [n - self.step % n for n in every if n]
         calls = self.execution.iterations_per_call, self.loader.iterations_per_call
         return min(*calls, until - self.step, *due)
 
     def _prepare_images(self, count: int, schedule: Schedule) -> bool:
-        """Have the images of the next iterations ready; false if the run is to stop instead."""
+        """Prepare the images of the next iterations; false if the run is to stop instead."""
         # Several processes stop where all of them do.
         stop = schedule.stop if self.distributed.world_size == 1 else lambda: False
         ready, error = False, None
@@ -288,13 +288,13 @@ class _Metrics:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave the time spent inside out of the rates."""
+        """Exclude the time spent inside from the rates."""
         begun = time.perf_counter()
         yield
         self._started += time.perf_counter() - begun
 
     def update(self, *, last: bool) -> None:
-        """Note that iterations have run; write a line if one is due.
+        """Count iterations that have run; write a line if one is due.
 
         Raises:
             TrainingError: a metric is not finite.

@@ -177,7 +177,7 @@ class ConvBlock(Block):
         self.reset_parameters()
 
     def call_for(self, shape: tuple[int, ...]) -> BlockCall:
-        """See `Block`."""
+        """Choose the call; see `Block`."""
         _, height, width = _check_image(shape, self.layer.weight.shape[1], "ConvBlock")
         layer = self.layer
         assert isinstance(layer, nn.Conv2d)
@@ -228,7 +228,7 @@ class UpconvBlock(Block):
         self.reset_parameters()
 
     def call_for(self, shape: tuple[int, ...]) -> BlockCall:
-        """See `Block`."""
+        """Choose the call; see `Block`."""
         _, height, width = _check_image(shape, self.layer.weight.shape[0], "UpconvBlock")
         layer = self.layer
         assert isinstance(layer, nn.ConvTranspose2d)
@@ -277,7 +277,7 @@ class LinearBlock(Block):
         self.reset_parameters()
 
     def call_for(self, shape: tuple[int, ...]) -> BlockCall:
-        """See `Block`."""
+        """Choose the call; see `Block`."""
         if len(shape) not in (1, 3):
             raise InputError(
                 f"a LinearBlock takes 2 or 4 dimensions, not {len(shape) + 1} dimensions"

@@ -113,7 +113,7 @@ class ModelSource:
                     self._walking[kind] = f"{kind.__name__}.{method} may use its layers"
 
     def _note_attributes(self, module: nn.Module) -> None:
-        """Note modules that attributes hold outside the module tree."""
+        """Record modules that attributes hold outside the module tree."""
         for name, value in vars(module).items():
             if name in ("_modules", "fused_chain"):
                 continue
