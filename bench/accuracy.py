@@ -110,7 +110,7 @@ def check_same_bits(actual: Results, expected: Results, what: str = "results") -
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:
-    """A NaN equals the same NaN, and 0 does not equal -0."""
+    """Compare bit by bit: a NaN equals the same NaN, and 0 does not equal -0."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
     if a.is_floating_point():

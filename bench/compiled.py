@@ -107,7 +107,7 @@ def record(e: Experiment, precision: ComputedIn = "bf16") -> dict[str, list[Laun
 def _attribute(
     iteration: Iteration, launches: list[Launch], found: dict[str, list[Launch]]
 ) -> None:
-    """Have each network's methods move what they launch from `launches` to `found`."""
+    """Make each network's methods move what they launch from `launches` to `found`."""
     for step, networks in zip("DG", iteration.steps, strict=True):
         for name, network in vars(networks).items():
             of_network = found.setdefault(f"{step} step {name}", [])
@@ -246,7 +246,7 @@ def _read(launch: Launch, kernel: Any, target: str, launches: int) -> Compiled:
 
 
 def _resources(cubin: bytes) -> tuple[int, int]:
-    """Registers and stack bytes of a thread, by the cuobjdump that Triton brings."""
+    """Read registers and stack bytes of a thread, by the cuobjdump that Triton brings."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)

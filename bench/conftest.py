@@ -64,7 +64,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Order the modules; select the short set, if that is asked for."""
+    """Sort the modules; select the short set, if that is asked for."""
     items.sort(key=lambda item: ORDER.index(item.path.name) if item.path.name in ORDER else 99)
     if config.option.short:
         left = [item for item in items if item.get_closest_marker("short") is None]

@@ -20,7 +20,7 @@ FOLDER = RESULTS / "learned"
 
 
 def learned(path: Path, at: list[int]) -> dict[str, Any]:
-    """Of a run, as JSON holds it.
+    """Return what a run has learned, as JSON holds it.
 
     Args:
         path: the run's folder.

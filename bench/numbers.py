@@ -104,7 +104,7 @@ def _baselines(rows: Iterable[Row]) -> list[str]:
 
 
 def iteration_short() -> str:
-    """Iterations at the default batch in bf16: the ratio to each baseline, and no more."""
+    """Give the ratio of iterations in bf16 at the default batch to each baseline, and no more."""
 
     def write(rows: list[Row]) -> str:
         found = sorted(

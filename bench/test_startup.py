@@ -91,13 +91,13 @@ def test_the_first_iteration(measured: Measured) -> None:
 
 @pytest.fixture(scope="module")
 def eager() -> str:
-    """The first losses in eager mode."""
+    """Compute the first losses in eager mode."""
     return process(*FIRST, "fastinfogan", "eager")()
 
 
 @pytest.fixture(scope="module")
 def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of compiled programs, filled by the cold case."""
+    """Make a folder of compiled programs, filled by the cold case."""
     return tmp_path_factory.mktemp("compiled")
 
 

@@ -11,7 +11,7 @@ EAGER, BEST, COMPILED, CUDAGRAPHS = "eager", "best", "compiled", "cudagraphs"
 
 
 def benchmark_cudnn() -> None:
-    """Have cuDNN time its algorithms for each shape, as fast PyTorch code does."""
+    """Let cuDNN time its algorithms for each shape, as fast PyTorch code does."""
     torch.backends.cudnn.benchmark = True
 
 

@@ -55,7 +55,7 @@ class BarePipeline:
         self._fresh = True
 
     def epoch(self) -> NDArray[np.uint8]:
-        """As many batches as an epoch has; the last one.
+        """Run as many batches as an epoch has; return the last one.
 
         By hand: `run` would leave batches behind that are decoded while something else is timed.
         """

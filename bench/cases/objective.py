@@ -22,7 +22,7 @@ Results = Callable[[], tuple[Tensor, ...]]
 
 
 def likelihood(at: Setting) -> Case:
-    """The log likelihood of the codes, and its gradient by Q's output."""
+    """Compare the log likelihood of the codes, and its gradient by Q's output."""
     spec = at.experiment.latents
     output = at.randn(at.batch, spec.output_width)
     targets = _targets(at)
@@ -42,7 +42,7 @@ def likelihood(at: Setting) -> Case:
 
 
 def q_head(at: Setting) -> Case:
-    """Q's last layer with the likelihood of the codes, and gradients by its output and bias."""
+    """Compare Q's last layer with the likelihood, and gradients by its output and bias."""
     spec, targets = at.experiment.latents, _targets(at)
     layer = _layer(at, "q_head", at.batch, spec.output_width)
     return _case(
@@ -53,7 +53,7 @@ def q_head(at: Setting) -> Case:
 
 
 def d_head(at: Setting) -> Case:
-    """D's last layer with its losses on real and generated images, and the gradients."""
+    """Compare D's last layer with its losses on real and generated images, and the gradients."""
     layer = _layer(at, "d_head", 2 * at.batch, 1)
     return _case(
         at, lambda: d_head_objective(Deferred(layer[0]), *layer[1:], (1, 0))[1:],

@@ -72,7 +72,7 @@ def _of_experiment(e: Experiment, found: Sequence[ComputedIn], batch: int) -> It
 
 
 def _codes(at: Setting) -> Case:
-    """Against torch's own generator, whose numbers are others; checked by the definition."""
+    """Compare with torch's own generator, whose numbers are others; check by the definition."""
     spec = at.experiment.latents
     counter = torch.zeros((), dtype=torch.int64, device=at.device)
     out = empty_codes(spec, at.batch, at.device, at.dtype)
@@ -98,7 +98,7 @@ def _codes(at: Setting) -> Case:
 
 
 def _images(at: Setting, augmentation: Augmentation = "none") -> Case:
-    """A batch gathered from a resident set and scaled; the baseline draws by torch's generator."""
+    """Gather and scale a batch of a resident set; the baseline draws by torch's generator."""
     e, batch, device = at.experiment, at.batch, at.device
     shape = (e.height, e.width, e.channels)
     source = torch.Generator().manual_seed(SEED)
@@ -138,7 +138,7 @@ def _images(at: Setting, augmentation: Augmentation = "none") -> Case:
 
 
 def _adam(at: Setting) -> Case:
-    """Of all networks; gradients as the networks leave them: baselines cast them, and weights."""
+    """Update all networks; gradients as these leave them: baselines cast them, and weights."""
     e, dtype, device = at.experiment, at.dtype, at.device
     with torch.device("meta"):
         shapes = [p.shape for p in InfoGAN(e).parameters() if p.requires_grad]

@@ -59,7 +59,7 @@ class WorkerProcess:
         self._errors.close()
 
     def ask(self, do: str, **arguments: str) -> dict[str, Any]:
-        """Have a command of `worker.Worker` done, and return its answer.
+        """Send a command to `worker.Worker`, and return its answer.
 
         Raises:
             CaseError: it failed.

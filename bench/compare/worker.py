@@ -89,7 +89,7 @@ def _device() -> Any:  # noqa: ANN401 - torch is not imported at the top
 
 
 def main(tree: str) -> None:
-    """Answer until stdin is closed."""
+    """Run commands from stdin until it is closed."""
     sys.path[:0] = [tree, str(Path(tree) / "kernels")]
     sys.meta_path.insert(0, PathFinder)  # before the finder of an editable installation
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)

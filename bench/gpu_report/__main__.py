@@ -150,7 +150,7 @@ class Command:
             self._write()
 
     def _supervisors(self, stage: Stage) -> Iterator[Supervisor]:
-        """One process of a stage, or several of the test suite, each with a part of the tests."""
+        """Yield one process of a stage, or several of the test suite, each with a part of it."""
         dry, work = self._args.dry_run, self._work
         environment = self._environment(stage)
         if stage.run:
@@ -174,7 +174,7 @@ class Command:
             yield Supervisor(lambda _: suite, journal, log, {**environment, **of_part}, ROOT)
 
     def _environment(self, stage: Stage) -> dict[str, str]:
-        """Of a stage's processes: nothing that they print is held back, caches are shared."""
+        """Return a stage's environment: output is not buffered, caches are shared."""
         cache = Path(tempfile.gettempdir()) / f"fastinfogan-gpu-report-{os.getuid()}"
         paths = [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]
         found = {

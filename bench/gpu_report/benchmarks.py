@@ -70,7 +70,7 @@ def blocks(context: Context) -> None:
 
 
 def _uncompiled(plan: Planned) -> Planned:
-    """Without the baseline that is compiled for each shape, which takes seconds each."""
+    """Drop the baseline that is compiled for each shape, which takes seconds each."""
 
     def make(device: torch.device) -> Any:
         case = plan.make(device)
@@ -120,7 +120,7 @@ def _measured(
 
 
 def _summary(row: Row) -> dict[str, Any]:
-    """Microseconds, ratios and share of the roofline of a row."""
+    """Return microseconds, ratios and share of the roofline of a row."""
     found: dict[str, Any] = {"experiment": row.experiment, "batch": row.batch}
     found |= {f"us, {k}": round(1e6 * spread.median, 2) for k, spread in row.seconds.items()}
     found |= {f"of {k}": round(spread.median, 3) for k, spread in row.ratios.items()}
@@ -130,7 +130,7 @@ def _summary(row: Row) -> dict[str, Any]:
 
 
 def _roofline(context: Context) -> Mapping[str, Any]:
-    """The rates that no program exceeds by much."""
+    """Return the rates that no program exceeds by much."""
     precisions: list[ComputedIn] = ["bf16", "fp32", *([] if context.dry else ["fp16", "tf32"])]  # type: ignore[list-item]
     found = {f"{p}, TFLOP/s": round(context.roofline.gemm_rate(p) / 1e12, 2) for p in precisions}
     found["copy, GB/s"] = round(context.roofline.copy_rate() / 1e9, 1)

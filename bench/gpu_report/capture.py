@@ -104,7 +104,7 @@ def _unchanged(context: Context, replayed: Mode) -> Mapping[str, Any]:
 
 
 def _resume(context: Context) -> Mapping[str, Any]:
-    """A run stopped and resumed by another trainer, from disk, and one that was not."""
+    """Compare a run resumed from disk by another trainer with one that was not stopped."""
     digits, e = embedded_digits(), experiment("mnist", dry=context.dry)
     how = config(e, "bf16", data_fingerprint=digits.fingerprint, log_every=10)
     first, until = (3, 6) if context.dry else (35, 80)
@@ -125,7 +125,7 @@ def _resume(context: Context) -> Mapping[str, Any]:
 
 @contextmanager
 def _waits_are_errors(device: torch.device) -> Iterator[None]:
-    """Have whatever would make the host wait for the device raise."""
+    """Make operations that let the host wait for the device raise."""
     if device.type == "cuda":
         torch.cuda.set_sync_debug_mode("error")
     try:
@@ -136,7 +136,7 @@ def _waits_are_errors(device: torch.device) -> Iterator[None]:
 
 
 def _no_host(context: Context, replayed: Mode) -> Mapping[str, Any]:
-    """Neither call by call nor replayed does the host wait; a replay allocates nothing."""
+    """Check that the host never waits, called or replayed, and a replay allocates nothing."""
     numbers: dict[str, Any] = {}
     for what, mode in (("call by call", EagerExecution), ("replayed", replayed)):
         execution = mode(_made(context))
@@ -159,7 +159,7 @@ def _allocations(device: torch.device) -> int:
 
 
 def _compiled(context: Context) -> Mapping[str, Any]:
-    """torch.compile's program of the whole iteration, beside the eager one."""
+    """Compare torch.compile's program of the whole iteration with the eager one."""
     begun = time.monotonic()
     actual = _state(CompiledExecution(_made(context)), [3])
     context.synchronize()

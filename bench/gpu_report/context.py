@@ -119,7 +119,7 @@ class Context:
         return None
 
     def skip(self, name: str, reason: str) -> None:
-        """Say why an item is not run."""
+        """Record why an item is not run."""
         if name not in self.known:
             self.known.add(name)
             self.journal.add(Item(name, "not reached", error=reason))

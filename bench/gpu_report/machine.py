@@ -81,7 +81,7 @@ def _installed(name: str) -> bool:
 
 
 def _output(*command: str) -> str:
-    """What a tool prints, or why it prints nothing."""
+    """Return what a tool prints, or why it prints nothing."""
     if shutil.which(command[0]) is None:
         return f"{command[0]} is not installed"
     done = subprocess.run(command, capture_output=True, text=True, timeout=15, check=False)
@@ -118,7 +118,7 @@ def _nvidia_smi() -> Mapping[str, Any]:
 
 
 def target_of(device: torch.device) -> tuple[str, Machine]:
-    """What kernels are compiled for, and the machine by which tiles are chosen; sm_90 for a CPU."""
+    """Return the target of kernels and the machine by which tiles are chosen; sm_90 for a CPU."""
     if device.type != "cuda":
         return "sm_90", MACHINES["sm_90"]
     major, minor = torch.cuda.get_device_capability(device)
@@ -126,7 +126,7 @@ def target_of(device: torch.device) -> tuple[str, Machine]:
 
 
 def shares(context: Context, seconds: float, name: str) -> list[Share]:
-    """Parts of a compilation, one for each core.
+    """Split a compilation into parts, one for each core.
 
     Args:
         context: for the device, and the folder of the workers' files.
@@ -152,7 +152,7 @@ def compile_kernels(context: Context) -> None:
 
 
 def waves(*, dry: bool) -> Iterator[tuple[str, Sequence[Launch]]]:
-    """What is compiled, most valuable first; in a dry run one network's evaluation."""
+    """List what is compiled, most valuable first; in a dry run one network's evaluation."""
     if dry:
         yield "evaluation, fp32", record_modules(experiment("mnist", dry=True), "fp32")[:4]
         return
@@ -212,7 +212,7 @@ def _cubins() -> int:
 
 
 def _first(context: Context) -> Mapping[str, Any]:
-    """How many kernels were missing from the cache after all, and how long loading them takes."""
+    """Count the kernels that the cache lacked after all, and time the loading of all."""
     before, begun = _cubins(), time.monotonic()
     as_trained(experiment("mnist", dry=context.dry), context.device, dry=context.dry).run(0, 1)
     context.synchronize()

@@ -61,7 +61,7 @@ class Call:
 
 @contextmanager
 def watching(name: str) -> Iterator[dict[str, Call]]:
-    """Note the passes of layers that are run inside, by key."""
+    """Record the passes of layers that are run inside, by key."""
     calls: dict[str, Call] = {}
 
     def watched(function: Any, weight_at: int) -> Any:
@@ -104,7 +104,7 @@ def _results(found: Any, epilogue: Any) -> Results:
 
 
 def passes_of(name: str, device: torch.device) -> list[Call]:
-    """The passes of an experiment's iteration, most expensive first."""
+    """Return the passes of an experiment's iteration, most expensive first."""
     e, meta = experiment(name, dry=False), device.type == "meta"
     with recording() if meta else nullcontext(), PRECISIONS["bf16"].arithmetic(), torch.no_grad():
         iteration = meta_iteration(e, "bf16") if meta else make_iteration(e, device, dry=False)
@@ -114,7 +114,7 @@ def passes_of(name: str, device: torch.device) -> list[Call]:
 
 
 def all_passes(device: torch.device) -> list[Call]:
-    """Of the five, in turns, so that each gets its most expensive passes tuned."""
+    """Interleave the passes of five experiments, so that the most expensive of each are tuned."""
     rows = zip_longest(*(passes_of(name, device) for name in FIVE))
     found: dict[str, Call] = {}
     for call in (call for row in rows for call in row if call is not None):
@@ -123,7 +123,7 @@ def all_passes(device: torch.device) -> list[Call]:
 
 
 def small_passes() -> list[Call]:
-    """Of two small blocks, which Triton's interpreter runs in a second."""
+    """Return passes of two small blocks, which Triton's interpreter runs in a second."""
     chain = Chain(ConvBlock(3, 7, 4, 2), ConvBlock(7, 18, 4, 2), impl="triton")
     with watching("two blocks") as calls:
         chain(torch.randn(2, 3, 8, 8)).sum().backward()
@@ -131,7 +131,7 @@ def small_passes() -> list[Call]:
 
 
 def rules_tile(call: Call) -> GemmTile | None:
-    """How the rule, or the table in force, tiles a pass; None if ATen computes it."""
+    """Return how the rule, or the table in force, tiles a pass; None if ATen computes it."""
     with recording(run=False) as launches:
         call.run()
     for launch in launches:
@@ -145,7 +145,7 @@ def rules_tile(call: Call) -> GemmTile | None:
 
 
 def choices_beside(call: Call, tile: GemmTile | None, present: Choice | None) -> list[Choice]:
-    """What might be better than the rule, the likeliest first.
+    """List what might be better than the rule, the likeliest first.
 
     Args:
         call: the pass.

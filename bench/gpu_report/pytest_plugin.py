@@ -28,14 +28,14 @@ class Recorder:
         self._reports: list[pytest.TestReport] = []
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Most valuable first; this process's part; without what is done."""
+        """Select this process's part without what is done, most valuable first."""
         items.sort(key=lambda item: _rank(item.path.name))
         part = items[self._part :: self._parts]
         self._journal.fact(**{f"tests of part {self._part}": len(part)})
         items[:] = [item for item in part if item.nodeid not in self._known]
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        """A file that cannot be imported fails as one item, of the first part."""
+        """Record a file that cannot be imported as one failed item, of the first part."""
         name = f"collecting {report.nodeid}"
         if report.failed and not self._part and name not in self._known:
             error = report.longreprtext.strip().splitlines()[-1]
@@ -46,7 +46,7 @@ class Recorder:
         self._journal.begin(nodeid, _LIMIT)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Note a phase of a test; the last one ends it."""
+        """Record a phase of a test; the last one ends it."""
         self._reports.append(report)
         if report.when != "teardown":
             return
@@ -70,7 +70,7 @@ class Recorder:
             exit_if_device_is_lost()
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """End well although tests failed: the journal says which."""
+        """Exit with 0 although tests failed: the journal lists them."""
         if session.exitstatus in (
             pytest.ExitCode.TESTS_FAILED,
             pytest.ExitCode.NO_TESTS_COLLECTED,

@@ -59,7 +59,7 @@ class StageResult:
     def of(
         cls, stage: Stage, limit: float, ended: Sequence[Ended], journals: Sequence[Journal]
     ) -> "StageResult":
-        """Of a stage whose processes have run."""
+        """Read the result of a stage whose processes have run."""
         found = [journal.read() for journal in journals]
         items = [item for each in found for item in each.items]
         facts = {name: fact for each in found for name, fact in each.facts.items()}
@@ -87,7 +87,7 @@ class StageResult:
         return f"{sum(item.state == 'ok' for item in self.items)}/{len(self.items)}"
 
     def headline(self, shown: Sequence[str]) -> str:
-        """The numbers of the items that have any of these names, in a line."""
+        """Join the numbers of the items that have any of these names, in a line."""
         rows = [item.numbers for item in self.items if item.state == "ok"]
         lines = [", ".join(f"{k} {n[k]}" for k in shown if k in n) for n in rows]
         return "; ".join(line for line in lines if line)
@@ -134,11 +134,11 @@ class GpuReport:
         write_text(folder / PAGE, "\n\n".join(self._page(folder)) + "\n")
 
     def stage(self, name: str) -> StageResult:
-        """One of them; an empty one if it was not part of this run."""
+        """Return one of the stages; an empty one if it was not part of this run."""
         return next((s for s in self.stages if s.name == name), StageResult(name, name))
 
     def table(self, stages: Sequence[Stage]) -> Iterable[str]:
-        """The last lines on stdout: stage, state, seconds, what it found; then what failed."""
+        """Return the last lines on stdout: stage, state, seconds, findings; then what failed."""
         yield f"{'stage':12s} {'state':12s} {'seconds':>8s}  items  found"
         shown = {stage.name: stage.shown for stage in stages}
         for s in self.stages:

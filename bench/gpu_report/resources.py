@@ -34,7 +34,7 @@ def memory(context: Context) -> None:
 
 
 def _peak(context: Context, e: Experiment, side: str) -> Mapping[str, Any]:
-    """Bytes at the peak of three iterations, images and all."""
+    """Measure the bytes at the peak of three iterations, images and all."""
     cuda = context.device.type == "cuda"
     gc.collect()
     if cuda:

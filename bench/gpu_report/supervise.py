@@ -118,7 +118,7 @@ class Supervisor:
 
 
 def _lost(name: str, ending: Ending, error: str, limit: float) -> Item:
-    """The item in whose middle the process ended."""
+    """Return the item in whose middle the process ended."""
     if ending == "time":  # nothing is wrong with it, as far as is known
         return Item(name, "not reached", error="stopped in its middle: the stage's time was up")
     if ending == "item":
@@ -127,7 +127,7 @@ def _lost(name: str, ending: Ending, error: str, limit: float) -> Item:
 
 
 def last_error(log: Path) -> str:
-    """The last line of a log that names an error, or the last line."""
+    """Return the last line of a log that names an error, or the last line."""
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - _TAIL))
         lines = [line.strip()[:300] for line in file.read().decode(errors="replace").splitlines()]

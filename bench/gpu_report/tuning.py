@@ -53,7 +53,7 @@ _WAIT = 20.0
 
 
 def difference(actual: Results, expected: Results) -> str:
-    """Where two ways of computing a pass differ by more than roundings, or ""."""
+    """Describe where two ways of computing a pass differ by more than roundings, or return ""."""
     for name, one in expected.items():
         other = actual.get(name)
         if other is None:
@@ -135,7 +135,7 @@ def _words(choice: Choice) -> str:
 
 
 def merged(present: Mapping[str, Any], tuned: Mapping[str, Any]) -> dict[str, Any]:
-    """The table to be committed, as JSON, sorted by key.
+    """Return the table to be committed, as JSON, sorted by key.
 
     Args:
         present: the entries of the installed one; what was not tuned stays.
@@ -167,7 +167,7 @@ def tuning(context: Context) -> None:
 
 
 def tile_waves() -> Iterator[tuple[str, list[Launch]]]:
-    """What workers compile while others are timed: each pass by all its tiles, in that order."""
+    """List what workers compile while others are timed: each pass by all its tiles, in order."""
     for call in all_passes(META):
         launches: list[Launch] = []
         for choice in choices_beside(call, rules_tile(call), None):

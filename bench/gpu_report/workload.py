@@ -21,7 +21,7 @@ def names(*, dry: bool) -> tuple[str, ...]:
 
 
 def experiment(name: str, *, dry: bool, batch: int | None = None) -> Experiment:
-    """One of the experiments; in a dry run with narrow layers, of few images."""
+    """Return an experiment; in a dry run with narrow layers, of few images."""
     e = experiments.get(name)
     if not dry:
         return replace(e, batch_size=batch or e.batch_size)
@@ -41,17 +41,17 @@ def experiment(name: str, *, dry: bool, batch: int | None = None) -> Experiment:
 def iteration(
     e: Experiment, device: torch.device, precision: ComputedIn = "bf16", *, dry: bool
 ) -> Iteration:
-    """An iteration on made-up images."""
+    """Make an iteration on made-up images."""
     images = images_for(e, max(_DRY_IMAGES if dry else 4096, 2 * e.batch_size), device)
     return iteration_for(e, precision, e.batch_size, images)
 
 
 def as_trained(e: Experiment, device: torch.device, *, dry: bool) -> Execution:
-    """An iteration in the execution mode that training chooses."""
+    """Make an iteration in the execution mode that training chooses."""
     mode, _ = choose_execution("auto", device)
     return mode(iteration(e, device, dry=dry))
 
 
 def config(e: Experiment, precision: ComputedIn, **changes: Any) -> TrainConfig:
-    """The configuration of a run of an experiment as it is."""
+    """Return the configuration of a run of an experiment as it is."""
     return train_config(e, precision, **{"augmentation": "affine", "log_every": 100} | changes)
