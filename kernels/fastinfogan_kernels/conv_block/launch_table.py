@@ -60,8 +60,9 @@ class Choice:
     """The implementation of a pass of a layer.
 
     Attributes:
-        candidate: "gemm" for our kernel, "aten" for ATen's convolution with our passes around it.
-        tile: of our kernel; None for the rule's.
+        candidate: "gemm" for the implicit GEMM, "aten" for ATen's convolution between elementwise
+            passes.
+        tile: of the implicit GEMM; None for the rule's.
     """
 
     candidate: Literal["gemm", "aten"] = "gemm"
@@ -82,7 +83,7 @@ def table_key(which: Pass, x: Tensor, weight: Tensor, geometry: ConvGeometry) ->
 
 
 def lookup(which: Pass, x: Tensor, weight: Tensor, geometry: ConvGeometry) -> Choice:
-    """Return the table's choice for a pass, or the default: our kernel, tiled by the rule."""
+    """Return the table's choice for a pass, or the default: implicit GEMM, tiled by the rule."""
     table = _override.get()
     if table is None:
         table = read_table(TABLE)

@@ -1,4 +1,4 @@
-"""A chain as data: the geometry of its convolutions, with ATen's, its layers, tensors and input.
+"""A chain as data: the geometry of its convolutions, also in ATen's terms, layers, tensors, input.
 
 Convolution, transposed convolution and fully connected layer are one implicit GEMM: output position
 (p, q) sums, over the taps (r, s) of a filter, a weight matrix times the input at a position that

@@ -184,7 +184,7 @@ def d_head_op(
 
 
 class DHeadResult(NamedTuple):
-    """What D's last layer leaves.
+    """The results of D's last layer.
 
     Attributes:
         logits: (R,), fp32, or fp64 of fp64.

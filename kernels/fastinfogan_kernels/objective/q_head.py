@@ -211,7 +211,7 @@ def q_head_op(
 
 
 class QHeadResult(NamedTuple):
-    """What Q's last layer leaves.
+    """The results of Q's last layer.
 
     Attributes:
         output: Q's raw output; (B, output_width) in y's dtype, or None without `with_output`.
