@@ -26,9 +26,9 @@ from tests.helpers.chain_cases import (
 FP32 = (torch.float32, torch.float32)
 CASES = {**every_window(), **experiments_at_small_widths()}
 SMALL = {
-    "conv": Case((Layer(conv(4, 1, 1, (0, 0)), True), Layer(conv(4, 4, 1, (1, 2)), True)),
+    "conv": Case((Layer(conv(4, 1, 1, (0, 0)), True), Layer(conv(4, 2, 1, (0, 1)), True)),
                  (5, 17, 19), 4, 4, 2),
-    "upconv": Case((Layer(conv(3, 1, 1, (0, 0)), True), Layer(upconv(3, 4, 1), True)),
+    "upconv": Case((Layer(conv(3, 1, 1, (0, 0)), True), Layer(upconv(3, 2, 1), True)),
                    (5, 17, 19), 3, 4, 2),
     "strided": Case((Layer(conv(4), True), Layer(upconv(2), False, "tanh")), (17, 18, 3), 4, 4),
     "linear": Case((Layer(LINEAR, True), Layer(LINEAR, False, "none")), (150, 18, 14), 0, 8),
@@ -95,7 +95,7 @@ def test_slopes(slope: float, device: torch.device) -> None:
 
 
 def test_groups_have_statistics_of_their_own(device: torch.device) -> None:
-    case = CASES["mnist trunk"]
+    case = SMALL["conv"]
     count = case.batch // 2
     both = outcome(fused_chain, case, *FP32, device=device)
     half = Case(case.layers, case.channels, case.side, count, 1)
@@ -122,7 +122,8 @@ def test_uint8_images_gathered_by_index(channels: int, norm: bool, device: torch
 
 
 def test_the_same_at_every_run(device: torch.device) -> None:
-    runs = [outcome(fused_chain, CASES["svhn trunk"], *FP32, device=device) for _ in range(2)]
+    case = CASES["svhn trunk"] if device.type == "cuda" else SMALL["strided"]
+    runs = [outcome(fused_chain, case, *FP32, device=device) for _ in range(2)]
     check_same_bits(*runs)
 
 
@@ -142,7 +143,7 @@ def statistics_of(x: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("ratio", [1.0, 50.0, 300.0])
 def test_variance_far_from_zero(ratio: float, device: torch.device) -> None:
     """Where sums of squares would lose 1 % of the variance, merged tiles lose next to nothing."""
-    x = torch.randn(16, 16, 12, 12, generator=torch.Generator().manual_seed(5)) + ratio
+    x = torch.randn(8, 16, 12, 12, generator=torch.Generator().manual_seed(5)) + ratio
     _, deviation = statistics_of(x, device)
     exact = x.double().std(dim=(0, 2, 3), unbiased=False)
     assert ((deviation - exact) / exact).abs().max() < 5e-6
@@ -155,7 +156,7 @@ def test_a_constant_channel_has_no_variance(device: torch.device) -> None:
 
 
 def test_nan_in_is_nan_out(device: torch.device) -> None:
-    case = CASES["4x4 stride 2"]
+    case = SMALL["conv"]
     x = case.input()
     x[0, 0, 0, 0] = float("nan")
     actual = outcome(fused_chain, case, *FP32, x, device)
@@ -181,7 +182,7 @@ def test_infinities_pass_a_relu(device: torch.device) -> None:
 
 def test_a_planted_error_is_caught(device: torch.device) -> None:
     """The comparison sees a slope that is off by one part in a thousand."""
-    case = CASES["4x4 stride 2"]
+    case = SMALL["conv"]
     layers = tuple(replace(each, slope=each.slope * 1.001) for each in case.layers)
     truth = outcome(reference_chain, case, torch.float64, torch.float64)
     baseline = outcome(reference_chain, case, *FP32)

@@ -111,9 +111,9 @@ def test_tiles_merged_for_other_ranks(device: torch.device) -> None:
 
 
 def test_images_merged_or_apart(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
-    pixels = torch.randint(0, 256, (40, 16, 16, 1), dtype=torch.uint8)
-    images = Images(pixels, torch.randint(0, 40, (40,)), 2 / 255, -1.0)
-    case = Case((Layer(conv(16), True),), (1, 80), 16, 40, 2)
+    pixels = torch.randint(0, 256, (10, 16, 16, 1), dtype=torch.uint8)
+    images = Images(pixels, torch.randint(0, 10, (10,)), 2 / 255, -1.0)
+    case = Case((Layer(conv(16), True),), (1, 80), 16, 10, 2)
     found = []
     for most in (bn_stats.MAX_MERGED_TILES, 0):
         monkeypatch.setattr(bn_stats, "MAX_MERGED_TILES", most)
@@ -139,7 +139,7 @@ def test_what_no_tile_holds_whole_is_apart(device: torch.device) -> None:
 def test_one_buffer_serves_consecutive_chains(
     monkeypatch: pytest.MonkeyPatch, device: torch.device
 ) -> None:
-    case = CASES["features once for each pixel"]
+    case = CASES["rows"]
     monkeypatch.setattr(arrival_counters, "_of_stream", {})
     with using_table({"*": Choice("gemm", SMALL)}):
         runs = [outcome(fused_chain, case, *FP32, device=device) for _ in range(2)]
@@ -180,9 +180,11 @@ def test_splits_of_a_product_are_added_in_order(splits: int, draw: Draw) -> None
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_splits_of_a_weight_gradient_are_added_in_order(dtype: torch.dtype, draw: Draw) -> None:
     x, g = draw(6, 8, 8, 18), draw(6, 4, 4, 20)
-    weight = draw(20, 18, 4, 4).to(dtype)
+    weight = draw(20, 18, 2, 2).to(dtype)
     with recording(run=True) as launches:
-        found = launch_weight_gradient(Deferred(x), Deferred(g), weight, conv(8), 2, tile=SMALL)
+        found = launch_weight_gradient(
+            Deferred(x), Deferred(g), weight, conv(8, 2, 2, (0, 0)), 2, tile=SMALL
+        )
     (launch,) = launches
     partial = arguments(launch)["partial_ptr"]
     total = torch.zeros_like(partial[0])
@@ -194,8 +196,8 @@ def test_splits_of_a_weight_gradient_are_added_in_order(dtype: torch.dtype, draw
 
 
 def test_splits_of_an_images_weight_gradient_are_added_in_order(device: torch.device) -> None:
-    pixels = torch.randint(0, 256, (48, 16, 16, 3), dtype=torch.uint8)
-    case = Case((Layer(conv(16), False),), (3, 40), 16, 48)
+    pixels = torch.randint(0, 256, (24, 16, 16, 3), dtype=torch.uint8)
+    case = Case((Layer(conv(16), False),), (3, 40), 16, 24)
     with recording(run=True) as launches:
         found = outcome(fused_chain, case, *FP32, Images(pixels), device)
     partial = arguments(launches[-1])["partial_ptr"]

@@ -54,7 +54,7 @@ def test_many_tiles_are_merged_and_leave_the_counters_zero(device: torch.device)
     d = drawn(MIXED, 300)
     counters = make_counters(MIXED, device)
     with recording(run=True) as launches:
-        found = [evaluate(d, "triton", device, counters=counters) for _ in range(3)]
+        found = [evaluate(d, "triton", device, counters=counters) for _ in range(2)]
     assert all(launch.grid[0] > 8 and launch.parameters["MERGE"] for launch in launches)
     assert not counters.any()
     for values, gradient in found[1:]:
