@@ -24,7 +24,6 @@ class BadImages:
         policy: "fail" raises at the first bad image, "skip" continues without them.
 
     Attributes:
-        count: as given.
         bad: by index in the set; replaced by a new dict at each addition, as one thread adds while
             others read.
     """

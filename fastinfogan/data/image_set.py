@@ -152,14 +152,7 @@ class CropResize:
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An encoded image: a file, or a range of bytes in one.
-
-    Attributes:
-        name: relative path within the set.
-        path: of the file.
-        offset: of the first byte.
-        size: bytes.
-    """
+    """An encoded image: `size` bytes of a file; `name` is its relative path within the set."""
 
     name: str
     path: Path

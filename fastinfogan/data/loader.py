@@ -136,11 +136,7 @@ class ResidentLoader(Loader):
 class DecodingLoader(Loader):
     """All images in one tensor, decoded ahead of the iterations that need them.
 
-    Args:
-        images: uint8 (N, height, width, channels), the cache's array or a copy on the device.
-        description: see `Loader`.
-        filler: of the cache.
-        is_copy: whether `images` is a copy of the cache.
+    `images` are the cache's array itself or, with `is_copy`, a copy on the device.
     """
 
     def __init__(
@@ -208,14 +204,8 @@ class DecodingLoader(Loader):
 class StagedLoader(Loader):
     """One batch at a time, copied into a small tensor while the next ones are gathered.
 
-    On a GPU the copies come from pinned memory, on the stream of the iterations.
-
-    Args:
-        device: of the iterations.
-        description: see `Loader`.
-        filler: of the cache.
-        shape: of an image.
-        is_cached: whether images are cached, or decoded again each time.
+    On a GPU the copies come from pinned memory, on the stream of the iterations. Without
+    `is_cached`, images are decoded again each time.
     """
 
     in_order = True

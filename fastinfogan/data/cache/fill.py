@@ -101,16 +101,9 @@ def _replacement(decoder: Decoder, bad: int, bad_images: BadImages) -> NDArray[n
 def fill_cache(
     decoder: Decoder, cache: ImageCache, indices: Iterable[Index], bad_images: BadImages
 ) -> Generator[DecodedBatch]:
-    """Decode into a cache what is missing there.
+    """Decode into a cache what is missing there; yield each batch once it is in the cache.
 
-    Args:
-        decoder: of the set.
-        cache: to be filled.
-        indices: batches, in the order in which they will be needed; may be endless.
-        bad_images: collects the bad images.
-
-    Returns:
-        An iterator that yields each batch once it is in the cache, and ends when all are.
+    `indices` are batches in the order in which they will be needed, and may be endless.
 
     Raises:
         InputError: a bad image, or too many of them, by the policy of `bad_images`.
@@ -138,14 +131,7 @@ def fill_cache(
 
 @dataclass
 class CacheFiller:
-    """Fills a cache in the order of training.
-
-    Attributes:
-        sampler: the order.
-        decoder: of the set; None if the cache is full.
-        cache: to be filled.
-        bad_images: collects the bad images.
-    """
+    """Fills a cache in the order of training; `decoder` is None if it is full already."""
 
     sampler: Sampler
     decoder: Decoder | None

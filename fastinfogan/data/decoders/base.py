@@ -19,13 +19,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class BadImage:
-    """An image that cannot be decoded.
-
-    Attributes:
-        index: in the set.
-        name: in the set.
-        reason: in a few words.
-    """
+    """An image that cannot be decoded: index and name in its set, and the reason."""
 
     index: int
     name: str
@@ -50,11 +44,8 @@ class DecodedBatch:
 class Decoder(ABC):
     """Decodes the images of one set.
 
-    Args:
-        image_set: the set.
-
     Attributes:
-        image_set: as given.
+        image_set: the set.
         name: library, version and device; part of a run's fingerprint.
     """
 

@@ -70,11 +70,7 @@ class _Part:
 
 
 class _DepthBuffer:
-    """Depth and tone of the nearest part at each sample.
-
-    Args:
-        rotation: of the chairs, degrees; float64 (n,).
-    """
+    """Depth and tone of the nearest part at each sample, of chairs rotated by degrees (n,)."""
 
     def __init__(self, rotation: Float64) -> None:
         n, side = len(rotation), _SIDE * _SAMPLES
@@ -182,11 +178,7 @@ def _brightness(row: Vector) -> Float64:
 
 
 class _ChairBuilder:
-    """Builds chairs of one type on one kind of legs.
-
-    Args:
-        numbers: float32 (n, columns).
-    """
+    """Builds chairs of one type on one kind of legs, given by float32 (n, columns)."""
 
     def __init__(self, numbers: Float32) -> None:
         kind, self.rotation, wide, legs, self.height = (

@@ -115,12 +115,7 @@ def cos_sin(degrees: Float64) -> tuple[Float64, Float64]:
 
 
 class Camera:
-    """Orthographic views, from an azimuth and an elevation each.
-
-    Args:
-        azimuth: degrees, float64 (n,).
-        elevation: degrees, float64 (n,).
-    """
+    """Orthographic views, from an azimuth and an elevation each: degrees, float64 (n,)."""
 
     def __init__(self, azimuth: Float64, elevation: Float64) -> None:
         (ca, sa), (ce, se) = cos_sin(azimuth), cos_sin(elevation)
@@ -134,13 +129,7 @@ class Camera:
 
 
 def batches_by_group(groups: NDArray[np.int64], order: Float32, size: int) -> Iterator[Index]:
-    """Yield the rows to render together: `size` at most, of one group, in ascending order.
-
-    Args:
-        groups: int64 (n,), the group of each image.
-        order: float32 (n,), by which a group's images are sorted.
-        size: rows at a time.
-    """
+    """Yield the rows to render together: `size` at most, of one group, sorted by `order`."""
     for group in np.unique(groups):
         members = np.flatnonzero(groups == group)
         members = members[np.argsort(order[members], kind="stable")]
