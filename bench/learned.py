@@ -2,7 +2,7 @@
 
     python -m bench.learned mnist-seed-1 runs/mnist-001 --at 300
 
-Beside the evaluation, as `fastinfogan evaluate --json` tells it, the bounds at some iterations.
+Beside the evaluation, as `fastinfogan evaluate --json` prints it, the bounds at some iterations.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The iteration that training runs, on made-up images: what is timed, counted and compared."""
+"""The iteration that training runs, on synthetic images: what is timed, counted and compared."""
 
 from typing import Any
 

@@ -35,7 +35,7 @@ BATCHES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 """On a GPU, those that fit into its memory."""
 MNIST_ON_A_CPU = (32, 128, 512)
 SET = 4096
-"""Images in the made-up set, or twice the batch."""
+"""Images in the synthetic set, or twice the batch."""
 _COPIES = 8
 """Times that a loop's fp32 activations are in memory, with gradients and the check's fp64."""
 

@@ -48,7 +48,7 @@ class Context:
         device: to be measured.
         roofline: of the device; measured when first asked for.
         known: names of the items that need not be run any more.
-        ok: names of those that came to a good end, in this process or an earlier one.
+        ok: names of those that succeeded, in this process or an earlier one.
     """
 
     def __init__(self, name: str, work: Path, out: Path, seconds: float, *, dry: bool) -> None:

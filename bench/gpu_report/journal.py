@@ -46,7 +46,7 @@ class Entries:
         open: the item that was begun and has not ended, or "".
         begun: the number of bytes at which it was begun.
         limit: seconds that it may take.
-        garbage: lines that make no sense.
+        garbage: lines that cannot be parsed.
     """
 
     items: list[Item] = field(default_factory=list)
@@ -77,7 +77,7 @@ class Journal:
         self.file = file
 
     def read(self) -> Entries:
-        """Read what was written so far; lines that make no sense are counted."""
+        """Read what was written so far; lines that cannot be parsed are counted."""
         found, at = Entries(), 0
         content = self.file.read_bytes() if self.file.exists() else b""
         for raw in content.splitlines(keepends=True):

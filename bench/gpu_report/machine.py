@@ -158,7 +158,7 @@ def waves(*, dry: bool) -> Iterator[tuple[str, Sequence[Launch]]]:
         return
     for name in FIVE:
         yield f"{name}, bf16", record_all(experiment(name, dry=False), "bf16")
-    for rows in (512, 392, 100):  # as a run of MNIST is judged
+    for rows in (512, 392, 100):  # as a run of MNIST is evaluated
         e = experiment("mnist", dry=False, batch=rows)
         yield f"mnist, evaluation of {rows}, fp32", record_modules(e, "fp32")
     others: list[tuple[ComputedIn, int | None]] = [

@@ -41,7 +41,7 @@ class StageResult:
         items: what it found.
         facts: about it as a whole.
         error: what ended it.
-        garbage: lines of its journal that made no sense.
+        garbage: lines of its journal that cannot be parsed.
     """
 
     name: str
@@ -174,7 +174,7 @@ class GpuReport:
 def _section(stage: StageResult) -> Iterator[str]:
     words = f"{stage.state}, {stage.seconds:.1f} of {stage.limit:.0f} s"
     words += f", {stage.starts} starts" if stage.starts > 1 else ""
-    words += f", {stage.garbage} lines made no sense" if stage.garbage else ""
+    words += f", {stage.garbage} lines could not be parsed" if stage.garbage else ""
     yield words + (f": {stage.error}" if stage.error else "")
     for heading, items in (("Failed:", stage.failures), ("All:", stage.items)):
         if items:

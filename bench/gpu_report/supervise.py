@@ -32,7 +32,7 @@ class Ended:
     """How a stage ended.
 
     Attributes:
-        state: "ok", it came to its end; "out of time"; "crashed", it could not go on; "stopped",
+        state: "ok", it completed; "out of time"; "crashed", it could not continue; "stopped",
             with the whole report.
         seconds: in all.
         starts: of its process.

@@ -41,7 +41,7 @@ def experiment(name: str, *, dry: bool, batch: int | None = None) -> Experiment:
 def iteration(
     e: Experiment, device: torch.device, precision: ComputedIn = "bf16", *, dry: bool
 ) -> Iteration:
-    """Make an iteration on made-up images."""
+    """Make an iteration on synthetic images."""
     images = images_for(e, max(_DRY_IMAGES if dry else 4096, 2 * e.batch_size), device)
     return iteration_for(e, precision, e.batch_size, images)
 

@@ -150,7 +150,7 @@ def test_a_tensor_saved_too_much_is_counted(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    """Made-up counts of the tree."""
+    """Synthetic counts of the tree."""
     found = {"launches": 58, "bytes": 1000, "registers of a for sm_90": 98}
     monkeypatch.setattr(committed, "count_all", lambda: found)
     return found

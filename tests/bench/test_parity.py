@@ -1,4 +1,4 @@
-"""`bench.parity`: what it finds in made-up trajectories, and in real ones with a wrong gradient."""
+"""`bench.parity`: its findings in synthetic trajectories, and real ones of a wrong gradient."""
 
 import json
 import shutil

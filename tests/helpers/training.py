@@ -42,7 +42,7 @@ def made_up_images(experiment: Experiment, count: int = 64, seed: int = 5) -> Im
     disc = np.clip(1.5 - 3.0 * np.hypot(x, y), 0, 1) * 255
     images = np.repeat(disc[..., None], experiment.channels, axis=-1).astype(np.uint8)
     labels = (u[:, 0] > 0).astype(np.int64) * 2 + (u[:, 1] > 0)
-    return ImageSet("made-up images", images, labels)
+    return ImageSet("synthetic images", images, labels)
 
 
 def train_config(source: ImageSet, **settings: Any) -> TrainConfig:  # noqa: ANN401
@@ -59,7 +59,7 @@ def make_iteration(
     distributed: Distributed = SINGLE_PROCESS,
     **settings: Any,  # noqa: ANN401
 ) -> Iteration:
-    """The product's iteration on made-up images; settings are fields of `TrainConfig`."""
+    """The product's iteration on synthetic images; settings are fields of `TrainConfig`."""
     source = made_up_images(experiment)
     config = train_config(source, ranks=distributed.world_size, **settings)
     return Iteration.create(
