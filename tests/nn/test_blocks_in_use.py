@@ -38,6 +38,16 @@ def test_compiled(training: bool, dtype: torch.dtype) -> None:
         )
 
 
+def test_compiled_where_the_output_is_the_product_itself(dtype: torch.dtype) -> None:
+    """Every gradient was lost there by torch 2.11."""
+    block = trained_somewhat(Chain(ConvBlock(2, 6, 4, 2, batch_norm=False)), dtype)
+    twin = copy.deepcopy(block)
+    torch._dynamo.reset()
+    compiled = torch.compile(block, fullgraph=True, backend="eager")
+    x = draw(4, 2, 8, 8, dtype=dtype)
+    assert_same(everything(block, compiled, x), everything(twin, twin, x), **tolerance_of(dtype))
+
+
 @pytest.mark.slow
 def test_compiled_by_inductor(dtype: torch.dtype) -> None:
     chain = trained_somewhat(Chain(ConvBlock(2, 4, 4, 2), LinearBlock(4 * 4 * 4, 3)), dtype)
