@@ -28,13 +28,6 @@ def test_a_step_takes_its_places_of_the_shuffle(step: int) -> None:
     assert torch.equal(batch(step), images()[index].float() / 255)
 
 
-def test_every_image_once_per_epoch() -> None:
-    seen = torch.cat([batch(step, rows=5) for step in range(2 * COUNT // 5)])
-    everything = images().float() / 255
-    for epoch in seen.chunk(2):
-        assert sorted(t.sum().item() for t in epoch) == sorted(t.sum().item() for t in everything)
-
-
 def test_a_rank_takes_its_rows_of_the_batch() -> None:
     whole = batch(4, augmentation="affine")
     parts = [batch(4, 3, first_row=first, all_rows=8, augmentation="affine") for first in (0, 3, 5)]

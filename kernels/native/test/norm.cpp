@@ -91,17 +91,6 @@ TEST(statistics_of_a_mean_300_times_the_deviation) {
   }
 }
 
-TEST(a_nan_stays_in_its_channel) {
-  const Shape s{1, 200, 40};
-  std::vector<double> x = numbers(2, s.rows * s.channels, 0, 1);
-  x[57 * 40 + 9] = NAN;
-  Tensor y(Dtype::float32, x);
-  const Statistics actual = statistics(s, y);
-  for (Index c = 0; c < s.channels; ++c) {
-    CHECK(std::isnan(actual.mean[c]) == (c == 9) && std::isnan(actual.variance[c]) == (c == 9));
-  }
-}
-
 TEST(norm_forward_and_backward) {
   for (const Shape& s : kShapes) {
     for (Dtype dtype : kDtypes) {
