@@ -158,6 +158,13 @@ def _draw(device: torch.device) -> Draw:
     return draw
 
 
+def added_in_order(partial: Tensor) -> Tensor:
+    total = torch.zeros_like(partial[0])
+    for part in partial:
+        total += part
+    return total
+
+
 @pytest.mark.parametrize("splits", [1, 2, 5])
 def test_splits_of_a_product_are_added_in_order(splits: int, draw: Draw) -> None:
     x, weight, bias = draw(35, 1, 1, 70), draw(20, 70), draw(20)
@@ -170,11 +177,8 @@ def test_splits_of_a_product_are_added_in_order(splits: int, draw: Draw) -> None
         assert partial is None
         torch.testing.assert_close(out[:, 0, 0], x[:, 0, 0] @ weight.T + bias)
         return
-    total = torch.zeros_like(out[:, 0, 0])
-    for part in partial:
-        total += part
     assert len(partial) == splits
-    assert torch.equal(out[:, 0, 0], total + bias)
+    assert torch.equal(out[:, 0, 0], added_in_order(partial) + bias)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -187,12 +191,9 @@ def test_splits_of_a_weight_gradient_are_added_in_order(dtype: torch.dtype, draw
         )
     (launch,) = launches
     partial = arguments(launch)["partial_ptr"]
-    total = torch.zeros_like(partial[0])
-    for part in partial:
-        total += part
     assert len(partial) == 3
     assert found.dtype == dtype
-    assert torch.equal(found, total.to(dtype).permute(0, 3, 1, 2))
+    assert torch.equal(found, added_in_order(partial).to(dtype).permute(0, 3, 1, 2))
 
 
 def test_splits_of_an_images_weight_gradient_are_added_in_order(device: torch.device) -> None:
@@ -201,11 +202,8 @@ def test_splits_of_an_images_weight_gradient_are_added_in_order(device: torch.de
     with recording(run=True) as launches:
         found = outcome(fused_chain, case, *FP32, Images(pixels), device)
     partial = arguments(launches[-1])["partial_ptr"]
-    total = torch.zeros_like(partial[0])
-    for part in partial:
-        total += part
     assert len(partial) > 4
-    expected = total.cpu().view(40, 4, 4, 3).permute(0, 3, 1, 2)
+    expected = added_in_order(partial).cpu().view(40, 4, 4, 3).permute(0, 3, 1, 2)
     assert torch.equal(found["0.weight"].float(), expected)
 
 
