@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from bench.accuracy import MismatchError
-from bench.baselines.decoding import BarePipeline
+from bench.baselines.decoding import bare_pipeline
 from bench.cases import Case
 from bench.conftest import Measured
 from bench.timing.clock import Run
@@ -91,19 +91,19 @@ def test_decoding(photographs: EncodedImageSet, measured: Measured) -> None:
     pytest.importorskip("nvidia.dali", reason="DALI is not installed")
     dali = decoding(DaliDecoder(photographs, batch=BATCH, threads=THREADS))
     pillow = decoding(PillowDecoder(photographs))
-    bare = BarePipeline(
+    bare = bare_pipeline(
         [picture.path for picture in photographs.files], (HEIGHT, WIDTH), SIDE, BATCH, THREADS
     )
 
     def check() -> None:
-        bare.epoch()  # in its own order: its images are not compared
+        bare()  # in its own order: its images are not compared
         found, expected = (run().astype(np.float64) for run in (dali, pillow))
         off = np.abs(found - expected).mean()
         if not off <= DECODERS_DIFFER:
             raise MismatchError(f"DALI's images differ from Pillow's by {off:.2f} of 255")
 
     name = f"decoding {PHOTOGRAPHS} JPEGs {WIDTH}x{HEIGHT} by DALI, {THREADS} threads"
-    baselines: dict[str, Run] = {"DALI alone": bare.epoch, "our Pillow decoder": pillow}
+    baselines: dict[str, Run] = {"DALI alone": bare, "our Pillow decoder": pillow}
     more = {"images": PHOTOGRAPHS, "aims": {"DALI alone": 1.10}}
     measured(host_case(name, dali, baselines, check, more=more), 9.0)
 

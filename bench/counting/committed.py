@@ -80,6 +80,7 @@ class Comparison:
         fallen: the same.
         only_before: names that only the first set has.
         only_now: names that only the second set has.
+        note: on counts that are not compared.
     """
 
     equal: int
@@ -87,8 +88,21 @@ class Comparison:
     fallen: Mapping[str, tuple[int, int]]
     only_before: Sequence[str]
     only_now: Sequence[str]
+    note: str = ""
 
-    def lines(self) -> list[str]:
+    @classmethod
+    def of(cls, before: Counts, now: Counts, note: str = "") -> "Comparison":
+        both = {name: (before[name], now[name]) for name in now if name in before}
+        return cls(
+            sum(old == new for old, new in both.values()),
+            {name: pair for name, pair in both.items() if pair[1] > pair[0]},
+            {name: pair for name, pair in both.items() if pair[1] < pair[0]},
+            sorted(before.keys() - now.keys()),
+            sorted(now.keys() - before.keys()),
+            note,
+        )
+
+    def __str__(self) -> str:
         rows = [
             f"{before:14,} {now:14,}  {name}{verdict}"
             for counts, verdict in ((self.grown, "  GREW"), (self.fallen, ""))
@@ -100,26 +114,18 @@ class Comparison:
         for when, names in (("before", self.only_before), ("now", self.only_now)):
             if names:
                 lines.append(f"{len(names)} counts only {when}, {names[0]} for one")
-        summary = f"{self.equal} counts are equal, {len(self.grown)} grew, {len(self.fallen)} fell"
-        return [*lines, summary]
+        grown, fallen = len(self.grown), len(self.fallen)
+        lines.append(f"{self.equal} counts are equal, {grown} grew, {fallen} fell")
+        lines += [self.note] if self.note else []
+        if rows or self.only_before or self.only_now:
+            lines.append(f"if that is meant: {COMMAND}, and commit the file")
+        return "\n".join(lines)
 
 
-def compare(before: Counts, now: Counts) -> Comparison:
-    both = {name: (before[name], now[name]) for name in now if name in before}
-    return Comparison(
-        sum(old == new for old, new in both.values()),
-        {name: pair for name, pair in both.items() if pair[1] > pair[0]},
-        {name: pair for name, pair in both.items() if pair[1] < pair[0]},
-        sorted(before.keys() - now.keys()),
-        sorted(now.keys() - before.keys()),
-    )
-
-
-def compare_with(text: str, now: Counts) -> tuple[Comparison, list[str]]:
+def compare_with(text: str, now: Counts) -> Comparison:
     """Compare the text of a counts.json with this tree's counts.
 
-    Returns:
-        The comparison, and lines about registers, which other compilers allocate differently.
+    Registers are left out if it was written with other compilers, which allocate them differently.
 
     Raises:
         InputError: the text holds no counts.
@@ -131,13 +137,14 @@ def compare_with(text: str, now: Counts) -> tuple[Comparison, list[str]]:
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"no counts: {error}; {COMMAND}") from error
     if compilers == _versions():
-        return compare(before, now), []
+        return Comparison.of(before, now)
     before, now = (
         {name: n for name, n in counts.items() if not name.startswith("registers")}
         for counts in (before, now)
     )
     others = ", ".join(f"{name} {compilers.get(name)}" for name in _COMPILERS)
-    return compare(before, now), [f"registers are not compared: they were counted with {others}"]
+    note = f"registers are not compared: they were counted with {others}"
+    return Comparison.of(before, now, note)
 
 
 def _versions() -> dict[str, str]:
@@ -163,13 +170,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{options.file}: {len(counts)} counts")
         return 0
     try:
-        comparison, notes = compare_with(options.file.read_text(), count_all())
+        comparison = compare_with(options.file.read_text(), count_all())
     except (OSError, InputError) as error:
         print(f"counts: {options.file}: {error}", file=sys.stderr)
         return 2
-    print("\n".join([*comparison.lines(), *notes]))
-    if comparison.grown or comparison.fallen or comparison.only_before or comparison.only_now:
-        print(f"if that is meant: {COMMAND}, and commit the file")
+    print(comparison)
     return 1 if comparison.grown else 0
 
 

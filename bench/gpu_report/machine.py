@@ -8,7 +8,6 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,9 +51,8 @@ _ROOT = Path(__file__).parents[2]
 
 def environment(context: Context) -> None:
     """Run the stage; nothing of it takes long."""
-    context.run("versions", lambda: {**versions(), "machine": platform.platform()})
-    context.run("hardware", hardware)
     context.run("packages", _packages, context)
+    context.run("hardware", hardware)
     context.run("source", _source)
     if not context.dry:
         context.run("the GPU", _gpu, context)
@@ -64,13 +62,13 @@ def environment(context: Context) -> None:
 def _packages(context: Context) -> Mapping[str, Any]:
     missing = {name: what for name, what in OPTIONAL.items() if not _installed(name)}
     context.fact(missing=missing)
-    found = {}
-    for name in ("torch", "triton", "numpy", "nvidia-cudnn-cu13", "nvidia-ml-py", "matplotlib"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return {**found, "missing": ", ".join(missing) or "none", "native": native_status()}
+    return {
+        **versions(),
+        "machine": platform.platform(),
+        "cuDNN": torch.backends.cudnn.version(),
+        "missing": ", ".join(missing) or "none",
+        "native": native_status(),
+    }
 
 
 def _installed(name: str) -> bool:

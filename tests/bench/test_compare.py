@@ -127,7 +127,7 @@ def test_something_planted_in_the_iteration_is_counted(
 
     before = of_mnist()
     monkeypatch.setattr(Iteration, "g_step", in_g_step(extra))
-    comparison = committed.compare(before, of_mnist())
+    comparison = committed.Comparison.of(before, of_mnist())
     assert grown in comparison.grown
     assert not any("FLOPs" in name for name in comparison.grown)
 
@@ -143,7 +143,7 @@ def test_a_tensor_saved_too_much_is_counted(monkeypatch: pytest.MonkeyPatch) -> 
         return out, [*tensors, torch.empty_like(out)]
 
     monkeypatch.setattr(triton_backend, "forward", planted)
-    grown = committed.compare(before, by_mnist()).grown
+    grown = committed.Comparison.of(before, by_mnist()).grown
     assert len(grown) == 5
     assert all(name.startswith("bytes saved by mnist's ") for name in grown)
 
@@ -186,7 +186,7 @@ def test_counts_against_the_committed_ones(
 
 
 def test_the_committed_file_holds_counts() -> None:
-    comparison, _ = committed.compare_with(committed.FILE.read_text(), {})
+    comparison = committed.compare_with(committed.FILE.read_text(), {})
     assert {"launches of mnist in bf16", "FLOPs of faces in fp32"} <= {*comparison.only_before}
 
 
