@@ -42,8 +42,8 @@ def _open(
 
 
 @dataclass(frozen=True)
-class DataInfo:
-    """Show what a path holds and how training will read it, and draw some of its images."""
+class _SetOptions:
+    """The set that a command reads."""
 
     path: _Path
     """An image set in any format that train takes."""
@@ -51,6 +51,12 @@ class DataInfo:
     """The experiment whose image size and channels are used."""
     decoder: _DecoderName = "auto"
     """The decoder of encoded images."""
+
+
+@dataclass(frozen=True)
+class DataInfo(_SetOptions):
+    """Show what a path holds and how training will read it, and draw some of its images."""
+
     out: Path = Path("contact-sheet.png")
     """The PNG to write, with a hundred images chosen at random, the same every time."""
 
@@ -97,15 +103,8 @@ class DataInfo:
 
 
 @dataclass(frozen=True)
-class Verify:
+class Verify(_SetOptions):
     """Decode every image of a set and list those that cannot be; exit code 1 if there are any."""
-
-    path: _Path
-    """An image set in any format that train takes."""
-    experiment: str = "mnist"
-    """The experiment whose image size and channels are used."""
-    decoder: _DecoderName = "auto"
-    """The decoder of encoded images."""
 
     def run(self) -> int:
         """Run the command; the exit code."""
