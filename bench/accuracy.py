@@ -28,7 +28,7 @@ _LARGE = 16_384
 
 
 class MismatchError(AssertionError):
-    """Results are not as near to the truth as PyTorch's, or not the same bits."""
+    """Results farther from the truth than PyTorch's, or not the same bits."""
 
 
 def check_accuracy(

@@ -180,7 +180,7 @@ def record_all(e: Experiment, precision: ComputedIn = "bf16") -> list[Launch]:
 
 
 class _NoDevice:
-    """Stands in for Triton's driver: says what to compile for, and runs nothing."""
+    """A stand-in for Triton's driver, with a target to compile for and no device."""
 
     def __init__(self, target: GPUTarget) -> None:
         self.get_current_target = lambda: target

@@ -109,7 +109,7 @@ def test_decoding(photographs: EncodedImageSet, measured: Measured) -> None:
 
 
 class MadeUp(Decoder):
-    """Yields random images as fast as they can be copied."""
+    """A decoder of random images, as fast as they can be copied."""
 
     name = "made up"
 

@@ -105,7 +105,7 @@ def allocations_recorded() -> Iterator[list[str]]:
 
 
 class _Aten(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Records ATen's operations that would launch a kernel or make the host wait, and messages."""
+    """Recorder of ATen's operations that launch a kernel or make the host wait, and messages."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -20,7 +20,7 @@ _LIMIT = 240.0
 
 
 class Recorder:
-    """Writes the journal of one pytest process."""
+    """Writer of the journal of one pytest process."""
 
     def __init__(self, journal: Journal, part: int, parts: int) -> None:
         self._journal, self._part, self._parts = journal, part, parts

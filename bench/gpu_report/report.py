@@ -83,7 +83,7 @@ class StageResult:
 
     @property
     def right(self) -> str:
-        """How many items are right, of how many."""
+        """Number of items that are right, of all."""
         return f"{sum(item.state == 'ok' for item in self.items)}/{len(self.items)}"
 
     def headline(self, shown: Sequence[str]) -> str:

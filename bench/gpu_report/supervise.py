@@ -47,7 +47,7 @@ class Ended:
 
 @dataclass(frozen=True)
 class Supervisor:
-    """Runs one process of a stage until it ends, its time is up, or it dies with no item to blame.
+    """One process of a stage: ends, is out of time, or dies with no item to blame.
 
     Attributes:
         command: starts it, given its seconds; it runs the items that its journal lacks.

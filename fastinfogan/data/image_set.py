@@ -98,7 +98,7 @@ class ImageSet:
 
     @cached_property
     def fingerprint(self) -> Fingerprint:
-        """Return count, shape and SHA-256 of the images."""
+        """Count, shape and SHA-256 of the images."""
         digest = hashlib.sha256(repr(self.images.shape).encode())
         digest.update(np.ascontiguousarray(self.images).data)
         return {
@@ -191,7 +191,7 @@ class EncodedImageSet:
 
     @cached_property
     def fingerprint(self) -> Fingerprint:
-        """Return count, SHA-256 of names and sizes, and the transform.
+        """Count, SHA-256 of names and sizes, and the transform.
 
         A file replaced by another of exactly the same size is not noticed when a run is resumed:
         modification times change with every copy of a set. The cache does compare them.

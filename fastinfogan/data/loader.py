@@ -49,7 +49,7 @@ def _never() -> bool:
 
 
 class Loader(ABC):
-    """Has the images of each iteration ready.
+    """The images of each iteration, ready when it runs.
 
     Attributes:
         images: uint8 (N, height, width, channels) on the device; with `in_order` (rows, ...).

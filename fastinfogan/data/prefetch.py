@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 class Prefetcher(Generic[T]):
-    """Runs an iterator in a thread, a bounded number of items ahead.
+    """An iterator run in a thread, a bounded number of items ahead.
 
     Args:
         items: the iterator; closed in that thread.

@@ -17,7 +17,7 @@ _PER_GRAPH = 10
 
 
 class Execution(ABC):
-    """Runs iterations.
+    """A way to run iterations.
 
     Args:
         iteration: what is run.
@@ -41,7 +41,7 @@ class Execution(ABC):
 
 
 class EagerExecution(Execution):
-    """Calls one operation after the other."""
+    """Execution of one operation after the other."""
 
     name = "eager"
 
@@ -52,7 +52,7 @@ class EagerExecution(Execution):
 
 
 class CompiledExecution(Execution):
-    """Runs what torch.compile makes of the whole iteration: one graph, with no break in it."""
+    """The program that torch.compile makes of the whole iteration, one graph without a break."""
 
     name = "compiled"
 
@@ -70,7 +70,7 @@ class CompiledExecution(Execution):
 
 
 class CudaGraphExecution(Execution):
-    """Replays CUDA graphs, of one iteration and of several.
+    """Replay of CUDA graphs, of one iteration and of several.
 
     The program counts its own iterations on the device, so a replay needs nothing of the host. It
     is captured at the first run, after a warm-up whose traces are undone: launches compile kernels

@@ -234,7 +234,7 @@ class RunDirectory:
 
 
 class MetricsLog:
-    """Appends metrics to metrics.jsonl and, where it is installed, to TensorBoard's events.
+    """Writer of metrics.jsonl and, where TensorBoard is installed, of its events.
 
     Args:
         run: where.

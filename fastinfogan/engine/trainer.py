@@ -267,7 +267,7 @@ class Trainer:
 
 
 class _Metrics:
-    """Reads what the iterations left on the device, and adds rates.
+    """Metrics that the iterations left on the device, with rates.
 
     Args:
         trainer: whose iterations.

@@ -92,7 +92,7 @@ class Experiment:
 
     @property
     def image_range(self) -> tuple[float, float]:
-        """Return what pixel values 0 and 255 are scaled to: the range of G's last activation."""
+        """What pixel values 0 and 255 are scaled to: the range of G's last activation."""
         return (-1.0, 1.0) if self.generator[-1].activation == "tanh" else (0.0, 1.0)
 
     @property

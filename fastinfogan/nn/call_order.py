@@ -234,7 +234,7 @@ def call_sequences(
 
 
 class _ChildCalls(fx.Tracer):
-    """Traces a module with its children as leaves."""
+    """Tracer of a module with its children as leaves."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True

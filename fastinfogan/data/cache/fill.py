@@ -131,7 +131,7 @@ def fill_cache(
 
 @dataclass
 class CacheFiller:
-    """Fills a cache in the order of training; `decoder` is None if it is full already."""
+    """Filling of a cache in the order of training; `decoder` is None if it is full already."""
 
     sampler: Sampler
     decoder: Decoder | None

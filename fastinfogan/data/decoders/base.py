@@ -42,7 +42,7 @@ class DecodedBatch:
 
 
 class Decoder(ABC):
-    """Decodes the images of one set.
+    """Decoder of the images of one set.
 
     Attributes:
         image_set: the set.
@@ -56,7 +56,7 @@ class Decoder(ABC):
 
     @property
     def fingerprint(self) -> Fingerprint:
-        """Return the fingerprint of the set and the decoder."""
+        """Fingerprint of the set and the decoder."""
         return {**self.image_set.fingerprint, "decoder": self.name}
 
     @abstractmethod

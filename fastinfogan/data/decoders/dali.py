@@ -59,7 +59,7 @@ class _Part:
 
 
 class DaliDecoder(Decoder):
-    """Decodes with DALI, on the CPU or partly on a GPU.
+    """Decoder by DALI, on the CPU or partly on a GPU.
 
     Args:
         image_set: the set.

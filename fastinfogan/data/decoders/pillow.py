@@ -66,7 +66,7 @@ _Decoded = list[NDArray[np.uint8] | BadImage]
 
 
 class PillowDecoder(Decoder):
-    """Decodes on the CPU.
+    """Decoder by Pillow, on the CPU.
 
     Args:
         image_set: the set.

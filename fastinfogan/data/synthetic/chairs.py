@@ -178,7 +178,7 @@ def _brightness(row: Vector) -> Float64:
 
 
 class _ChairBuilder:
-    """Builds chairs of one type on one kind of legs, given by float32 (n, columns)."""
+    """Builder of chairs of one type on one kind of legs, given by float32 (n, columns)."""
 
     def __init__(self, numbers: Float32) -> None:
         kind, self.rotation, wide, legs, self.height = (

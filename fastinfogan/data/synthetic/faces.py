@@ -91,7 +91,7 @@ class _Buffers:
 
 
 class _Head:
-    """Renders heads, given by float32 (n, columns)."""
+    """Renderer of heads, given by float32 (n, columns)."""
 
     def __init__(self, numbers: Float32) -> None:
         self.count = len(numbers)

@@ -280,7 +280,7 @@ class BatchNormForward(NamedTuple):
 
     @property
     def features(self) -> int:
-        """How many features there are."""
+        """Number of features."""
         return len(self.gamma)
 
     @property
@@ -359,7 +359,7 @@ class BatchNormBackward(NamedTuple):
 
     @property
     def features(self) -> int:
-        """How many features there are."""
+        """Number of features."""
         return len(self.dbeta)
 
     @property

@@ -31,7 +31,7 @@ def interpreted() -> bool:
 
 
 class _UnloadedKernel:
-    """Stands in for a compiled kernel.
+    """A stand-in for a compiled kernel.
 
     Args:
         fn: the decorated function, never called.
