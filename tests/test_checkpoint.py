@@ -1,6 +1,5 @@
 """Checkpoints on disk: whole or not there, every byte checked, in the order of their numbers."""
 
-import errno
 from pathlib import Path
 
 import pytest
@@ -9,6 +8,7 @@ import torch
 from fastinfogan import checkpoint
 from fastinfogan.checkpoint import Checkpoint
 from fastinfogan.errors import InputError
+from tests.helpers.training import full
 
 
 def small(value: float = 1.0) -> Checkpoint:
@@ -52,9 +52,6 @@ def test_a_missing_file_is_found() -> None:
 
 def test_a_full_disk_leaves_the_older_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint.save(Path("c"), 7, small(1.0))
-
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
         patched.setattr("fastinfogan.files.os.fsync", full)

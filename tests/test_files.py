@@ -1,6 +1,5 @@
 """The cache folders, and files that are replaced whole or not at all."""
 
-import errno
 import json
 import os
 import subprocess
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from fastinfogan import files
+from tests.helpers.training import full
 
 VARIABLES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 
@@ -28,9 +28,6 @@ def test_a_file_is_replaced_and_its_folder_made() -> None:
 def test_an_error_leaves_the_file_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     file = Path("file")
     files.write_text(file, "old")
-
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
 
     def interrupted() -> None:
         with files.replacing(file) as partial:

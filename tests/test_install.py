@@ -8,7 +8,6 @@ import subprocess
 import sys
 import zipfile
 from email import message_from_bytes
-from email.message import Message
 from pathlib import Path
 
 import pytest
@@ -128,7 +127,9 @@ def test_the_wheel_holds_both_packages_and_nothing_else(pure_wheel: Path) -> Non
 
 @pytest.mark.slow
 def test_the_wheels_metadata(pure_wheel: Path) -> None:
-    metadata = metadata_of(pure_wheel)
+    with zipfile.ZipFile(pure_wheel) as wheel:
+        (name,) = (n for n in wheel.namelist() if n.endswith(".dist-info/METADATA"))
+        metadata = message_from_bytes(wheel.read(name))
     core = [each for each in metadata.get_all("Requires-Dist", []) if "extra ==" not in each]
     assert {re.split(r"[^\w-]", each)[0] for each in core} == {
         "matplotlib", "numpy", "pillow", "rich", "safetensors", "scipy", "torch", "triton", "tyro",
@@ -138,12 +139,6 @@ def test_the_wheels_metadata(pure_wheel: Path) -> None:
     targets = re.findall(r"\]\(([^)\s]+)\)", description)
     assert any(target.endswith(".png") for target in targets)
     assert [each for each in targets if not each.startswith(("https://", "#"))] == []
-
-
-def metadata_of(wheel: Path) -> Message:
-    with zipfile.ZipFile(wheel) as opened:
-        (name,) = (n for n in opened.namelist() if n.endswith(".dist-info/METADATA"))
-        return message_from_bytes(opened.read(name))
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from PIL import Image
 from fastinfogan import experiments
 from fastinfogan.cli import main
 from fastinfogan.engine import Iteration
-from tests.helpers.training import QUICK, fails, made_up_images, prints
+from tests.helpers.training import QUICK, fails, full, made_up_images, prints
 
 pytestmark = pytest.mark.usefixtures("narrow_networks")
 
@@ -158,9 +158,6 @@ def test_init_from_other_networks_leaves_nothing(
     assert "nowhere: no run here" in fails(*start, "--init-from", "nowhere", capsys=capsys)
     assert "(128, 74) is needed" in fails(*start, "--init-from", "run", capsys=capsys)
     assert not Path("new").exists()
-
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
 
     fitting = [*start, "--variant", "categorical-only", "--init-from", "run"]
     with monkeypatch.context() as patched:

@@ -23,6 +23,7 @@ from fastinfogan.data.cache.storage import CacheKey, cache_folder, checksums, op
 from fastinfogan.data.decoders.base import BadImage
 from fastinfogan.errors import InputError
 from tests.helpers.image_files import RawDecoder, encoded
+from tests.helpers.training import full
 
 pytestmark = pytest.mark.usefixtures("empty_cache")
 
@@ -205,9 +206,6 @@ def test_an_unreadable_file_is_reported_and_kept(
 def test_a_full_disk_is_reported_and_leaves_no_files(
     source: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: object) -> int:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
     for name in ("posix_fallocate", "pwrite", "fsync"):
         with monkeypatch.context() as patched:
             patched.setattr(os, name, full)

@@ -83,10 +83,10 @@ def kinds() -> dict[str, bytes]:
 @pytest.mark.parametrize("recipe", RECIPES, ids=str)
 def test_matches_pillow(recipe: CropResize) -> None:
     source = stored(kinds(), recipe)
-    ours, theirs = decode(DaliDecoder(source, batch=7)), decode(PillowDecoder(source))
-    assert {b.index for b in ours.bad} == {b.index for b in theirs.bad}
-    difference = np.abs(ours.images.astype(int) - theirs.images)
-    bad = {b.index for b in ours.bad}
+    actual, expected = decode(DaliDecoder(source, batch=7)), decode(PillowDecoder(source))
+    assert {b.index for b in actual.bad} == {b.index for b in expected.bad}
+    difference = np.abs(actual.images.astype(int) - expected.images)
+    bad = {b.index for b in actual.bad}
     assert len(bad) <= 4
     for place, picture in enumerate(source.files):
         if place not in bad:
@@ -136,13 +136,13 @@ def test_damaged_images_are_named_and_others_decoded() -> None:
         files.insert(3 * place + 1, item)
     source = stored(dict(files), RECIPES[0])
     wanted = [np.arange(first, min(first + 8, len(files))) for first in range(0, len(files), 8)]
-    ours, theirs = decode(DaliDecoder(source, batch=8), wanted), decode(PillowDecoder(source))
-    assert [(b.index, b.name) for b in ours.bad] == [(b.index, b.name) for b in theirs.bad]
-    assert all(b.reason for b in ours.bad)
-    assert len(ours.bad) >= len(damaged()) - 1
-    bad = {b.index for b in ours.bad}
+    actual, expected = decode(DaliDecoder(source, batch=8), wanted), decode(PillowDecoder(source))
+    assert [(b.index, b.name) for b in actual.bad] == [(b.index, b.name) for b in expected.bad]
+    assert all(b.reason for b in actual.bad)
+    assert len(actual.bad) >= len(damaged()) - 1
+    bad = {b.index for b in actual.bad}
     whole = [i for i in range(len(files)) if i not in bad]
-    difference = np.abs(ours.images[whole].astype(int) - theirs.images[whole])
+    difference = np.abs(actual.images[whole].astype(int) - expected.images[whole])
     assert difference.mean(axis=(1, 2, 3)).max() < 2
 
 

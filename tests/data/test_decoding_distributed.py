@@ -33,8 +33,8 @@ def test_rank_0_decodes_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert reported.count("decoded by an earlier run") == 1  # rank 0 alone prints
     assert {path.suffix for path in cache_folder().iterdir()} == {".u8", ".json"}
     assert main([*MNIST, *more, "--iterations", "2", "--out", "one"]) == 0
-    for ours, theirs in zip(lines(Path("two")), lines(Path("one")), strict=True):
-        assert ours["d_loss"] == pytest.approx(theirs["d_loss"], abs=2e-2)
+    for actual, expected in zip(lines(Path("two")), lines(Path("one")), strict=True):
+        assert actual["d_loss"] == pytest.approx(expected["d_loss"], abs=2e-2)
     assert main(["train", "--resume", "two", "--iterations", "3"]) == 0
     run = RunDirectory.open(Path("two"))
     assert (run.config.ranks, run.read_checkpoint().iteration) == (1, 3)

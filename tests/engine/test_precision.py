@@ -45,9 +45,9 @@ def test_the_gradients_of_fp16_are_those_of_fp32_times_the_scale(tiny: Experimen
         d_gradients(tiny, "fp32"), d_gradients(tiny, "fp16", 64.0), d_gradients(tiny, "fp16", 512.0)
     )  # fmt: skip
     bf16 = d_gradients(tiny, "bf16")
-    for true, ours, scaled, rough in zip(exact, fp16, more, bf16, strict=True):
-        assert (ours - scaled).norm() <= 2e-3 * ours.norm() + 1e-9
-        assert (ours - true).norm() <= 0.7 * (rough - true).norm() + 1e-9
+    for true, actual, scaled, rough in zip(exact, fp16, more, bf16, strict=True):
+        assert (actual - scaled).norm() <= 2e-3 * actual.norm() + 1e-9
+        assert (actual - true).norm() <= 0.7 * (rough - true).norm() + 1e-9
 
 
 def test_the_scale_falls_until_gradients_fit_and_skipped_iterations_change_no_weight(

@@ -1,11 +1,10 @@
 """Runs stopped, crashed, resumed and diverged: a run resumed is the run never stopped."""
 
-import errno
 import json
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
 import torch
@@ -18,14 +17,9 @@ from fastinfogan.errors import InputError, TrainingError
 from fastinfogan.experiments import Experiment
 from fastinfogan.model import Model
 from fastinfogan_kernels.inputs.real_images import Augmentation
-from tests.helpers.training import digest, made_up_images, train_config
+from tests.helpers.training import digest, full, made_up_images, train_config
 
 CPU = torch.device("cpu")
-
-
-def full(*_: object) -> NoReturn:
-    """Stands in for what writes to a disk without space."""
-    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def start(path: str, experiment: Experiment, **settings: Any) -> Trainer:  # noqa: ANN401

@@ -1,9 +1,10 @@
 """Small experiments, images and iterations for tests, and a command line that fails."""
 
+import errno
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -101,6 +102,11 @@ def fails(
     assert captured.err.count("\n") == 1
     assert captured.err.startswith("fastinfogan: ")
     return captured.err
+
+
+def full(*_: object) -> NoReturn:
+    """Stand in for what writes, on a disk without space."""
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def prints(*arguments: str, capsys: pytest.CaptureFixture[str]) -> str:
