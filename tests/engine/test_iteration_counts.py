@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import cache
 
 import pytest
 from torch import Tensor
@@ -12,10 +13,12 @@ from fastinfogan import experiments
 from fastinfogan.engine import Iteration
 from fastinfogan.engine.config import ComputedIn
 
+counted = cache(count)
 
-@pytest.fixture(scope="module", params=experiments.EXPERIMENTS)
+
+@pytest.fixture(params=experiments.EXPERIMENTS)
 def counts(request: pytest.FixtureRequest) -> Counts:
-    return count(experiments.get(request.param))
+    return counted(experiments.get(request.param))
 
 
 LAUNCHES = {"mnist": 58, "svhn": 62, "celeba": 62, "faces": 53, "chairs": 80, "sprites": 74}
@@ -41,7 +44,7 @@ def test_bytes_waits_and_allocations(counts: Counts) -> None:
 def test_other_precisions(precision: ComputedIn, more: int) -> None:
     """Those of bf16, by more bytes; in fp16 both steps look for overflows in one more launch."""
     mnist = experiments.get("mnist")
-    found, bf16 = count(mnist, precision), count(mnist)
+    found, bf16 = count(mnist, precision), counted(mnist)
     assert found.launches == bf16.launches + more
     assert found.kernels.get("overflow", 0) == more
     assert found.flops == bf16.flops
@@ -69,12 +72,12 @@ def test_flops_of_mnist_are_those_of_its_tables() -> None:
     generator = [74 * 1024, 1024 * 6272, 7 * 7 * 16 * 128 * 64, 14 * 14 * 16 * 64]
     d_step = sum(generator) + 2 * (3 * sum(trunk) - trunk[0]) + 2 * 3 * d_head + 3 * q_head
     g_step = 3 * sum(generator) - generator[0] + 2 * (sum(trunk) + d_head + q_head)
-    assert count(experiments.get("mnist")).flops == 2 * 128 * (d_step + g_step)
+    assert counted(experiments.get("mnist")).flops == 2 * 128 * (d_step + g_step)
 
 
 def test_twice_the_batch_is_as_many_launches() -> None:
-    one = experiments.get("mnist")
-    small, large = (count(replace(one, batch_size=n)) for n in (128, 256))
+    mnist = experiments.get("mnist")
+    small, large = counted(mnist), count(replace(mnist, batch_size=2 * mnist.batch_size))
     assert small.launches == large.launches
     assert large.flops == 2 * small.flops
 

@@ -65,11 +65,11 @@ def test_resuming_is_bit_for_bit(
 ) -> None:
     settings = {"precision": precision, "augmentation": augmentation}
     whole = start("whole", tiny, **settings)
-    whole.train(24)
+    whole.train(16)
     start("cut", tiny, **settings).train(stop)
     cut = go_on("cut", tiny)
     assert cut.step == stop
-    cut.train(24)
+    cut.train(16)
     assert digest(cut) == digest(whole)
 
 
