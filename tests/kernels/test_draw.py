@@ -88,7 +88,7 @@ def buffers(**changed: Any) -> DrawnCodes:  # noqa: ANN401
         (torch.tensor(-1), {}, r"step must be in \[0, 2\^32\), not -1"),
         (torch.tensor(1.0), {}, "a step counter must be an int64 tensor of no dimension"),
         (torch.tensor([1]), {}, "no dimension, not torch.int64 of shape \\(1,\\)"),
-        (torch.zeros((), dtype=torch.int64, device="meta"), {}, "counter is on meta, the codes"),
+        (torch.zeros((), dtype=torch.int64, device="meta"), {}, "counter is on meta, the batch"),
         (0, {"dtype": torch.int32}, "must be one of float32, bfloat16, float16, float64"),
         (0, {"first_row": -1}, "rows -1 to 3 cannot be drawn"),
         (0, {"first_row": 2**32 - 3}, "cannot be drawn"),

@@ -74,7 +74,7 @@ BAD = {
     "out must be contiguous and floating point": {
         "out": torch.empty(8, 28, 28, 1, dtype=torch.uint8)
     },
-    "the step counter must be int64": {"step": torch.tensor(1, dtype=torch.int32)},
+    "a step counter must be an int64 tensor": {"step": torch.tensor(1, dtype=torch.int32)},
     "a set must have 1 to": {"images": torch.empty(0, 28, 28, 1, dtype=torch.uint8)},
     "8 rows in order need as many": {"images": images()[:7], "in_order": True},
     "`seed` must be": {"seed": -1},

@@ -120,7 +120,7 @@ def draw_codes(
     philox.require_seed(seed)
     # An int: torch.compile of 2.11 cannot compare an enum.
     _check_rows(rows, first_row, int(stream), streams)
-    _check_step(step, device)
+    check_step(step, device)
     if dtype not in DTYPES:
         names = ", ".join(str(each).removeprefix("torch.") for each in DTYPES)
         raise InputError(f"dtype of G's input must be one of {names}, not {dtype}")
@@ -343,7 +343,7 @@ def _number(step: int | Tensor) -> int:
     """Return a step's number; synchronises if it is on a device."""
     if isinstance(step, Tensor):
         step = int(step.item())
-        _check_step(step, torch.device("cpu"))
+        check_step(step, torch.device("cpu"))
     return step
 
 
@@ -359,7 +359,12 @@ def _check_rows(rows: int, first_row: int, stream: int, streams: int) -> None:
         )
 
 
-def _check_step(step: int | Tensor, device: torch.device) -> None:
+def check_step(step: int | Tensor, device: torch.device) -> None:
+    """Check an iteration's number, or the counter on the device that holds it.
+
+    Raises:
+        InputError: the number is out of range, the counter of another dtype, shape or device.
+    """
     if isinstance(step, Tensor):
         if step.dtype != torch.int64 or step.dim() != 0:
             raise InputError(
@@ -368,8 +373,8 @@ def _check_step(step: int | Tensor, device: torch.device) -> None:
             )
         if not _same_device(step.device, device):
             raise InputError(
-                f"the step counter is on {step.device}, the codes are to be on {device}; move it "
-                "there, or give the step as an int"
+                f"the step counter is on {step.device}, the batch on {device}; move it there, or "
+                "give the step as an int"
             )
     elif not 0 <= step < 2**32:
         raise InputError(f"step must be in [0, 2^32), not {step}")

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from fastinfogan_kernels import philox
 from fastinfogan_kernels.errors import InputError
-from fastinfogan_kernels.inputs.draw import random_functions, signed
+from fastinfogan_kernels.inputs.draw import check_step, random_functions, signed
 from fastinfogan_kernels.inputs.triton_random import encrypt, image_at, uniform
 from fastinfogan_kernels.philox import Stream
 from fastinfogan_kernels.runtime.lang import tl, triton
@@ -94,10 +94,7 @@ def _check(images: Tensor, step: int | Tensor, out: Tensor) -> None:
         )
     if not out.is_contiguous() or not out.is_floating_point():
         raise InputError(f"out must be contiguous and floating point, not {out.dtype}")
-    if isinstance(step, Tensor) and (step.device != images.device or step.dtype != torch.int64):
-        raise InputError(
-            f"the step counter must be int64 on {images.device}, not {step.dtype} on {step.device}"
-        )
+    check_step(step, images.device)
     if not 0 < len(images) <= philox.MAX_SHUFFLED:
         raise InputError(f"a set must have 1 to {philox.MAX_SHUFFLED:,} images, not {len(images)}")
 
