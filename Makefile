@@ -35,8 +35,8 @@ export DOWNLOADS
 
 define WITHOUT_GPU
 No NVIDIA GPU was found; PyTorch's CPU build is enough without one. To download
-that instead, stop here and give pip the index that pytorch.org names for it:
-  make demo PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+that instead, stop here and give pip the index that pytorch.org names for
+"Compute Platform: CPU": make demo PIP_EXTRA_INDEX_URL=INDEX
 endef
 export WITHOUT_GPU
 
@@ -55,7 +55,7 @@ help:
 	@echo "make docs         the documentation as a site, in build/site"
 	@echo "make bench        time operations, blocks, iterations, data and start-up against PyTorch"
 	@echo "make bench-compare BASE=COMMIT"
-	@echo "                  time that commit and this tree alternately, and compare their counts"
+	@echo "                  time that commit and this tree alternately"
 	@echo "make wheel        a wheel in dist/, for every Linux if auditwheel is installed"
 
 # What development needs includes what the demo needs.

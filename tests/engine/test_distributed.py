@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastinfogan import experiments
-from fastinfogan.distributed import Distributed
+from fastinfogan.distributed import Distributed, GradientAllReduce
 from fastinfogan.engine import RunDirectory, RunOptions, Schedule, Trainer
 from fastinfogan.engine.config import BatchNorm, ComputedIn
 from fastinfogan.errors import InputError, TrainingError
@@ -199,3 +199,17 @@ def test_what_ranks_cannot_share() -> None:
     with pytest.raises(InputError, match="2 or more rows for each"):
         Distributed(0, 4).rows(4)
     assert Distributed(2, 3).rows(12) == range(8, 12)
+
+
+def test_shared_gradients_begin_where_vectors_load_whole() -> None:
+    """Of odd sizes and in channels_last, too; none overlaps another."""
+    conv = torch.zeros(2, 3, 4, 4).to(memory_format=torch.channels_last)
+    shapes = [torch.zeros(1), torch.zeros(5, 3), conv, torch.zeros(7, dtype=torch.float64)]
+    for given in (shapes[:3], shapes):
+        shared = GradientAllReduce(Distributed(0, 2), given, 3)
+        for number, (gradient, like) in enumerate(zip(shared._gradients, given, strict=True)):
+            assert gradient.data_ptr() % 16 == 0
+            assert (gradient.shape, gradient.stride()) == (like.shape, like.stride())
+            gradient.fill_(number + 1)
+        assert [float(g.unique()) for g in shared._gradients] == [*range(1, len(given) + 1)]
+        assert shared._flat.count_nonzero() == sum(g.numel() for g in given)
