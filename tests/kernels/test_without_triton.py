@@ -1,7 +1,11 @@
-"""Where Triton cannot be had: everything imports, the CPU trains, and Triton by name is refused."""
+"""Without Triton everything imports, the CPU trains, and Triton by name is refused."""
 
+import os
 import subprocess
 import sys
+
+import pytest
+import torch
 
 PROGRAM = """
 import sys
@@ -34,9 +38,42 @@ except InputError as error:
 """
 
 
-def test_a_cpu_without_triton() -> None:
+LATE = """
+import os
+
+import torch
+
+import fastinfogan.nn as fnn
+from fastinfogan.errors import InputError
+
+os.environ["TRITON_INTERPRET"] = "1"
+try:
+    fnn.ConvBlock(1, 4, 4, 2, impl="triton")(torch.randn(6, 1, 8, 8))
+except InputError as error:
+    print(error)
+"""
+
+
+def printed(program: str) -> str:
+    """What a process of its own prints, not under the interpreter from its start."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("Triton is not installed; pip install triton")
+    return done.stdout
+
+
+def test_a_cpu_where_triton_is_not_installed() -> None:
+    assert printed(PROGRAM).startswith("Triton is not installed; pip install triton")
+
+
+@pytest.mark.skipif(
+    bool(torch.version.cuda or torch.version.hip), reason="builds for GPUs import Triton at once"
+)
+def test_the_interpreter_asked_for_too_late() -> None:
+    assert printed(LATE).startswith("set TRITON_INTERPRET=1")

@@ -21,6 +21,7 @@ from fastinfogan_kernels.errors import InputError
 __all__ = ["MISSING", "TRITON_AVAILABLE", "interpreted", "tl", "triton"]
 
 MISSING = "Triton is not installed; pip install triton, or use impl='auto' or 'native' on a CPU"
+_UNLOADED = "set TRITON_INTERPRET=1, or import triton to compile, before fastinfogan is imported"
 TRITON_AVAILABLE = find_spec("triton") is not None
 """Whether Triton is installed."""
 
@@ -41,9 +42,11 @@ class _UnloadedKernel:
         self.fn = fn
 
     def __getitem__(self, grid: object) -> Any:
-        raise InputError(
-            "set TRITON_INTERPRET=1 before fastinfogan is imported" if TRITON_AVAILABLE else MISSING
-        )
+        raise InputError(_UNLOADED if TRITON_AVAILABLE else MISSING)
+
+    def warmup(self, *_: object, **__: object) -> Any:
+        """Raise, as launching does."""
+        self[None]
 
 
 def _jit(fn: Callable[..., Any] | None = None, **_: Any) -> Any:
