@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Stamps: what development needs, and what the demo needs alone.
 INSTALLED := .venv/installed
 INSTALLED_CORE := .venv/installed-core
-OLDEST := .venv-oldest$(TORCH:%=-torch)
+OLDEST := .venv-oldest$(if $(filter oldest,$(TORCH)),-torch)
 CONSTRAINTS := $(CURDIR)/.ci/constraints.txt
 # What builds the C++ part is installed apart from .venv and asks the environment for its versions.
 PINNED = PIP_CONSTRAINT=$(CONSTRAINTS) PIP_BUILD_CONSTRAINT=$(CONSTRAINTS)
@@ -106,7 +106,7 @@ counts: $(INSTALLED)
 test-oldest: $(OLDEST)/installed
 	$(OLDEST)/bin/python -m pytest -m "not slow" --durations=10 tests/cli/test_cli.py tests/evaluation \
 		tests/figures tests/data/test_array_formats.py tests/data/test_open.py tests/test_checkpoint.py \
-		tests/test_optional.py $(if $(TORCH),tests/kernels tests/nn tests/engine)
+		tests/test_optional.py $(if $(filter oldest,$(TORCH)),tests/kernels tests/nn tests/engine)
 
 # torch's libgomp is the one to use: a second one would have threads of its own.
 wheel: $(INSTALLED)
@@ -141,7 +141,7 @@ $(OLDEST)/installed: BIN := $(OLDEST)/bin
 $(OLDEST)/installed: $(SOURCES) .ci/oldest.py
 	$(check_python)
 	mkdir -p build
-	$(PYTHON) .ci/oldest.py $(if $(TORCH),,torch triton) > build/oldest.txt
+	$(PYTHON) .ci/oldest.py $(if $(filter oldest,$(TORCH)),,torch triton) > build/oldest.txt
 	$(PYTHON) -m venv $(OLDEST)
 	$(PIP_INSTALL) --config-settings=build-dir=build/oldest --editable '.[test]'
 	touch $@

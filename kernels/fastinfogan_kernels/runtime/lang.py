@@ -9,7 +9,7 @@ Without Triton the CPU paths work, and asking for a kernel raises one clear erro
 import os
 import sys
 from collections.abc import Callable
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
@@ -53,6 +53,13 @@ def _jit(fn: Callable[..., Any] | None = None, **_: Any) -> Any:
     return _UnloadedKernel if fn is None else _UnloadedKernel(fn)
 
 
+def _triton_version() -> str:
+    try:
+        return version("triton")
+    except PackageNotFoundError:  # not installed, or by a distribution of another name
+        return "0.0"
+
+
 _has_gpu_backend = torch.version.cuda is not None or torch.version.hip is not None
 if TRITON_AVAILABLE and (_has_gpu_backend or interpreted() or "triton" in sys.modules):
     import triton
@@ -62,6 +69,6 @@ else:
         jit=_jit,
         cdiv=lambda a, b: -(-a // b),
         next_power_of_2=lambda n: 1 << max(n - 1, 0).bit_length(),
-        __version__=version("triton") if TRITON_AVAILABLE else "0.0",
+        __version__=_triton_version(),
     )
     tl = SimpleNamespace(constexpr=lambda value: value)
