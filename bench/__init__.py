@@ -7,12 +7,8 @@ training with the reference; `python -m bench.gpu_report` collects what a GPU sh
 """
 
 import sys
-from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-
-with suppress(ModuleNotFoundError):
-    import triton  # noqa: F401 - kernels that are imported after it can be compiled
 
 # Run from a tree that is not installed: the kernels' package lies one folder deeper.
 if find_spec("fastinfogan_kernels") is None:

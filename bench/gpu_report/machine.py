@@ -34,7 +34,6 @@ OPTIONAL = {
     "tyro": "the command line; the report does without",
     "tensorboard": "events beside metrics.jsonl; the report does without",
     "nvidia.dali": "decoding by DALI; the report decodes nothing",
-    "matplotlib": "plots; tables alone are left",
     "scipy": "c1 as a classifier; no error is reported",
     "safetensors": "checkpoints; resume and the run of MNIST fail",
     "pytest": "the test suite of the kernels; the correctness stage fails",

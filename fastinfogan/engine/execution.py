@@ -33,7 +33,7 @@ class Execution(ABC):
         self.iteration = iteration
 
     def prepare(self) -> None:  # noqa: B027 - most have nothing to do
-        """Prepare what is better done while no other thread calls CUDA."""
+        """Do in advance what is better done while no other thread calls CUDA."""
 
     @abstractmethod
     def run(self, first: int, count: int) -> None:

@@ -45,7 +45,7 @@ def convolve(
     *,
     backward: bool = False,
 ) -> tuple[Tensor, TileStatistics | None]:
-    """Call `launch_implicit_gemm` by the candidate that the launch table names."""
+    """Compute what `launch_implicit_gemm` does, by the launch table's candidate."""
     choice = lookup("data_gradient" if backward else "forward", operand.x, weight, geometry)
     if choice.candidate == "gemm" or weight.dim() == 2:
         return launch_implicit_gemm(
@@ -77,7 +77,7 @@ def convolve(
 def convolve_weight_gradient(
     operand: Deferred, gradient: Deferred, weight: Tensor, geometry: ConvGeometry, groups: int
 ) -> Tensor:
-    """Call `launch_weight_gradient` by the candidate that the launch table names."""
+    """Compute what `launch_weight_gradient` does, by the launch table's candidate."""
     choice = lookup("weight_gradient", operand.x, weight, geometry)
     if choice.candidate == "gemm" or weight.dim() == 2:
         return launch_weight_gradient(operand, gradient, weight, geometry, groups, tile=choice.tile)
