@@ -2,7 +2,8 @@
 
 Inside a chain activations are formed while loading, and their backward in the next data gradient.
 These passes run where a chain ends, where ATen computes a convolution, and in backward of a fully
-connected layer without batch norm that forms a map: its sums are over the images of a pixel, across tiles.
+connected layer that forms a map and has no batch norm: its sums are over the images of a pixel,
+across tiles.
 
     materialize          out = act(scale * y + shift)
     act_backward_reduce  g = dout * act'(scale * y + shift), and each tile's sums of g and of
